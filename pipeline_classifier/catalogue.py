@@ -1,0 +1,232 @@
+"""From pages that hold a pulse to events: one row each, measured on the DM-time plane."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline_classifier.pages import PageBatch, PageGrid
+from single_pulse_classifier_training.runtime import atomic_writer
+
+LONGEST_RUN = 32  # pages; a longer row of positive pages is measured piece by piece, so that memory stays bounded
+NEXT_PEAK_SNR = 7.0  # a second peak in one run of pages is an event of its own from this S/N on
+SECONDS_PER_DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """One pulse.
+
+    Attributes
+    ----------
+    time_s : from the first sample of the observation, at the top channel, centre of the best boxcar
+    mjd : the same as MJD (topocentric); empty in the CSV when unknown, as every unknown number
+    dm_pc_cm3 : trial DM of the highest S/N
+    snr : of the best boxcar on the sum over channels
+    width_ms : of that boxcar
+    probability : the network's, highest of the pages of the event
+    first_page, last_page : the adjacent positive pages it was found in
+    width_samples : width in samples
+    """
+
+    time_s: float
+    mjd: float
+    dm_pc_cm3: float
+    snr: float
+    width_ms: float
+    probability: float
+    first_page: int
+    last_page: int
+    width_samples: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The best boxcar of a DM-time plane: ``row``, first column, ``width`` in samples, S/N."""
+
+    row: int
+    column: int
+    width: int
+    snr: float
+
+
+def boxcar_widths(longest: int) -> np.ndarray:
+    """Trial widths in samples, 1 to ``longest``, at most a factor 1.5 apart."""
+    widths = np.unique(np.round(1.4 ** np.arange(0, 1 + np.log(max(longest, 1)) / np.log(1.4))).astype(int))
+    return widths[widths <= longest]
+
+
+def find_peaks(plane: np.ndarray, grid: PageGrid, first: int, last: int, most: int) -> list[Peak]:
+    """Find the pulses in a DM-time plane by a boxcar search, brightest first.
+
+    Parameters
+    ----------
+    plane : (n_dm, n) float32
+    grid : of the plane's rows and samples
+    first, last : columns in which a pulse's centre must lie
+    most : most pulses to return; the first is always returned, others from `NEXT_PEAK_SNR` on
+
+    Notes
+    -----
+    The noise is 1.4826 times the median absolute deviation. Between the peak and where its bottom channel falls at a
+    wrong trial DM lies the pulse's own bow tie, in which no second pulse is looked for.
+    """
+    values = np.nan_to_num(plane - np.median(plane, axis=1, keepdims=True))
+    sigma = 1.4826 * np.median(np.abs(values[:, ::2])) or values.std() or 1.0
+    total = np.pad(np.cumsum(values / sigma, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+    n = plane.shape[1]
+    best = np.full(plane.shape, -np.inf, dtype=np.float32)  # by the centre of the boxcar
+    best_width = np.ones(plane.shape, dtype=np.int32)
+    for width in boxcar_widths(min(grid.n_time // 2, n)):
+        snr = (total[:, width:] - total[:, :-width]) / np.sqrt(width)
+        centres = slice((width - 1) // 2, (width - 1) // 2 + snr.shape[1])
+        better = snr > best[:, centres]
+        best[:, centres][better] = snr[better]
+        best_width[:, centres][better] = width
+    best[:, : max(0, first)] = best[:, last:] = -np.inf
+
+    peaks: list[Peak] = []
+    columns = np.arange(n)
+    while len(peaks) < most:
+        row, centre = np.unravel_index(int(best.argmax()), best.shape)
+        snr, width = float(best[row, centre]), int(best_width[row, centre])
+        if not np.isfinite(snr) or (peaks and snr < NEXT_PEAK_SNR):
+            break
+        peaks.append(Peak(int(row), int(centre) - (width - 1) // 2, width, snr))
+        reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
+        margin = 2 * width + best_width
+        own = (columns >= centre + np.minimum(reach, 0) - margin) & (columns <= centre + np.maximum(reach, 0) + margin)
+        best[own] = -np.inf
+    return peaks
+
+
+class EventFinder:
+    """Turns classified batches, in order, into events; holds no more pages than the run that is still open.
+
+    Parameters
+    ----------
+    grid : of the source's pages
+    """
+
+    def __init__(self, grid: PageGrid) -> None:
+        self.grid = grid
+        self._held: PageBatch | None = None
+        self._probabilities = np.empty(0, dtype=np.float32)
+        self._positive = np.empty(0, dtype=bool)
+
+    def add(self, batch: PageBatch, predictions: np.ndarray, probabilities: np.ndarray) -> list[Event]:
+        """Take the next batch; return the events of the runs of positive pages that ended in it."""
+        if self._held is None:
+            held = batch
+        else:
+            pages = np.concatenate([self._held.pages, batch.pages])
+            held = PageBatch(pages, np.concatenate([self._held.starts, batch.starts]), self._held.first)
+        self._probabilities = np.concatenate([self._probabilities, probabilities])
+        self._positive = np.concatenate([self._positive, predictions == 1])
+        return self._close(held, final=False)
+
+    def finish(self) -> list[Event]:
+        """Return the events of the run that the end of the source cut."""
+        return [] if self._held is None else self._close(self._held, final=True)
+
+    def _close(self, held: PageBatch, final: bool) -> list[Event]:
+        last = len(held) - 1
+        events, keep_from = [], last
+        for first_page, last_page in self._runs(held.starts):
+            if last_page == last and not final and last_page - first_page + 1 < LONGEST_RUN:
+                keep_from = max(0, first_page - 1)
+            else:
+                events += self._measure(held, first_page, last_page)
+                self._positive[first_page : last_page + 1] = False  # only context from here on
+        rest = slice(keep_from, None)
+        self._held = PageBatch(held.pages[rest].copy(), held.starts[rest], held.first + keep_from)
+        self._probabilities, self._positive = self._probabilities[rest], self._positive[rest]
+        return events
+
+    def _runs(self, starts: np.ndarray) -> list[tuple[int, int]]:
+        """First and last index of every run of adjacent positive pages, none longer than `LONGEST_RUN`."""
+        positive = np.flatnonzero(self._positive)
+        if not len(positive):
+            return []
+        apart = (np.diff(positive) > 1) | (np.diff(starts[positive]) > self.grid.n_time)
+        runs = np.split(positive, np.flatnonzero(apart) + 1)
+        return [(int(run[i]), int(run[min(i + LONGEST_RUN, len(run)) - 1])) for run in runs for i in range(0, len(run), LONGEST_RUN)]
+
+    def _measure(self, held: PageBatch, first_page: int, last_page: int) -> list[Event]:
+        """Measure the pulses of one run, with a page before and after it as context where they adjoin."""
+        n_time, starts = self.grid.n_time, held.starts
+        before = first_page > 0 and starts[first_page] - starts[first_page - 1] <= n_time
+        after = last_page + 1 < len(held) and starts[last_page + 1] - starts[last_page] <= n_time
+        chosen = slice(first_page - before, last_page + 1 + after)
+        origin = int(starts[chosen][0])
+        pages = held.pages[chosen]
+        if pages.dtype == np.uint8:
+            pages = pages[:, ::-1].astype(np.float32)
+        plane = np.empty((pages.shape[1], int(starts[chosen][-1]) - origin + n_time), dtype=np.float32)
+        for page, start in zip(pages, starts[chosen] - origin, strict=True):
+            plane[:, start : start + n_time] = page
+        run = slice(first_page, last_page + 1)
+        peaks = find_peaks(
+            plane,
+            self.grid,
+            int(starts[first_page]) - origin,
+            int(starts[last_page]) - origin + n_time,
+            most=last_page - first_page + 1,
+        )
+        probability = float(self._probabilities[run].max())
+        first_number, last_number = held.first + first_page, held.first + last_page
+        return [self._event(peak, origin, probability, first_number, last_number) for peak in peaks]
+
+    def _event(self, peak: Peak, origin: int, probability: float, first_page: int, last_page: int) -> Event:
+        time_s = (origin + peak.column + peak.width / 2) * self.grid.tsamp
+        return Event(
+            time_s=time_s,
+            mjd=self.grid.tstart + time_s / SECONDS_PER_DAY,
+            dm_pc_cm3=float(self.grid.dms[peak.row]),
+            snr=peak.snr,
+            width_ms=peak.width * self.grid.tsamp * 1e3,
+            probability=probability,
+            first_page=first_page,
+            last_page=last_page,
+            width_samples=peak.width,
+        )
+
+
+def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
+    """Drop every event that lies in the bow tie of a brighter one, which takes over its pages; sort by time.
+
+    A bright pulse is seen in several pages at wrong trial DMs, with pages between them that the network refused.
+    """
+    if not np.isfinite(grid.tsamp):
+        return list(events)
+    kept: list[Event] = []
+    for event in sorted(events, key=lambda event: -event.snr):
+        for i, brighter in enumerate(kept):
+            reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
+            margin = (2 * brighter.width_ms + event.width_ms) / 1e3
+            if min(reach, 0) - margin <= event.time_s - brighter.time_s <= max(reach, 0) + margin:
+                first_page = min(event.first_page, brighter.first_page)
+                last_page = max(event.last_page, brighter.last_page)
+                kept[i] = replace(brighter, first_page=first_page, last_page=last_page)
+                break
+        else:
+            kept.append(event)
+    return sorted(kept, key=lambda event: (event.time_s, event.first_page))
+
+
+FORMATS = {"time_s": ".6f", "mjd": ".11f", "dm_pc_cm3": ".3f", "snr": ".2f", "width_ms": ".4f", "probability": ".6f"}
+
+
+def write_candidates(path: Path, events: Sequence[Event]) -> None:
+    """Write one CSV row per event; a number that is not known is left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Event))
+    for event in events:
+        row = asdict(event)
+        writer.writerow("" if value != value else format(value, FORMATS.get(key, "")) for key, value in row.items())
+    with atomic_writer(path) as file:
+        file.write(text.getvalue().encode())

@@ -1,0 +1,50 @@
+"""From pages to probabilities: a checkpoint's network, fed with images made by the checkpoint's own normaliser."""
+
+import numpy as np
+import torch
+
+from pipeline_classifier.pages import PageBatch, resize, to_images
+from single_pulse_classifier_training.checkpoint import Checkpoint
+
+NOT_CLASSIFIED = -1
+
+
+class Classifier:
+    """The network of a checkpoint, ready to classify.
+
+    Parameters
+    ----------
+    checkpoint : loaded on ``device``
+    device : where to work
+    threshold : probability from which a page is a pulse; None takes the checkpoint's
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, threshold: float | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.threshold = checkpoint.threshold if threshold is None else threshold
+        self._model = checkpoint.model.eval().to(device, memory_format=torch.channels_last)
+        self._pulse = checkpoint.class_names.index("Pulse")
+
+    @torch.inference_mode()
+    def classify(self, batch: PageBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Classify a batch.
+
+        Returns
+        -------
+        predictions : (B,) int32, 1 pulse, 0 artefact, -1 for a page that is constant or not finite
+        probabilities : (B,) float32 of being a pulse, -1 where not classified
+        """
+        resolution = self.checkpoint.resolution
+        if batch.pages.dtype == np.uint8:
+            images = resize(torch.from_numpy(batch.pages).to(self.device), resolution)
+            unusable = images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
+        else:
+            images, unusable = to_images(batch.pages, self.checkpoint.normaliser, resolution, self.device)
+        logits = self._model(images[:, None].to(torch.float32))
+        probability = torch.softmax(logits.float() / self.checkpoint.temperature, dim=1)[:, self._pulse]
+        probability[unusable] = NOT_CLASSIFIED
+        probabilities = probability.cpu().numpy()
+        predictions = (probabilities >= self.threshold).astype(np.int32)
+        predictions[probabilities < 0] = NOT_CLASSIFIED
+        return predictions, probabilities

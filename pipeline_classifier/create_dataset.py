@@ -1,0 +1,236 @@
+"""Make a training set out of observations and what is known of their pulses.
+
+  python create_dataset.py A.fil B.fil --output-dir ../single_pulse_classifier_training/data --name crab
+      labels from A_truth.csv and B_truth.csv beside the observations (simulate_observation.py writes them)
+  python create_dataset.py B0531+21.fil --cands B0531+21.cands --pulse-dm 56 58 --name B0531+21_59000_48386
+      labels from a TransientX candidate list: DM in [56, 58] is a pulse, DM 0 is an artefact
+
+Every pulse, and every candidate at DM 0, gives --shifts pages that start at different samples, so that the pulse
+stands everywhere between the left and the right edge. Pages of pulse-free sky, as many as asked for, are artefacts too.
+The pages are cleaned, dedispersed and normalised by the very code that run_inference.py uses.
+
+Written to the output folder (<name>_DM_time_dataset_realbased_...):
+  training.npy               (N, 256, 256) uint8 images, row 0 = highest DM;  training_<res>x<res>.npy for other --resolutions
+  labels_training.npy        (N,) strings, Pulse or Artefact
+  groups_training.npy        (N,) int64, the event that an image comes from: all its images belong on one side of a split
+  snr_training.npy           (N,) float32, S/N of the pulse as the truth or the list gives it, NaN for artefacts
+"""
+
+import argparse
+import contextlib
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
+from pipeline_classifier.pages import NORMALISERS, PageGrid, resize, to_images
+from pipeline_classifier.simulation import read_truth
+from pipeline_classifier.sources import FilterbankPages
+from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
+
+SECONDS_PER_DAY = 86400.0
+VISIBLE_SNR = 1.5  # below this S/N a pulse that is smeared at a wrong trial DM no longer shows in a page
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class KnownEvents:
+    """Events of one observation: arrival (samples), DM, S/N, width (samples) and whether each is a pulse, all (K,)."""
+
+    sample: np.ndarray
+    dm: np.ndarray
+    snr: np.ndarray
+    width: np.ndarray
+    is_pulse: np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelledStarts:
+    """First samples of the pages to cut from one observation, ascending, with label, group and S/N, all (N,)."""
+
+    start: np.ndarray
+    is_pulse: np.ndarray
+    group: np.ndarray
+    snr: np.ndarray
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files")
+    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="DM grid, page and cleaning (default: %(default)s)")
+    parser.add_argument("--output-dir", default=".", help="where the set goes (default: this folder)")
+    parser.add_argument("--name", help="name of the set (default: of the first observation)")
+    parser.add_argument("--cands", nargs="+", help="TransientX lists, one per observation, in place of truth files")
+    parser.add_argument("--pulse-dm", nargs=2, type=float, default=(56.0, 58.0), metavar=("LOW", "HIGH"), help="DM window of pulses in the lists (default: 56 58)")
+    parser.add_argument("--artefact-dm", nargs=2, type=float, default=(0.0, 0.0), metavar=("LOW", "HIGH"), help="DM window of artefacts in the lists (default: 0 0)")
+    parser.add_argument("--shifts", type=int, default=256, help="pages of each event (default: %(default)s)")
+    parser.add_argument("--sky-pages", type=float, default=1.0, help="pulse-free pages per page of a pulse, at most what there is (default: %(default)s)")
+    parser.add_argument("--normaliser", choices=NORMALISERS, default="minmax", help="default: %(default)s, the original's")
+    parser.add_argument("--resolutions", nargs="+", type=int, default=[256], help="sides of the images, one file each (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pulse-free pages (default: %(default)s)")
+    return parser
+
+
+def events_from_truth(path: Path, grid: PageGrid) -> KnownEvents:
+    """Pulses of an injection truth file, on the observation of ``grid``."""
+    pulses = read_truth(path)
+    time_s = np.array([pulse.time_s for pulse in pulses], dtype=float)
+    width_ms = np.array([max(pulse.width_ms, 1e3 * grid.tsamp) for pulse in pulses], dtype=float)
+    return KnownEvents(
+        np.floor(time_s / grid.tsamp).astype(np.int64),
+        np.array([pulse.dm_pc_cm3 for pulse in pulses], dtype=float),
+        np.array([pulse.snr for pulse in pulses], dtype=float),
+        width_ms / 1e3 / grid.tsamp,
+        np.ones(len(pulses), dtype=bool),
+    )
+
+
+def events_from_cands(path: Path, grid: PageGrid, pulse_dm: tuple[float, float], artefact_dm: tuple[float, float]) -> KnownEvents:
+    """Candidates of a TransientX list in the two DM windows; the others are left out.
+
+    Columns, tab separated, no header: beam, number, MJD, DM, width (ms), S/N, f_high, f_low, image, x, file.
+    """
+    rows = []
+    with open(path, newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file, delimiter="\t"), start=1):
+            if not row:
+                continue
+            try:
+                mjd, dm, width_ms, snr = (float(value) for value in row[2:6])
+            except ValueError:
+                raise InputError(f"{path} line {number}: columns 3 to 6 must be MJD, DM, width (ms) and S/N, not {row[2:6]}") from None
+            rows.append((mjd, dm, width_ms, snr))
+    mjd, dm, width_ms, snr = np.array(rows, dtype=float).reshape(-1, 4).T
+    is_pulse = (dm >= pulse_dm[0]) & (dm <= pulse_dm[1])
+    chosen = is_pulse | ((dm >= artefact_dm[0]) & (dm <= artefact_dm[1]))
+    sample = np.floor((mjd - grid.tstart) * SECONDS_PER_DAY / grid.tsamp).astype(np.int64)
+    width = np.maximum(1.0, width_ms / 1e3 / grid.tsamp)
+    return KnownEvents(sample[chosen], dm[chosen], snr[chosen], width[chosen], is_pulse[chosen])
+
+
+def event_extent(events: KnownEvents, grid: PageGrid) -> tuple[np.ndarray, np.ndarray]:
+    """First and last sample (K,) at which any DM row of a page shows something of an event.
+
+    At a wrong trial DM the pulse is smeared over the difference in sweep; once that is (snr / VISIBLE_SNR)^2 times its
+    width, it is lost in the noise.
+    """
+    faintest = 2 * events.width * np.maximum(1.0, events.snr / VISIBLE_SNR) ** 2
+    before = np.minimum(faintest, np.abs(grid.sweep(events.dm - grid.dms[-1]))) + 3 * events.width
+    after = np.minimum(faintest, np.abs(grid.sweep(events.dm - grid.dms[0]))) + 3 * events.width
+    return np.floor(events.sample - before), np.ceil(events.sample + after)
+
+
+def label_starts(
+    events: KnownEvents, grid: PageGrid, nsamples: int, shifts: int, sky_pages: float, rng: np.random.Generator
+) -> LabelledStarts:
+    """Choose the pages of one observation.
+
+    An event's pages hold its arrival in every column from the last to the first (``shifts`` of them, evenly spaced);
+    pages of pulse-free sky lie on a regular grid, so that no two share a sample.
+    """
+    offsets = np.unique(np.round(np.linspace(0, grid.n_time - 1, shifts)).astype(np.int64))[::-1]
+    start = (events.sample[:, None] - offsets).ravel()
+    group = np.repeat(np.arange(len(events.sample)), len(offsets))
+    inside = (start >= 0) & (start + grid.n_time <= nsamples)
+    start, group = start[inside], group[inside]
+    is_pulse, snr = events.is_pulse[group], np.where(events.is_pulse, events.snr, np.nan)[group]
+
+    first, last = event_extent(events, grid)
+    regular = np.arange(rng.integers(0, grid.n_time), nsamples - grid.n_time + 1, grid.n_time)
+    # A page is pulse-free when as many extents began before its end as ended before its start.
+    begun = np.searchsorted(np.sort(first), regular + grid.n_time, side="right")
+    ended = np.searchsorted(np.sort(last), regular, side="left")
+    free = regular[begun == ended]
+    wanted = round(sky_pages * is_pulse.sum()) if len(events.sample) else len(free)
+    sky = rng.permutation(free)[:wanted]
+    start = np.concatenate([start, sky])
+    group = np.concatenate([group, len(events.sample) + np.arange(len(sky))])
+    is_pulse = np.concatenate([is_pulse, np.zeros(len(sky), dtype=bool)])
+    snr = np.concatenate([snr, np.full(len(sky), np.nan)])
+    order = np.argsort(start, kind="stable")
+    return LabelledStarts(start[order], is_pulse[order], group[order], snr[order])
+
+
+def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[FilterbankPages, LabelledStarts]]:
+    """Open every observation and choose its pages, before any of them is read."""
+    if args.cands and len(args.cands) != len(args.observations):
+        raise InputError(f"--cands names {len(args.cands)} lists for {len(args.observations)} observations: give one for each")
+    if args.shifts < 1 or args.sky_pages < 0:
+        raise InputError(f"--shifts {args.shifts} and --sky-pages {args.sky_pages}: at least 1 and 0 are needed")
+    rng = np.random.default_rng(args.seed)
+    dms, cleaning = config.front_end()
+    planned, groups = [], 0
+    for i, path in enumerate(args.observations):
+        source = FilterbankPages(path, dms, config.page_samples, cleaning)
+        if args.cands:
+            events = events_from_cands(Path(args.cands[i]), source.grid, tuple(args.pulse_dm), tuple(args.artefact_dm))
+        else:
+            events = events_from_truth(Path(path).with_name(f"{Path(path).stem}_truth.csv"), source.grid)
+        chosen = label_starts(events, source.grid, source.filterbank.nsamples, args.shifts, args.sky_pages, rng)
+        chosen = LabelledStarts(chosen.start, chosen.is_pulse, chosen.group + groups, chosen.snr)
+        groups = int(chosen.group.max(initial=groups - 1)) + 1
+        source.starts = chosen.start
+        planned.append((source, chosen))
+    if not sum(len(chosen.start) for _, chosen in planned):
+        raise InputError(f"no page of {args.observations[0]} can be labelled: no event inside it, and no pulse-free sky")
+    return planned
+
+
+def write_images(planned: list[tuple[FilterbankPages, LabelledStarts]], paths: dict[int, Path], normaliser: str) -> None:
+    """Cut, normalise and write every page, one .npy file for each resolution in ``paths``; no file stays half-written."""
+    count = sum(len(chosen.start) for _, chosen in planned)
+    with contextlib.ExitStack() as stack, tqdm(total=count, unit="page", desc="pages", disable=None) as bar:
+        outputs = {resolution: stack.enter_context(atomic_writer(path)) for resolution, path in paths.items()}
+        for resolution, file in outputs.items():
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, resolution, resolution)}
+            np.lib.format.write_array_header_1_0(file, header)
+        for source, _ in planned:
+            for batch in source.batches(BATCH_SIZE):
+                images, _ = to_images(batch.pages, normaliser, max(paths))
+                for resolution, file in outputs.items():
+                    file.write(resize(images, resolution).numpy().tobytes())
+                bar.update(len(batch))
+
+
+def run(args: argparse.Namespace) -> dict[str, Path]:
+    """Make the set; return the files by kind."""
+    config = load_pipeline_config(args.config)
+    planned = plan(args, config)
+    output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
+    prefix = f"{args.name or Path(args.observations[0]).stem}_DM_time_dataset_realbased"
+    names = {r: "training.npy" if r == 256 else f"training_{r}x{r}.npy" for r in args.resolutions}
+    images = {resolution: output_dir / f"{prefix}_{name}" for resolution, name in names.items()}
+    write_images(planned, images, args.normaliser)
+
+    is_pulse = np.concatenate([chosen.is_pulse for _, chosen in planned])
+    columns = {
+        "labels": np.where(is_pulse, "Pulse", "Artefact"),
+        "groups": np.concatenate([chosen.group for _, chosen in planned]).astype(np.int64),
+        "snr": np.concatenate([chosen.snr for _, chosen in planned]).astype(np.float32),
+    }
+    files = {f"images_{resolution}": path for resolution, path in images.items()}
+    for kind, values in columns.items():
+        files[kind] = output_dir / f"{prefix}_{kind}_training.npy"
+        with atomic_writer(files[kind]) as file:
+            np.save(file, values)
+    pulses, groups = int(is_pulse.sum()), len(np.unique(columns["groups"]))
+    print(f"{len(is_pulse)} images: {pulses} Pulse, {len(is_pulse) - pulses} Artefact, of {groups} events")
+    for path in files.values():
+        print(path)
+    return files
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""SIGPROC filterbank files: the header parsed keyword by keyword, samples read and written block by block.
+
+The format is described in D. Lorimer's SIGPROC manual: a header of length-prefixed keywords, each followed by its
+value in little-endian order, then the samples as (time, IF, channel). Samples of 1, 2 and 4 bits are packed with the
+first channel in the lowest bits of a byte.
+"""
+
+import functools
+import os
+import struct
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from single_pulse_classifier_training.cli import InputError
+
+MAX_HEADER_BYTES = 65536
+MAX_KEYWORD_BYTES = 80
+NBITS = (1, 2, 4, 8, 16, 32)
+
+INT, DOUBLE, CHAR, STRING = "<i", "<d", "<b", "string"
+KEYWORDS = {
+    "source_name": STRING, "rawdatafile": STRING, "telescope_id": INT, "machine_id": INT, "data_type": INT,
+    "barycentric": INT, "pulsarcentric": INT, "nchans": INT, "nbits": INT, "nifs": INT, "nsamples": INT, "nbins": INT,
+    "nbeams": INT, "ibeam": INT, "npuls": "<q", "tstart": DOUBLE, "tsamp": DOUBLE, "fch1": DOUBLE, "foff": DOUBLE,
+    "src_raj": DOUBLE, "src_dej": DOUBLE, "az_start": DOUBLE, "za_start": DOUBLE, "refdm": DOUBLE, "period": DOUBLE,
+    "signed": CHAR,
+}
+REQUIRED = ("nchans", "nbits", "tsamp", "fch1", "foff")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a filterbank file says, keyword by keyword.
+
+    ``tsamp`` is in s; ``fch1`` (centre of the first channel in the file) and ``foff`` (step to the next one, negative
+    when the band descends) in MHz; ``tstart`` is the MJD of the first sample; ``src_raj`` and ``src_dej`` are
+    SIGPROC's hhmmss.s and ddmmss.s; ``header_bytes`` is the length of the header that was read.
+    """
+
+    nchans: int
+    nbits: int
+    tsamp: float
+    fch1: float
+    foff: float
+    tstart: float = 0.0
+    nifs: int = 1
+    signed: bool = False
+    source_name: str = ""
+    rawdatafile: str = ""
+    telescope_id: int = 0
+    machine_id: int = 0
+    data_type: int = 1
+    src_raj: float = 0.0
+    src_dej: float = 0.0
+    az_start: float = 0.0
+    za_start: float = 0.0
+    nbeams: int = 1
+    ibeam: int = 1
+    header_bytes: int = field(default=0, compare=False)
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """Channel centres in MHz, float64 (nchans,), highest first whatever the order in the file."""
+        return np.sort(self.fch1 + self.foff * np.arange(self.nchans))[::-1].copy()
+
+    @property
+    def ascending(self) -> bool:
+        """Whether the first channel in the file is the lowest one."""
+        return self.foff > 0
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of one time sample: all IFs and channels."""
+        return self.nifs * self.nchans * self.nbits // 8
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of one unpacked sample: uint8 up to 8 bits, uint16 or float32; int8 and int16 where signed."""
+        kind = {16: "<u2", 32: "<f4"}.get(self.nbits, "u1")
+        return np.dtype(kind.replace("u", "i") if self.signed and self.nbits >= 8 else kind)
+
+    def check(self, name: str | Path) -> None:
+        """Raise InputError, naming the file, for the first value that no real observation has."""
+        lowest, highest = sorted((self.fch1, self.fch1 + self.foff * (self.nchans - 1)))
+        for good, keyword, valid in (
+            (1 <= self.nchans <= 65536, "nchans", "1 to 65536"),
+            (self.nbits in NBITS, "nbits", ", ".join(map(str, NBITS))),
+            (1 <= self.nifs <= 4, "nifs", "1 to 4"),
+            (1e-9 <= self.tsamp < 10, "tsamp", "1e-9 to 10 seconds"),
+            (0 < self.fch1 <= 1e7, "fch1", "above 0 and up to 1e7 MHz"),
+            (1e-6 <= abs(self.foff) <= 1e6, "foff", "1e-6 to 1e6 MHz, or its negative"),
+            (lowest > 0 and highest <= 1e7, "foff", "one that keeps every channel above 0 and up to 1e7 MHz"),
+            (0 <= self.tstart <= 1e6, "tstart", "an MJD from 0 to 1e6"),
+            (self.nifs * self.nchans * self.nbits % 8 == 0, "nchans", "one whose samples fill whole bytes"),
+        ):
+            if not good:
+                raise InputError(f"{name}: {keyword} in the header is {getattr(self, keyword)!r}; valid: {valid}")
+
+
+class _HeaderReader:
+    """Takes values off the front of a header, never beyond its end."""
+
+    def __init__(self, head: bytes, path: Path):
+        self.head, self.path, self.position = head, path, 0
+
+    def value(self, kind: str, keyword: str) -> int | float | str:
+        if kind == STRING:
+            length = self.value(INT, keyword)
+            if not 0 <= length <= MAX_HEADER_BYTES:
+                raise InputError(f"{self.path}: the header gives {keyword} a length of {length} bytes; valid: "
+                                 f"0 to {MAX_HEADER_BYTES}")
+            return self._take(length, keyword).decode("utf-8", errors="replace").rstrip("\0")
+        return struct.unpack(kind, self._take(struct.calcsize(kind), keyword))[0]
+
+    def keyword(self) -> str:
+        start = self.position
+        length = self.value(INT, "the next keyword")
+        if not 1 <= length <= MAX_KEYWORD_BYTES:
+            raise InputError(f"{self.path}: the header has a keyword of {length} bytes at byte {start}; valid: 1 to "
+                             f"{MAX_KEYWORD_BYTES}")
+        return self._take(length, "the next keyword").decode("ascii", errors="replace")
+
+    def _take(self, length: int, what: str) -> bytes:
+        piece = self.head[self.position:self.position + length]
+        if len(piece) < length:
+            raise InputError(f"{self.path}: the header ends at byte {len(self.head)}, inside {what}; valid: a header "
+                             f"that closes with HEADER_END within {MAX_HEADER_BYTES} bytes")
+        self.position += length
+        return piece
+
+
+def read_header(path: str | Path) -> Header:
+    """Parse and check the header of a SIGPROC file.
+
+    Raises
+    ------
+    InputError
+        No such file, not a filterbank, a header that is cut off, an unknown keyword, or an impossible value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; valid: a SIGPROC filterbank (.fil)")
+    with open(path, "rb") as file:
+        head = file.read(MAX_HEADER_BYTES)
+    if not head.startswith(b"\x0c\0\0\0HEADER_START"):
+        raise InputError(f"{path}: does not begin with HEADER_START; valid: a SIGPROC filterbank (.fil)")
+
+    reader = _HeaderReader(head, path)
+    reader.keyword()
+    values = {}
+    while (keyword := reader.keyword()) != "HEADER_END":
+        if keyword not in KEYWORDS:
+            raise InputError(f"{path}: unknown keyword {keyword!r} in the header; valid: {', '.join(sorted(KEYWORDS))}")
+        values[keyword] = reader.value(KEYWORDS[keyword], keyword)
+    if missing := [keyword for keyword in REQUIRED if keyword not in values]:
+        raise InputError(f"{path}: the header lacks {', '.join(missing)}; required: {', '.join(REQUIRED)}")
+
+    known = {f.name for f in fields(Header)}
+    values["signed"] = bool(values.get("signed", 0))
+    header = Header(**{k: v for k, v in values.items() if k in known}, header_bytes=reader.position)
+    header.check(path)
+    return header
+
+
+class Filterbank:
+    """A filterbank file, read block by block in descending order of frequency.
+
+    Parameters
+    ----------
+    path
+        The SIGPROC file.
+    ifs
+        What becomes of several IFs: ``"sum"`` adds them all (right for two polarisations), a number picks one
+        (right for Stokes parameters: 0 is the intensity).
+
+    Attributes
+    ----------
+    nsamples
+        Whole time samples in the file; the header's own count is not trusted.
+    bytes_left_over
+        Bytes after the last whole sample, of a file that was cut off; they are not read.
+
+    Raises
+    ------
+    InputError
+        As `read_header`; also when the file holds no whole sample or lacks the chosen IF.
+    """
+
+    def __init__(self, path: str | Path, ifs: int | str = "sum"):
+        self.path = Path(path)
+        self.header = read_header(path)
+        if ifs != "sum" and ifs not in range(self.header.nifs):
+            raise InputError(f"{self.path}: ifs is {ifs!r}; valid: 'sum', or 0 to {self.header.nifs - 1}")
+        self.ifs = ifs
+        data_bytes = self.path.stat().st_size - self.header.header_bytes
+        self.nsamples, self.bytes_left_over = divmod(data_bytes, self.header.bytes_per_sample)
+        if self.nsamples == 0:
+            raise InputError(f"{self.path}: holds {data_bytes} bytes after the header; valid: at least one sample of "
+                             f"{self.header.bytes_per_sample} bytes")
+        self.nchans = self.header.nchans
+        self.tsamp = self.header.tsamp
+        self.tstart = self.header.tstart
+        self.frequencies = self.header.frequencies
+
+    def read(self, start: int, n: int) -> np.ndarray:
+        """Samples ``start`` to ``start + n``, or to the end of the file if that comes first.
+
+        Returns
+        -------
+        numpy.ndarray
+            (m, nchans), C order, column 0 = highest frequency, newly allocated. uint8 up to 8 bits, uint16, float32,
+            or int8 and int16 where the header says signed; summed IFs are uint16 up to 8 bits, int32, or float32.
+        """
+        if start < 0 or n < 0:
+            raise ValueError(f"start and n must not be negative, got {start} and {n}")
+        header = self.header
+        start = min(start, self.nsamples)
+        m = min(n, self.nsamples - start)
+        storage = header.dtype if header.nbits >= 8 else np.dtype(np.uint8)
+        count = m * header.bytes_per_sample // storage.itemsize
+        # A plain read and no memory map: mapped pages count as this process's memory, as long as the whole file.
+        raw = np.fromfile(self.path, storage, count, offset=header.header_bytes + start * header.bytes_per_sample)
+        if raw.size < count:
+            raise InputError(f"{self.path}: became shorter while it was read, to {raw.size} of {count} values at "
+                             f"sample {start}; valid: a file that is complete")
+        samples = (raw if header.nbits >= 8 else unpack(raw, header.nbits)).reshape(m, header.nifs, header.nchans)
+        if header.nifs == 1:
+            samples = samples[:, 0]
+        elif self.ifs != "sum":
+            samples = samples[:, self.ifs]
+        else:
+            wide = np.float32 if header.nbits == 32 else np.uint16 if header.dtype == np.uint8 else np.int32
+            samples = samples.sum(axis=1, dtype=wide)
+        return np.ascontiguousarray(samples[:, ::-1] if header.ascending else samples)
+
+
+@functools.cache
+def _unpacking_table(nbits: int) -> np.ndarray:
+    """The 8 / nbits samples of each byte, as one unsigned integer of that many bytes: shape (256,)."""
+    shifts = np.arange(0, 8, nbits)
+    samples = (np.arange(256)[:, None] >> shifts & (1 << nbits) - 1).astype(np.uint8)
+    return samples.view(f"u{len(shifts)}").ravel()
+
+
+def unpack(packed: np.ndarray, nbits: int) -> np.ndarray:
+    """Samples of 1, 2 or 4 bits, lowest bits first: uint8 (n,) to uint8 (n * 8 / nbits,)."""
+    return _unpacking_table(nbits)[packed].view(np.uint8)
+
+
+def pack(samples: np.ndarray, nbits: int) -> np.ndarray:
+    """The reverse of `unpack`. Raises ValueError for a sample that does not fit into nbits."""
+    if samples.size and samples.max() >> nbits:
+        raise ValueError(f"a sample of {samples.max()} does not fit into {nbits} bits")
+    shifts = np.arange(0, 8, nbits, dtype=np.uint8)
+    return np.bitwise_or.reduce(samples.reshape(-1, len(shifts)) << shifts, axis=1)
+
+
+def write_header(file: BinaryIO, header: Header) -> None:
+    """Write a SIGPROC header to an open binary file."""
+
+    def string(text: str) -> bytes:
+        encoded = text.encode()
+        return struct.pack("<i", len(encoded)) + encoded
+
+    file.write(string("HEADER_START"))
+    for f in fields(Header):
+        value = getattr(header, f.name)
+        if f.name == "header_bytes" or (f.name == "signed" and not value):
+            continue
+        kind = KEYWORDS[f.name]
+        file.write(string(f.name) + (string(value) if kind == STRING else struct.pack(kind, value)))
+    file.write(string("HEADER_END"))
+
+
+class FilterbankWriter:
+    """Writes a filterbank block by block; the file appears, complete, when the ``with`` block ends without an error.
+
+    Parameters
+    ----------
+    path
+        Where the file goes; until it is complete it lies beside that, under a temporary name.
+    header
+        Checked, as is the folder of ``path``, before anything is written (InputError).
+    """
+
+    def __init__(self, path: str | Path, header: Header):
+        header.check(path)
+        self.path, self.header = Path(path), header
+        if not self.path.parent.is_dir():
+            raise InputError(f"{self.path}: {self.path.parent} is not a folder; valid: a file in a folder that exists")
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> "FilterbankWriter":
+        self.file = open(self.temporary, "wb")
+        write_header(self.file, self.header)
+        return self
+
+    def write(self, block: np.ndarray) -> None:
+        """Append (m, nchans), or (m, nifs, nchans), of the header's dtype, channels in the *header's* order."""
+        header = self.header
+        if block.dtype != header.dtype or block[:1].size not in (0, header.nifs * header.nchans):
+            raise ValueError(f"expected {header.dtype} (m, {header.nifs} x {header.nchans}), got {block.dtype} "
+                             f"{block.shape}")
+        self.file.write(np.ascontiguousarray(block if header.nbits >= 8 else pack(block, header.nbits)).data)
+
+    def __exit__(self, error: type | None, *_: object) -> None:
+        try:
+            self.file.close()
+            if error is None:
+                os.replace(self.temporary, self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""Classify the pages of an observation and list its single pulses.
+
+  python run_inference.py -c config.json                           the filterbank that the config names
+  python run_inference.py --filterbank file.fil --output-dir out   another filterbank
+  python run_inference.py --pages batch.npy                        candidates that are dedispersed already
+
+A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM), which the model's normaliser turns into
+images, or uint8 images as in a training set (row 0 = highest DM), which are taken as they are.
+
+Written to the output folder, each file whole or not at all:
+  predictions_<name>.npy     int32 per page: 1 pulse, 0 artefact, -1 not classified
+  probabilities_<name>.npy   float32 per page, of being a pulse; -1 not classified
+  candidates_<name>.csv      one row per event: time_s, mjd (top channel), dm_pc_cm3, snr, width_ms, probability, ...
+  event_<name>_NNNN.png      one picture per event (--no-plots leaves them out)
+The account of the run and the table of events go to standard output.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+
+from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
+from pipeline_classifier.search import SearchResult, load_classifier, report, search, write_results
+from pipeline_classifier.sources import ArrayPages, FilterbankPages
+from single_pulse_classifier_training.cli import run_script
+from single_pulse_classifier_training.runtime import DEVICES, make_output_folder
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="config of the pipeline (default: %(default)s)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--filterbank", help="SIGPROC filterbank file (default: the config's)")
+    what.add_argument("--pages", help=".npy batch of dedispersed pages or images")
+    parser.add_argument("--output-dir", help="where results go (default: output_dir of the config)")
+    parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
+    parser.add_argument("--threshold", type=float, help="probability from which a page is a pulse (default: the config's, else the model's)")
+    parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
+    return parser
+
+
+def run(args: argparse.Namespace) -> SearchResult:
+    """Do what the command line asks for; return the result."""
+    config = load_pipeline_config(args.config)
+    dms, cleaning = config.front_end()
+    if args.pages:
+        source = ArrayPages(args.pages, dms)
+    else:
+        path = args.filterbank or config.filterbank_path
+        source = FilterbankPages(path, dms, config.page_samples, cleaning, config.page_overlap)
+    output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
+    classifier = load_classifier(config, args.device, args.threshold)
+    result = search(source, classifier, config.batch_size)
+    write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
+    print(report(result))
+    return result
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The dry run: the whole job of the live pipeline, from an observation to a catalogue, with nothing but Python.
+
+  python run_pipeline_simulation.py                                  simulates an observation, and says what it found
+  python run_pipeline_simulation.py -c config.json --output-dir out
+  python run_pipeline_simulation.py -c config.json --filterbank file.fil --output-dir out
+
+Without --filterbank the file that the config names is searched; if it is not on disk, one is simulated under its name in
+the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside the
+observation, the run ends with how many of its pulses were found. Outputs are those of run_inference.py.
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+
+from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
+from pipeline_classifier.recovery import compare, summary
+from pipeline_classifier.search import SearchResult, load_classifier, report, search, write_results
+from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
+from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate
+from pipeline_classifier.sources import FilterbankPages
+from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.runtime import DEVICES, make_output_folder
+
+log = logging.getLogger(__name__)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="config of the pipeline (default: %(default)s)")
+    parser.add_argument("--filterbank", help="SIGPROC filterbank file to search (default: the config's)")
+    parser.add_argument("--output-dir", help="where results go (default: output_dir of the config)")
+    parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
+    parser.add_argument("--threshold", type=float, help="probability from which a page is a pulse (default: the config's, else the model's)")
+    parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
+    parser.add_argument("--duration-s", type=float, default=60.0, help="length of a simulated observation (default: %(default)s)")
+    parser.add_argument("--pulses", type=int, default=60, help="pulses in a simulated observation (default: %(default)s)")
+    parser.add_argument("--rfi", choices=RFI_LEVELS, default="mild", help="interference in a simulated observation (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of a simulated observation (default: %(default)s)")
+    return parser
+
+
+def truth_path(filterbank: Path) -> Path:
+    return filterbank.with_name(f"{filterbank.stem}_truth.csv")
+
+
+def simulate_missing(path: Path, args: argparse.Namespace) -> None:
+    """Simulate the observation that is not on disk; never over a file that was not simulated."""
+    if path.exists() and not truth_path(path).exists():
+        raise InputError(f"{path} is not a simulated file: it will not be overwritten, give another --output-dir")
+    nsamples = max(1, round(args.duration_s / EFFELSBERG.tsamp))
+    pulses = random_pulses(args.pulses, PulseRanges(), EFFELSBERG, nsamples, args.seed)
+    rfi = random_rfi(args.rfi, EFFELSBERG, nsamples, args.seed)
+    simulate(path, replace(EFFELSBERG, source_name="simulated"), nsamples, pulses, rfi, args.seed, progress=True)
+    log.info("simulated %s: %g s, %d pulses, %s interference", path, args.duration_s, len(pulses), args.rfi)
+
+
+def run(args: argparse.Namespace) -> SearchResult:
+    """Do what the command line asks for; return the result."""
+    config = load_pipeline_config(args.config)
+    dms, cleaning = config.front_end()
+    output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
+    classifier = load_classifier(config, args.device, args.threshold)
+    path = Path(args.filterbank or config.filterbank_path)
+    if not args.filterbank and not path.exists():
+        path = output_dir / path.name
+        simulate_missing(path, args)
+
+    source = FilterbankPages(path, dms, config.page_samples, cleaning, config.page_overlap)
+    result = search(source, classifier, config.batch_size)
+    write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
+    print(report(result))
+    if truth_path(path).exists():
+        pulses = read_truth(truth_path(path))
+        recovery = compare(pulses, result.events, source.grid)
+        print(summary(pulses, result.events, recovery, result.account["duration_s"]))
+    return result
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Simulate an observation: a SIGPROC filterbank with pulses and interference that are known, and its truth.
+
+    python simulate_observation.py crab.fil                                  # Effelsberg, 60 s, 40 pulses, mild RFI
+    python simulate_observation.py hard.fil --rfi strong --snr-min 6 --seed 7
+    python simulate_observation.py low.fil --nchans 512 --fch1 400 --foff 0.2 --tsamp-us 655.36 --dm-max 40
+    python simulate_observation.py noise.fil --pulses 0 --rfi none --duration-s 600
+
+Writes OUT.fil (8 bit) and OUT_truth.csv, one row per pulse: time_s and mjd at the centre of the highest channel, DM,
+S/N, width (of the intrinsic Gaussian) and best boxcar width, scattering at 1 GHz, spectral index, scintillation
+bandwidth, and the centre and width of band-limited bursts (empty: whole band). The S/N is that of the best boxcar on
+the noise-free profile, summed over the whole band: dead, noisy or masked channels lower what can be found.
+The same options and seed give the same bytes.
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])   # packages by their full name, from any folder
+
+from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
+from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, simulate
+from single_pulse_classifier_training.cli import InputError, run_script
+
+logger = logging.getLogger(__name__)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def option(name: str, default: float, text: str) -> None:
+        parser.add_argument(name, type=type(default), default=default, help=f"{text} (default: {default})")
+
+    parser.add_argument("output", metavar="OUT.fil", type=Path, help="the file to write")
+    option("--nchans", EFFELSBERG.nchans, "channels")
+    option("--fch1", EFFELSBERG.fch1, "centre of the first channel, MHz")
+    option("--foff", EFFELSBERG.foff, "step to the next channel, MHz; positive for an ascending band")
+    option("--tsamp-us", round(EFFELSBERG.tsamp * 1e6, 6), "sampling time, microseconds")
+    option("--tstart", EFFELSBERG.tstart, "MJD of the first sample")
+    option("--duration-s", 60.0, "length, seconds")
+    option("--pulses", 40, "number of pulses")
+    ranges = PulseRanges()
+    for name, key, text in (("snr", "snr", "S/N"), ("dm", "dm_pc_cm3", "DM, pc cm^-3"),
+                            ("width-ms", "width_ms", "width, ms")):
+        low, high = getattr(ranges, key)
+        option(f"--{name}-min", low, f"least {text}")
+        option(f"--{name}-max", high, f"largest {text}")
+    option("--min-separation-s", ranges.min_separation_s, "least time between pulses, seconds")
+    option("--band-limited", ranges.band_limited, "fraction of pulses that fill only a part of the band")
+    parser.add_argument("--rfi", default="mild", help=f"interference: {', '.join(RFI_LEVELS)} (default: mild)")
+    option("--seed", 0, "random seed")
+    return parser
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Simulate; return the path of the truth table."""
+    if not 0 < args.duration_s < float("inf"):
+        raise InputError(f"--duration-s is {args.duration_s:g}; valid: above 0")
+    if args.seed < 0:
+        raise InputError(f"--seed is {args.seed}; valid: 0 or more")
+    header = replace(EFFELSBERG, nchans=args.nchans, fch1=args.fch1, foff=args.foff, tsamp=args.tsamp_us * 1e-6,
+                     tstart=args.tstart)
+    header.check(args.output)
+    nsamples = max(1, round(args.duration_s / header.tsamp))
+    ranges = PulseRanges(dm_pc_cm3=(args.dm_min, args.dm_max), snr=(args.snr_min, args.snr_max),
+                         width_ms=(args.width_ms_min, args.width_ms_max), band_limited=args.band_limited,
+                         min_separation_s=args.min_separation_s)
+    pulses = random_pulses(args.pulses, ranges, header, nsamples, args.seed)
+    rfi = random_rfi(args.rfi, header, nsamples, args.seed)
+    truth = simulate(args.output, header, nsamples, pulses, rfi, args.seed, progress=True)
+    logger.info("%s: %d samples, %d pulses; truth in %s", args.output, nsamples, len(pulses), truth)
+    return truth
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

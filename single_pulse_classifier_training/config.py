@@ -1,0 +1,133 @@
+"""Config files: JSON checked against a schema before any work starts.
+
+``ConfigFile`` and ``load_config`` serve both folders; ``TrainingConfig`` is the schema of training.py.
+"""
+
+import difflib
+import json
+from inspect import isclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from single_pulse_classifier_training.cli import InputError
+
+
+class ConfigFile(BaseModel):
+    """A config whose relative paths are relative to the folder of its file."""
+
+    # strict: "5" or true is not a number; protected_namespaces: the key model_name is ours, not pydantic's
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    def resolve(self, path: str | Path) -> Path:
+        """The absolute form of a path that stands in this config."""
+        return (self._folder / Path(path).expanduser()).absolute()
+
+
+Schema = TypeVar("Schema", bound=ConfigFile)
+Name = Annotated[str, Field(min_length=1)]
+
+
+class TrainingConfig(ConfigFile):
+    """Config of training.py. The first ten keys are the original's; README.md explains every key."""
+
+    path_to_files: Name
+    path_to_checkpoints: Name = "./checkpoints/"
+    path_to_images: Name = "./images/"
+    resolution: int = Field(gt=0)
+    model_name: Name
+    files_by_resolution: dict[str, Name]
+    labels: Name
+    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    num_epochs: int = Field(default=100, ge=1)
+    patience: int = Field(default=5, ge=1)
+
+    batch_size: int = Field(default=32, ge=2)
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    groups: Name | None = None
+    normaliser: Literal["minmax", "robust"] = "minmax"
+    early_stopping_metric: Literal["val_loss", "val_accuracy", "train_accuracy"] = "val_loss"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_workers: int = Field(default=0, ge=0)
+    optimiser: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    scheduler: Literal["cosine"] | None = None
+    class_weights: bool = False
+    augment: bool = False
+    dms: list[float] | None = None
+    tsamp_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @property
+    def images_path(self) -> Path:
+        """The .npy file of the images: the entry of this resolution, or the default with {res} filled in."""
+        name = self.files_by_resolution.get(str(self.resolution)) or self.files_by_resolution.get("default")
+        if name is None:
+            raise InputError(
+                f"files_by_resolution has neither the key '{self.resolution}' nor 'default': "
+                f"it has {', '.join(self.files_by_resolution) or 'no key'}"
+            )
+        return self.resolve(self.path_to_files) / name.replace("{res}", str(self.resolution))
+
+    @property
+    def labels_path(self) -> Path:
+        return self.resolve(self.path_to_files) / self.labels
+
+    @property
+    def groups_path(self) -> Path | None:
+        return self.resolve(self.path_to_files) / self.groups if self.groups else None
+
+
+def load_config(path: str | Path, schema: type[Schema]) -> Schema:
+    """Read a JSON config and check it.
+
+    Raises
+    ------
+    InputError : no such file, no valid JSON, an unknown or missing key, or a value of the wrong type or range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"config file {path} does not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: {error.msg}, line {error.lineno} column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not valid JSON: it is not a text file") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object {{...}}, not a {type(content).__name__}")
+    try:
+        config = schema.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_one_sentence(error, schema)}") from None
+    config._folder = path.absolute().parent
+    return config
+
+
+def _one_sentence(error: ValidationError, schema: type[ConfigFile]) -> str:
+    """The first mistake of a config, with its key, its value, and what is valid."""
+    # An unknown key is often a misspelt required one: it comes before the key that seems to be missing.
+    mistake = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        valid = _keys_beside(schema, mistake["loc"])
+        near = difflib.get_close_matches(str(mistake["loc"][-1]), valid, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(valid)}"
+        return f"unknown key {key!r}: {hint}"
+    if mistake["type"] == "missing":
+        return f"the key {key!r} is missing"
+    reason = mistake["msg"].removeprefix("Value error, ")
+    prefix = f"key {key!r} = {mistake['input']!r}: " if key else ""
+    return f"{prefix}{reason[0].lower()}{reason[1:]}"
+
+
+def _keys_beside(schema: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """The valid keys of the (nested) object that holds the last key of ``location``."""
+    for part in location[:-1]:
+        if isinstance(part, str):
+            annotation = schema.model_fields[part].annotation
+            schema = next(t for t in (annotation, *get_args(annotation)) if isclass(t) and issubclass(t, BaseModel))
+    return list(schema.model_fields)

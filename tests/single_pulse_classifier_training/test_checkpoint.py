@@ -1,0 +1,184 @@
+"""Checkpoints: what is written is what is read, and what is refused."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.training_models import build_model
+
+NAME = "DM_time_small_residual"
+
+
+@pytest.fixture
+def checkpoint():
+    torch.manual_seed(0)
+    return Checkpoint(
+        model=build_model(NAME, 32).eval(),
+        model_name=NAME,
+        resolution=32,
+        normaliser="robust",
+        dms=[0.0, 0.5],
+        tsamp_s=102.4e-6,
+        thresholds=[{"threshold": 0.9, "false_per_hour": 1.5}],
+        threshold=0.7,
+        temperature=1.3,
+        metrics={"val_loss": np.float32(0.25), "epoch": np.int64(4), "confusion": np.array([1, 2])},
+        config={"seed": 3},
+    )
+
+
+def test_round_trip_keeps_every_field_and_every_weight(checkpoint, tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, checkpoint, optimiser={"step": torch.ones(2), "betas": (0.9, 0.999)}, epoch=4)
+    loaded = load_checkpoint(path, "cpu")
+    for name in ("model_name", "resolution", "class_names", "normaliser", "dms", "tsamp_s", "thresholds"):
+        assert getattr(loaded, name) == getattr(checkpoint, name), name
+    for name in ("threshold", "temperature", "config", "versions"):
+        assert getattr(loaded, name) == getattr(checkpoint, name), name
+    assert loaded.metrics == {"val_loss": 0.25, "epoch": 4, "confusion": [1, 2]}
+    assert not loaded.model.training
+    for name, tensor in checkpoint.model.state_dict().items():
+        assert torch.equal(tensor, loaded.model.state_dict()[name]), name
+    pages = torch.rand(2, 1, 32, 32) * 255
+    assert torch.equal(loaded.model(pages), checkpoint.model(pages))
+    assert torch.load(path, weights_only=True)["training"]["optimiser"]["betas"] == (0.9, 0.999)
+
+
+def test_loaded_network_can_be_trained_further(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "a.pth", checkpoint)
+    model = load_checkpoint(tmp_path / "a.pth", "cpu").model
+    model(torch.rand(2, 1, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(checkpoint, tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, checkpoint)
+    before = path.read_bytes()
+
+    def disk_full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, checkpoint)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_value_that_could_not_be_read_back_is_not_written(checkpoint, tmp_path):
+    checkpoint.metrics["when"] = object()
+    with pytest.raises(TypeError, match="object"):
+        save_checkpoint(tmp_path / "a.pth", checkpoint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bare_weights_load_when_the_caller_names_the_network(checkpoint, tmp_path):
+    path = tmp_path / "bare.pth"
+    torch.save(checkpoint.model.state_dict(), path)
+    loaded = load_checkpoint(path, "cpu", model_name=NAME, resolution=32)
+    assert torch.equal(loaded.model.fc.weight, checkpoint.model.fc.weight)
+    assert (loaded.normaliser, loaded.threshold) == ("minmax", 0.5)
+    with pytest.raises(InputError, match="model_name and the resolution"):
+        load_checkpoint(path, "cpu")
+
+
+@pytest.mark.parametrize("given", [{"model_name": "resnet18"}, {"resolution": 64}])
+def test_contradiction_between_file_and_caller(checkpoint, tmp_path, given):
+    save_checkpoint(tmp_path / "a.pth", checkpoint)
+    ((key, value),) = given.items()
+    with pytest.raises(InputError, match=rf"was trained with {key} .* but '?{value}'? was asked for"):
+        load_checkpoint(tmp_path / "a.pth", "cpu", **given)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"none\.pth does not exist"):
+        load_checkpoint(tmp_path / "none.pth", "cpu")
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras", "model.hdf5", "renamed.pth"])
+def test_keras_models_name_the_converter(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" if name == "renamed.pth" else b"anything")
+    with pytest.raises(InputError, match=rf"is a Keras model; convert it with `python convert_to_pytorch.py .*{name}`"):
+        load_checkpoint(path, "cpu")
+
+
+class RunsCode:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.victim),)
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path, writer):
+    victim, path = tmp_path / "victim", tmp_path / "evil.pth"
+    writer({"state_dict": RunsCode(victim), "model_name": NAME, "resolution": 32}, path)
+    with pytest.raises(InputError, match=r"evil\.pth is refused"):
+        load_checkpoint(path, "cpu")
+    assert not victim.exists()
+    # The attack is real: the unsafe way of reading runs it.
+    torch.load(path, weights_only=False)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04aaaa", b"\x80\x02}q\x00.", b"\x80\x04\x95\xff"])
+def test_damaged_files_end_in_one_sentence(tmp_path, content):
+    path = tmp_path / "bad.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.pth"):
+        load_checkpoint(path, "cpu")
+
+
+def test_truncated_or_altered_checkpoints_never_end_in_a_traceback(checkpoint, tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, checkpoint)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        cut = int(random.integers(len(whole)))
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InputError):
+            load_checkpoint(path, "cpu")
+        # The pickle lies at the start of the file: that is where a changed byte does most.
+        altered = bytearray(whole)
+        altered[int(random.integers(20_000))] ^= int(random.integers(1, 256))
+        path.write_bytes(altered)
+        try:
+            load_checkpoint(path, "cpu")
+        except InputError:
+            pass
+
+
+def test_weights_of_another_network_name_the_first_tensor_and_both_shapes(checkpoint, tmp_path):
+    weights = checkpoint.model.state_dict()
+    weights["stem.0.weight"] = torch.zeros(24, 1, 5, 5)
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"'stem.0.weight' has shape \(24, 1, 5, 5\).*\(24, 1, 8, 8\)"):
+        load_checkpoint(tmp_path / "a.pth", "cpu", NAME, 32)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_missing_and_extra_tensors_are_named(checkpoint, tmp_path, change):
+    weights = checkpoint.model.state_dict()
+    if change == "missing":
+        del weights["fc.bias"]
+    else:
+        weights["fc.scale"] = torch.ones(2)
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="'fc.bias' .*missing" if change == "missing" else "'fc.scale' .*missing"):
+        load_checkpoint(tmp_path / "a.pth", "cpu", NAME, 32)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"state_dict": {}}, {}])
+def test_foreign_dictionaries_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="is no checkpoint of this project"):
+        load_checkpoint(tmp_path / "a.pth", "cpu")

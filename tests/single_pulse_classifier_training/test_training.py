@@ -1,0 +1,190 @@
+"""Training through the command line, its metrics and its augmentation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from single_pulse_classifier_training.augment import augment, roll_in_time
+from single_pulse_classifier_training.checkpoint import load_checkpoint
+from single_pulse_classifier_training.metrics import ConfusionCounts, confusion_counts
+
+SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "training.py"
+RESOLUTION = 32
+
+
+def streaks(n_pages: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a sloped streak (Pulse) or without (Artefact), uint8 (N, 32, 32), and their labels."""
+    random = np.random.default_rng(seed)
+    pages = 60 + 10 * random.normal(size=(n_pages, RESOLUTION, RESOLUTION))
+    labels = np.arange(n_pages) % 2
+    rows = np.arange(RESOLUTION)
+    for index in np.flatnonzero(labels):
+        pages[index, rows, (random.integers(RESOLUTION) + rows // 2) % RESOLUTION] += 60
+    return pages.clip(0, 255).astype(np.uint8), np.array(["Artefact", "Pulse"])[labels]
+
+
+@pytest.fixture
+def training_set(tmp_path):
+    """A folder with a small set and its config in the original's keys, plus a few."""
+    pages, labels = streaks(600)
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "set_32x32.npy", pages)
+    np.save(tmp_path / "data" / "labels.npy", labels)
+    config = {
+        "path_to_files": "./data/",
+        "path_to_checkpoints": "./checkpoints/",
+        "path_to_images": "./images/",
+        "resolution": RESOLUTION,
+        "model_name": "DM_time_binary_classificator_241002_3",
+        "files_by_resolution": {"256": "set.npy", "default": "set_{res}x{res}.npy"},
+        "labels": "labels.npy",
+        "learning_rate": 0.001,
+        "num_epochs": 8,
+        "patience": 5,
+    }
+    return tmp_path, config
+
+
+def train(folder: Path, config: dict, *options: str) -> subprocess.CompletedProcess:
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, str(SCRIPT), str(folder / "config.json"), *options]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True)
+
+
+def test_training_learns_and_leaves_checkpoints_and_plot(training_set):
+    folder, config = training_set
+    done = train(folder, config)
+    assert done.returncode == 0, done.stderr
+
+    name = "DM_time_binary_classificator_241002_3_32"
+    checkpoints = folder / "checkpoints" / f"ch_point_{name}"
+    written = sorted(checkpoints.glob("prot-*.pth"))
+    best = load_checkpoint(checkpoints / "best.pth", "cpu")
+    metrics = best.metrics
+    assert metrics["val_accuracy"] > 0.95
+    assert written[-1].name == (
+        f"prot-{metrics['epoch']:03d}-{metrics['train_accuracy']:.3f}-{metrics['val_accuracy']:.3f}.pth"
+    )
+    losses = [load_checkpoint(path, "cpu").metrics["val_loss"] for path in written]
+    assert losses == sorted(losses, reverse=True), "a checkpoint was written without an improvement"
+    assert {path.name for path in checkpoints.iterdir()} == {path.name for path in written} | {"best.pth"}
+    assert best.config["learning_rate"] == 0.001 and best.normaliser == "minmax"
+
+    # The weights are those of the metrics: a set it has not seen is told apart as well.
+    pages, labels = streaks(200, seed=1)
+    with torch.inference_mode():
+        predictions = best.model(torch.from_numpy(pages)[:, None].float()).argmax(1).numpy()
+    assert (predictions == (labels == "Pulse")).mean() > 0.95
+
+    plot = folder / "images" / f"accuracy_across_epochs_for_{name}x32.jpg"
+    with Image.open(plot) as image:
+        assert image.format == "JPEG" and image.width > 800
+    assert list(plot.parent.iterdir()) == [plot]
+    for word in ("best", "training:", "validation:", "confusion:", str(written[-1]), "wall time:"):
+        assert word in done.stdout
+
+
+def test_the_same_seed_gives_the_same_weights_and_every_option_runs(training_set):
+    folder, config = training_set
+    config |= {
+        "model_name": "DM_time_small_residual", "groups": "groups.npy", "augment": True, "class_weights": True,
+        "optimiser": "adamw", "weight_decay": 0.01, "scheduler": "cosine", "num_workers": 1, "normaliser": "robust",
+        "early_stopping_metric": "val_accuracy", "tsamp_s": 1e-4, "batch_size": 64,
+    }  # fmt: skip
+    np.save(folder / "data" / "groups.npy", np.arange(600) // 4)
+    best = folder / "checkpoints" / "ch_point_DM_time_small_residual_32" / "best.pth"
+    states = []
+    for _ in range(2):
+        done = train(folder, config, "--epochs", "1", "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+        assert "epochs:      1" in done.stdout
+        states.append(load_checkpoint(best, "cpu"))
+    assert (states[0].normaliser, states[0].tsamp_s) == ("robust", 1e-4)
+    for name, tensor in states[0].model.state_dict().items():
+        assert torch.equal(tensor, states[1].model.state_dict()[name]), name
+
+
+def test_training_stops_early(training_set):
+    """Labels without meaning: the validation loss soon grows, and training ends after `patience` more epochs."""
+    folder, config = training_set
+    np.save(folder / "data" / "labels.npy", np.random.default_rng(0).integers(0, 2, 600))
+    done = train(folder, config | {"num_epochs": 60, "patience": 2})
+    assert done.returncode == 0, done.stderr
+    epochs, best = (int("".join(filter(str.isdigit, part))) for part in done.stdout.splitlines()[0].split(","))
+    assert epochs == best + 2 < 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name": "resnet19"}, "model_name 'resnet19' is unknown"),
+        ({"resolution": 48}, "resolution 48 does not exist"),
+        ({"labels": "none.npy"}, "none.npy does not exist"),
+        ({"path_to_images": "./data/labels.npy"}, "path_to_images: cannot write"),
+        ({"path_to_checkpoints": "./data/labels.npy"}, "path_to_checkpoints: cannot write"),
+        ({"learning_rate": 1e30}, "learning_rate 1e+30 is too high"),
+        ({"patiense": 3}, "did you mean 'patience'"),
+    ],
+)
+def test_mistakes_end_with_exit_code_2_and_one_sentence(training_set, changes, message):
+    folder, config = training_set
+    done = train(folder, config | changes)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+    assert not list(folder.rglob("*.pth"))
+
+
+def test_epochs_option_must_be_positive(training_set):
+    done = train(*training_set, "--epochs", "0")
+    assert done.returncode == 2 and "--epochs 0" in done.stderr.splitlines()[-1]
+
+
+def test_help_is_the_manual():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "python training.py config.json" in done.stdout and "--device" in done.stdout
+
+
+def test_confusion_counts():
+    counts = confusion_counts(np.array([1, 1, 1, 0, 0, 1]), np.array([1, 0, 1, 0, 1, 1]))
+    assert counts == ConfusionCounts(true_positives=3, false_positives=1, true_negatives=1, false_negatives=1)
+    assert counts.accuracy == 4 / 6
+    assert counts.precision == 3 / 4
+    assert counts.recall == 3 / 4
+    assert counts.f1 == 0.75
+
+
+def test_rates_without_a_denominator_are_zero():
+    nothing = confusion_counts(np.array([], int), np.array([], int))
+    assert (nothing.accuracy, nothing.precision, nothing.recall, nothing.f1) == (0, 0, 0, 0)
+    assert confusion_counts(np.array([0, 0]), np.array([0, 0])).recall == 0
+
+
+def test_roll_moves_each_page_by_its_own_shift_and_loses_nothing():
+    pages = torch.arange(50 * 4 * 32).float().reshape(50, 1, 4, 32)
+    rolled = roll_in_time(pages, torch.Generator().manual_seed(0))
+    shifts = set()
+    for page, moved in zip(pages, rolled):
+        shift = next(s for s in range(32) if torch.equal(page.roll(s, dims=2), moved))
+        shifts.add(shift)
+    assert len(shifts) > 10
+
+
+def test_augmented_pages_stay_in_range_and_keep_a_strong_pulse():
+    pages = torch.full((16, 1, 32, 32), 60.0)
+    pages[..., 5] = 255.0
+    augmented = augment(pages, torch.Generator().manual_seed(0))
+    assert augmented.shape == pages.shape
+    assert augmented.min() >= 0 and augmented.max() <= 255
+    profile = augmented.mean(dim=(1, 2))
+    assert (profile.amax(dim=1) - profile.median(dim=1).values > 150).all()
+    assert torch.equal(augmented, augment(pages, torch.Generator().manual_seed(0)))
+    assert not torch.equal(augmented, pages)

@@ -1,0 +1,135 @@
+"""Training configs: the original's format works, and every mistake is one sentence."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.config import ConfigFile, TrainingConfig, load_config
+from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
+
+FOLDER = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training"
+ORIGINAL = json.loads((FOLDER / "config.json").read_text())
+ORIGINAL_KEYS = {
+    "path_to_files", "path_to_checkpoints", "path_to_images", "resolution", "model_name", "files_by_resolution",
+    "labels", "learning_rate", "num_epochs", "patience",
+}  # fmt: skip
+
+
+def load(folder: Path, **changes) -> TrainingConfig:
+    content = {key: value for key, value in (ORIGINAL | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(content))
+    return load_config(folder / "config.json", TrainingConfig)
+
+
+def test_original_format_is_unchanged_and_gives_the_original_training():
+    assert set(ORIGINAL) == ORIGINAL_KEYS
+    config = load_config(FOLDER / "config.json", TrainingConfig)
+    assert config.learning_rate == 1e-4 and config.num_epochs == 100 and config.patience == 5
+    assert config.batch_size == 32 and config.validation_fraction == 0.2 and config.optimiser == "adam"
+    assert config.images_path == FOLDER / "data/B0531+21_59000_48386_DM_time_dataset_realbased_training.npy"
+    assert config.labels_path == FOLDER / "data/B0531+21_59000_48386_DM_time_dataset_realbased_labels_training.npy"
+
+
+def test_default_file_name_is_filled_in(tmp_path):
+    assert load(tmp_path, resolution=64).images_path.name.endswith("_training_64x64.npy")
+
+
+def test_no_file_for_the_resolution(tmp_path):
+    config = load(tmp_path, files_by_resolution={"256": "a.npy"}, resolution=64)
+    with pytest.raises(InputError, match="files_by_resolution has neither the key '64' nor 'default': it has 256"):
+        config.images_path
+
+
+def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(ORIGINAL | {"path_to_images": "/plots"}))
+    monkeypatch.chdir(tmp_path)
+    config = load_config("run/config.json", TrainingConfig)
+    os.chdir("/")
+    assert config.resolve(config.path_to_checkpoints) == tmp_path / "run" / "checkpoints"
+    assert config.resolve(config.path_to_images) == Path("/plots")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rat": 0.1}, "unknown key 'learning_rat': did you mean 'learning_rate'"),
+        ({"zzz": 1}, "unknown key 'zzz': valid keys are path_to_files, .*tsamp_s"),
+        ({"labels": ..., "label": "a.npy"}, "unknown key 'label': did you mean 'labels'"),
+        ({"labels": ...}, "the key 'labels' is missing"),
+        ({"resolution": "256"}, "key 'resolution' = '256': .*integer"),
+        ({"patience": 0}, "key 'patience' = 0: .*greater than or equal to 1"),
+        ({"patience": True}, "key 'patience' = True: .*integer"),
+        ({"learning_rate": -1.0}, "key 'learning_rate' = -1.0: .*greater than 0"),
+        ({"learning_rate": float("nan")}, "key 'learning_rate' = nan"),
+        ({"validation_fraction": 1.0}, "key 'validation_fraction' = 1.0: .*less than 1"),
+        ({"normaliser": "zscore"}, "key 'normaliser' = 'zscore': .*'minmax' or 'robust'"),
+        ({"early_stopping_metric": "f1"}, "'f1': .*'val_loss', 'val_accuracy' or 'train_accuracy'"),
+        ({"files_by_resolution": {"256": 3}}, "key 'files_by_resolution.256' = 3: .*string"),
+    ],
+)
+def test_mistakes_are_one_sentence_with_key_value_and_choices(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(tmp_path, **changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1,\n "b" 2}', "not valid JSON: .*line 2 column 6"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[1]", "JSON object"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, content, message):
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "c.json", TrainingConfig)
+    with pytest.raises(InputError, match="none.json does not exist"):
+        load_config(tmp_path / "none.json", TrainingConfig)
+
+
+def test_unknown_key_of_a_nested_object_names_its_neighbours(tmp_path):
+    class Rfi(BaseModel, extra="forbid"):
+        zaplist: list[float] = []
+
+    class Pipeline(ConfigFile):
+        rfi: Rfi | None = None
+
+    (tmp_path / "c.json").write_text('{"rfi": {"zaplis": []}}')
+    with pytest.raises(InputError, match="unknown key 'rfi.zaplis': did you mean 'zaplist'"):
+        load_config(tmp_path / "c.json", Pipeline)
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(InputError, match="device 'tpu' is unknown: valid are auto, cpu, cuda"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no GPU"):
+            choose_device("cuda")
+
+
+def test_a_file_in_the_place_of_the_output_folder(tmp_path):
+    (tmp_path / "images").write_text("")
+    with pytest.raises(InputError, match="path_to_images: cannot write to the folder"):
+        make_output_folder(tmp_path / "images", "path_to_images")
+    assert make_output_folder(tmp_path / "a" / "b", "key").is_dir()
+
+
+def test_atomic_writer_leaves_nothing_of_a_failed_write(tmp_path):
+    path = tmp_path / "result.npy"
+    with pytest.raises(RuntimeError), atomic_writer(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_writer(path) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole"

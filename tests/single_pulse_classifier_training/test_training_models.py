@@ -1,0 +1,116 @@
+"""The networks: their size, what they take, what they return, and what they refuse."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.training_models import build_model, models_htable
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = "DM_time_binary_classificator_241002_"
+
+# Counts of the original Keras networks
+PARAMETERS = {
+    "1": {256: 260_113_570, 128: 15_745_618, 64: 7_373_778, 32: 3_212_450},
+    "2": {256: 121_938_098, 128: 6_896_690, 64: 1_391_666, 32: 827_570},
+    "3": {256: 9_985_926, 128: 1_927_002, 64: 338_342, 32: 13_914},
+    "3_dropout": {256: 9_985_926, 128: 1_927_002, 64: 338_342, 32: 13_914},
+    # conv 1 -> 8 -> 8 -> 12 with 5x5 kernels and biases, then 12 -> 2
+    "3_GAP": {256: 208 + 1608 + 2412 + 26},
+}
+
+
+def n_parameters(model_name: str, resolution: int) -> int:
+    with torch.device("meta"):
+        model = build_model(model_name, resolution)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("variant", "resolution", "expected"),
+    [(variant, resolution, n) for variant, sizes in PARAMETERS.items() for resolution, n in sizes.items()],
+)
+def test_parameter_count_is_that_of_the_original(variant, resolution, expected):
+    assert n_parameters(PREFIX + variant, resolution) == expected
+
+
+def test_small_residual_weighs_less_than_2_mb():
+    assert 100_000 < n_parameters("DM_time_small_residual", 256) < 200_000
+
+
+@pytest.mark.parametrize("resolution", [256, 128, 64, 32])
+@pytest.mark.parametrize("model_name", models_htable)
+def test_every_network_gives_two_logits_a_page(model_name, resolution):
+    with torch.device("meta"):
+        logits = build_model(model_name, resolution)(torch.empty(3, 1, resolution, resolution))
+    assert logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("model_name", models_htable)
+def test_output_is_logits_and_depends_on_the_page(model_name):
+    torch.manual_seed(0)
+    model = build_model(model_name, 32).eval()
+    pages = torch.randint(0, 256, (8, 1, 32, 32)).float()
+    with torch.inference_mode():
+        logits = model(pages)
+        assert torch.allclose(model(pages[:1]), logits[:1], atol=1e-4)
+    assert torch.isfinite(logits).all()
+    assert not torch.allclose(logits.sum(dim=1), torch.ones(8), atol=1e-3)
+    assert (logits.std(dim=0) > 0).all()
+
+
+def test_241002_3_computes_what_its_layers_say():
+    """Convolution, ReLU, pooling in the textbook order, from the network's own weights."""
+    torch.manual_seed(1)
+    model = build_model(PREFIX + "3", 32).eval()
+    x = pages = torch.rand(2, 1, 32, 32) * 255
+    relu, pool = torch.relu, torch.nn.MaxPool2d(2)
+    with torch.inference_mode():
+        x = pool(relu(model.conv1(x)))
+        x = pool(relu(model.conv2(x)))
+        x = relu(model.conv3(x)).reshape(2, -1)
+        expected = model.fc2(relu(model.fc1(x)))
+        assert torch.allclose(model(pages), expected, rtol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(2)
+    model = build_model(PREFIX + "3_dropout", 32)
+    page = torch.rand(1, 1, 32, 32) * 255
+    assert not torch.equal(model.train()(page), model(page))
+    assert torch.equal(model.eval()(page), model(page))
+
+
+def test_small_residual_sees_a_local_pulse_wherever_it_is():
+    """The maximum over the page keeps a weak local signal that the mean dilutes."""
+    torch.manual_seed(3)
+    model = build_model("DM_time_small_residual", 256).eval()
+    empty = torch.full((1, 1, 256, 256), 51.0)
+    pulse = empty.clone()
+    pulse[..., 96:112, 96:104] = 102.0
+    with torch.inference_mode():
+        assert (model(pulse) - model(empty)).abs().max() > 1e-3
+
+
+def test_unknown_name_lists_the_valid_ones():
+    with pytest.raises(InputError, match=r"'241002_4' is unknown.*DM_time_small_residual.*resnet18"):
+        build_model("241002_4", 256)
+
+
+@pytest.mark.parametrize(("model_name", "resolution"), [(PREFIX + "1", 512), ("resnet18", 100), ("resnet18", 0)])
+def test_unknown_resolution_names_the_valid_ones(model_name, resolution):
+    with pytest.raises(InputError, match=rf"resolution {resolution} does not exist for {model_name}: valid are"):
+        build_model(model_name, resolution)
+
+
+def test_torchvision_is_imported_for_its_own_networks_only():
+    code = (
+        "import sys; from single_pulse_classifier_training.training_models import build_model; "
+        "build_model('DM_time_small_residual', 32); assert 'torchvision' not in sys.modules; "
+        "build_model('mobilenet_v3_small', 32); assert 'torchvision' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
