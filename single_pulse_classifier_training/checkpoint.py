@@ -22,6 +22,7 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
+    OSError,
     EOFError,
     LookupError,
     ValueError,

@@ -205,8 +205,8 @@ def split_by_event(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split images into training and validation so that no event is on both sides.
 
-    Within each class whole events are drawn at random until the validation side holds the part of the images that comes
-    nearest to ``validation_fraction``, and at least one event. An event with any Pulse counts as Pulse.
+    Of the events that show a Pulse, and of those that do not, whole events are drawn at random until the validation side
+    holds the part of their images that comes nearest to ``validation_fraction``; both sides get at least one event.
 
     Parameters
     ----------
@@ -221,35 +221,35 @@ def split_by_event(
 
     Raises
     ------
-    InputError : a class with fewer than two events, which cannot be on both sides.
+    InputError : a class that cannot be on both sides, having fewer than two events.
     """
     random = np.random.default_rng(seed)
     events, event_of = np.unique(groups, return_inverse=True)
     n_images = np.bincount(event_of)
-    is_pulse = np.bincount(event_of, weights=labels) > 0
+    shows_pulse = np.bincount(event_of, weights=labels) > 0
     in_validation = np.zeros(len(events), bool)
-    for class_name, members in (("Artefact", ~is_pulse), ("Pulse", is_pulse)):
-        drawn = random.permutation(np.flatnonzero(members))
-        if len(drawn) < 2:
-            raise InputError(
-                f"labels: the class {class_name} has {len(drawn)} event(s); "
-                "training and validation need at least one each"
-            )
-        held = np.cumsum(n_images[drawn])
-        n_events = np.abs(held - validation_fraction * held[-1]).argmin() + 1
-        in_validation[drawn[: min(n_events, len(drawn) - 1)]] = True
+    for stratum in (shows_pulse, ~shows_pulse):
+        drawn = random.permutation(np.flatnonzero(stratum))
+        if len(drawn) > 1:
+            held = np.cumsum(n_images[drawn])
+            n_events = np.abs(held - validation_fraction * held[-1]).argmin() + 1
+            in_validation[drawn[: min(n_events, len(drawn) - 1)]] = True
     on_validation_side = in_validation[event_of]
-    return np.flatnonzero(~on_validation_side), np.flatnonzero(on_validation_side)
+    training, validation = np.flatnonzero(~on_validation_side), np.flatnonzero(on_validation_side)
+    check_split(labels, groups, training, validation)
+    return training, validation
 
 
 def check_split(labels: np.ndarray, groups: np.ndarray, training: np.ndarray, validation: np.ndarray) -> None:
     """Raise InputError when an event is on both sides of a split, or a class is missing on one."""
     shared = np.intersect1d(groups[training], groups[validation])
     if shared.size:
-        raise InputError(
-            f"the split leaks: event {shared[0]} and {shared.size - 1} other(s) are in both training and validation"
-        )
+        raise InputError(f"the split leaks: {shared.size} event(s), {shared[0]} among them, are on both sides")
     for side, indices in (("training", training), ("validation", validation)):
         for label, class_name in enumerate(CLASS_NAMES):
             if label not in labels[indices]:
-                raise InputError(f"labels: no image of the class {class_name} is on the {side} side of the split")
+                n_events = len(np.unique(groups[labels == label]))
+                raise InputError(
+                    f"labels: no {class_name} is left for the {side} side of the split, "
+                    f"since the set has {n_events} {class_name} event(s)"
+                )

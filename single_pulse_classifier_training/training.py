@@ -39,7 +39,6 @@ from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import (
     DMTimeImages,
-    check_split,
     find_events,
     keep_batch,
     load_groups,
@@ -116,7 +115,6 @@ def load_data(config: TrainingConfig) -> tuple[DMTimeImages, np.ndarray, np.ndar
     dataset = DMTimeImages([config.images_path], load_labels(config.labels_path), config.resolution)
     groups = load_groups(config.groups_path, len(dataset)) if config.groups_path else find_events(dataset)
     training, validation = split_by_event(dataset.labels, groups, config.validation_fraction, config.seed)
-    check_split(dataset.labels, groups, training, validation)
     logger.info(
         "%d images of %d events: %d for training, %d for validation",
         len(dataset),

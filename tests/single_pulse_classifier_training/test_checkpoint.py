@@ -1,5 +1,6 @@
 """Checkpoints: what is written is what is read, and what is refused."""
 
+import contextlib
 import os
 import pickle
 
@@ -125,7 +126,8 @@ def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path, writer):
         load_checkpoint(path, "cpu")
     assert not victim.exists()
     # The attack is real: the unsafe way of reading runs it.
-    torch.load(path, weights_only=False)
+    with contextlib.suppress(RuntimeError):
+        torch.load(path, weights_only=False)
     assert victim.exists()
 
 

@@ -128,7 +128,6 @@ def test_split_has_no_event_on_both_sides_and_both_classes_on_each(pulses, artef
         assert 0 < held < sum(members)
         # Whole events only: the part can be off by an event, and each side keeps at least one.
         assert abs(held - fraction * sum(members)) <= max(members)
-    check_split(labels, groups, training, validation)
 
     again = split_by_event(labels, groups, fraction, seed)
     assert np.array_equal(training, again[0]) and np.array_equal(validation, again[1])
@@ -143,17 +142,23 @@ def test_another_seed_gives_another_split():
 
 def test_one_event_of_a_class_cannot_be_split():
     labels = np.repeat([0, 1], 10)
-    with pytest.raises(InputError, match=r"the class Pulse has 1 event\(s\)"):
+    with pytest.raises(InputError, match=r"no Pulse is left for the validation side .* has 1 Pulse event\(s\)"):
         split_by_event(labels, np.repeat([0, 1, 2], [5, 5, 10]), 0.2, 0)
-    with pytest.raises(InputError, match=r"the class Pulse has 0 event\(s\)"):
+    with pytest.raises(InputError, match=r"has 0 Pulse event\(s\)"):
         split_by_event(np.zeros(20, np.int64), np.arange(20), 0.2, 0)
+
+
+def test_events_that_hold_both_classes_stay_whole():
+    labels, groups = np.arange(40) % 2, np.arange(40) // 4
+    training, validation = split_by_event(labels, groups, 0.2, 0)
+    assert len(validation) == 8 and not set(groups[training]) & set(groups[validation])
 
 
 def test_a_leaking_split_and_a_missing_class_are_refused():
     labels, groups = np.array([0, 1, 0, 1]), np.array([5, 6, 7, 6])
-    with pytest.raises(InputError, match="the split leaks: event 6"):
+    with pytest.raises(InputError, match=r"the split leaks: 1 event\(s\), 6 among them"):
         check_split(labels, groups, np.array([0, 1]), np.array([2, 3]))
-    with pytest.raises(InputError, match="no image of the class Pulse is on the validation side"):
+    with pytest.raises(InputError, match="no Pulse is left for the validation side"):
         check_split(labels, groups, np.array([0, 1, 3]), np.array([2]))
 
 

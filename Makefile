@@ -1,0 +1,35 @@
+# make help lists the commands. Everything is installed into .venv, nothing elsewhere.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+TEST_PACKAGES := 'pytest>=8' 'hypothesis>=6.100'
+
+.DEFAULT_GOAL := help
+.PHONY: help simulate test test-slow default-model clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/installed: requirements_pytorch.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -r requirements_pytorch.txt
+	touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet $(TEST_PACKAGES)
+	touch $@
+
+simulate: $(VENV)/installed ## simulate an observation and find its pulses; results in simulation_output/
+	$(RUN) pipeline_classifier/run_pipeline_simulation.py --output-dir simulation_output
+
+test: $(VENV)/installed-tests ## run the tests (a few minutes)
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed-tests ## run the long tests too
+	$(RUN) -m pytest -m 'slow or not slow'
+
+default-model: $(VENV)/installed ## train the default model again (about half an hour, 8 GB in /tmp)
+	$(RUN) pipeline_classifier/make_default_model.py --work-dir /tmp/default_model
+
+clean: ## remove .venv and what make simulate wrote
+	rm -rf $(VENV) simulation_output

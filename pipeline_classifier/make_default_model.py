@@ -1,0 +1,141 @@
+"""Make the default model again: simulate observations, make a training set of them, train, install the checkpoint.
+
+  python make_default_model.py --work-dir /tmp/default_model
+
+Runs simulate_observation.py, create_dataset.py and training.py one after the other, each as a command of its own; their
+files stay in the work folder (about 8 GB). The checkpoint becomes models/default.pth, the training config
+models/default_training_config.json.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+
+import numpy as np
+from tqdm import tqdm
+
+from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).resolve().parent
+TRAINING = HERE.parent / "single_pulse_classifier_training" / "training.py"
+NSAMPLES = 160_000
+PULSES = 40
+MODEL_NAME = "DM_time_small_residual"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work-dir", required=True, help="folder for observations, training set and checkpoints")
+    parser.add_argument("--models-dir", default=HERE / "models", help="where the model is installed (default: %(default)s)")
+    parser.add_argument("--observations", type=int, default=44, help="observations to simulate (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs to train (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=2026, help="of everything (default: %(default)s)")
+    return parser
+
+
+def random_observation(number: int, rng: np.random.Generator) -> list[str]:
+    """Options of simulate_observation.py for one observation: every fourth at Effelsberg, the others anywhere.
+
+    Bands from 700 to 4200 MHz, 64 to 512 channels, 50 us to 1.3 ms; pulses of one sample to a quarter of a page, but
+    never longer than a quarter of the baseline window; every sixth observation has interference alone.
+    """
+    if number % 4 == 0:
+        top, bandwidth, nchans, tsamp_s = 1530.0, 320.0, 256, 102.4e-6
+    else:
+        top = np.exp(rng.uniform(np.log(900), np.log(4200)))
+        bandwidth = top * rng.uniform(0.15, 0.5)
+        nchans = int(rng.choice([64, 128, 256, 336, 512]))
+        tsamp_s = np.exp(rng.uniform(np.log(50e-6), np.log(1.3e-3)))
+    longest_ms = min(64 * tsamp_s, 0.05) * 1e3
+    options = {
+        "--fch1": top,
+        "--foff": -bandwidth / nchans,
+        "--nchans": nchans,
+        "--tsamp-us": tsamp_s * 1e6,
+        "--duration-s": NSAMPLES * tsamp_s,
+        "--pulses": 0 if number % 6 == 5 else PULSES,
+        "--dm-min": 8,
+        "--dm-max": 125,
+        "--snr-min": 7,
+        "--snr-max": 60,
+        "--width-ms-min": 0.5 * tsamp_s * 1e3,
+        "--width-ms-max": longest_ms,
+        "--band-limited": 0.2,
+        "--min-separation-s": 300 * tsamp_s,
+        "--rfi": ("mild", "strong", "strong")[number % 3],
+        "--seed": int(rng.integers(1 << 31)),
+    }
+    return [str(word) for pair in options.items() for word in pair]
+
+
+def command(script: Path, *words: str | Path) -> None:
+    """Run one of the project's scripts; its own message is the error."""
+    done = subprocess.run([sys.executable, script, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise InputError(f"{script.name} failed: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Make the model; return its path."""
+    work = make_output_folder(Path(args.work_dir), "--work-dir")
+    models = make_output_folder(Path(args.models_dir), "--models-dir")
+    rng = np.random.default_rng(args.seed)
+    observations = [work / f"observation_{number:03d}.fil" for number in range(args.observations)]
+    options = [random_observation(number, rng) for number in range(args.observations)]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = pool.map(lambda job: command(HERE / "simulate_observation.py", job[0], *job[1]), zip(observations, options))
+        list(tqdm(jobs, total=args.observations, desc="observations", unit="file", disable=None))
+    log.info("making the training set")
+    settings = ["--shifts", "8", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(args.seed)]
+    command(HERE / "create_dataset.py", *observations, "--output-dir", work, "--name", "default", *settings)
+
+    prefix = "default_DM_time_dataset_realbased"
+    config = {
+        "path_to_files": "./",
+        "path_to_checkpoints": "./checkpoints/",
+        "path_to_images": "./images/",
+        "resolution": 256,
+        "model_name": MODEL_NAME,
+        "files_by_resolution": {"256": f"{prefix}_training.npy", "default": f"{prefix}_training_{{res}}x{{res}}.npy"},
+        "labels": f"{prefix}_labels_training.npy",
+        "groups": f"{prefix}_groups_training.npy",
+        "normaliser": "robust",
+        "learning_rate": 2e-3,
+        "num_epochs": args.epochs,
+        "patience": args.epochs,
+        "batch_size": 64,
+        "optimiser": "adamw",
+        "weight_decay": 0.01,
+        "scheduler": "cosine",
+        "seed": args.seed,
+        "dms": (0.5 * np.arange(256)).tolist(),
+    }
+    config_path = work / "default_training_config.json"
+    with atomic_writer(config_path) as file:
+        file.write((json.dumps(config, indent=1) + "\n").encode())
+    log.info("training; %s", config_path)
+    command(TRAINING, config_path)
+    for source, name in ((work / "checkpoints" / f"ch_point_{MODEL_NAME}_256" / "best.pth", "default.pth"), (config_path, config_path.name)):
+        with open(source, "rb") as content, atomic_writer(models / name) as copy:
+            shutil.copyfileobj(content, copy)
+    print(models / "default.pth")
+    return models / "default.pth"
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()
