@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import erfcx, ndtr
 
+from pipeline_classifier.dedispersion import DISPERSION_CONSTANT, dispersion_delay
 from single_pulse_classifier_training.cli import InputError
 
-DISPERSION_S_MHZ2 = 4148.808
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 MAX_SIGNAL_VALUES = 1 << 27
 
@@ -75,20 +75,15 @@ class _Shape(NamedTuple):
     after: int
 
 
-def dispersion_delay(dm: float, frequencies: np.ndarray) -> np.ndarray:
-    """Delay in s behind the highest of the frequencies (MHz), float64, of their shape."""
-    return DISPERSION_S_MHZ2 * dm * (frequencies**-2.0 - np.max(frequencies) ** -2.0)
-
-
 def _shape(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> _Shape:
     foff = frequencies[0] - frequencies[1] if len(frequencies) > 1 else 0.0
-    smearing = 2 * DISPERSION_S_MHZ2 * pulse.dm_pc_cm3 * foff * frequencies**-3.0
+    smearing = 2 * DISPERSION_CONSTANT * pulse.dm_pc_cm3 * foff * frequencies**-3.0
     intrinsic = pulse.width_ms * 1e-3 / FWHM_PER_SIGMA
     # A channel's sweep is a box; a Gaussian of its variance, width^2 / 12, stands for it.
     sigma = np.maximum(np.sqrt(intrinsic**2 + smearing**2 / 12) / tsamp, 1e-3)
     tau = np.maximum(pulse.scattering_ms * 1e-3 * (frequencies / 1000) ** -4.0 / tsamp, 1e-6 * sigma)
     reach = 5 * sigma.max()
-    delay = dispersion_delay(pulse.dm_pc_cm3, frequencies) / tsamp
+    delay = dispersion_delay(pulse.dm_pc_cm3, frequencies, frequencies[0]) / tsamp
     return _Shape(delay, sigma, tau, int(np.ceil(reach)) + 1, int(np.ceil(reach + 10 * tau.max())) + 2)
 
 

@@ -1,7 +1,7 @@
 """Simulated observations: noise with a bandpass, pulses and interference, written block by block, with their truth."""
 
 import csv
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pipeline_classifier.dedispersion import dispersion_delay
 from pipeline_classifier.filterbank import FilterbankWriter, Header
-from pipeline_classifier.pulse_signal import Injector, Pulse, dispersion_delay, pulse_extent
+from pipeline_classifier.pulse_signal import Injector, Pulse, pulse_extent
 from pipeline_classifier.simulated_rfi import Rfi
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.runtime import atomic_writer
 
 EFFELSBERG = Header(nchans=256, nbits=8, tsamp=102.4e-6, fch1=1530.0, foff=-1.25, tstart=59000.48386574,
                     source_name="simulated", telescope_id=8)
@@ -21,6 +23,7 @@ SIGMA_COUNTS = 10.0
 BLOCK_VALUES = 1 << 18
 TRUTH_COLUMNS = ("time_s", "mjd", "dm_pc_cm3", "snr", "width_ms", "boxcar_width_ms", "scattering_ms", "spectral_index",
                  "scintillation_bandwidth_mhz", "centre_mhz", "bandwidth_mhz")
+NEEDED_COLUMNS = ("time_s", "dm_pc_cm3", "snr", "width_ms")
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,10 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
     first, last = -extents[:, 0].min() * header.tsamp, (nsamples - extents[:, 1].max()) * header.tsamp
     slack = last - first - (n - 1) * ranges.min_separation_s
     if slack <= 0:
-        sweep = dispersion_delay(dms.max(), frequencies)[-1]
+        sweep = dispersion_delay(dms.max(), bottom, top)
         raise InputError(f"{n} pulses of DM up to {dms.max():.4g} (a sweep of {sweep:.3g} s), "
-                         f"{ranges.min_separation_s:g} s apart, do not fit into {nsamples * header.tsamp:.4g} s; valid: fewer, a lower DM, or a "
-                         f"longer duration")
+                         f"{ranges.min_separation_s:g} s apart, do not fit into {nsamples * header.tsamp:.4g} s; "
+                         f"valid: fewer, a lower DM, or a longer duration")
     times = first + np.sort(rng.uniform(0, slack, n)) + np.arange(n) * ranges.min_separation_s
     return [Pulse(**{**asdict(pulse), "time_s": time}) for pulse, time in zip(pulses, times.tolist())]
 
@@ -164,24 +167,20 @@ def simulate(path: str | Path, header: Header, nsamples: int, pulses: Sequence[P
 
 
 def write_truth(path: str | Path, pulses: Sequence[Pulse], boxcar_widths_ms: Sequence[float], tstart: float) -> None:
-    """Write pulses as CSV with the columns `TRUTH_COLUMNS`; times and MJDs hold at the centre of the highest channel."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, TRUTH_COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            for pulse, boxcar in zip(pulses, boxcar_widths_ms, strict=True):
-                row = {k: "" if v is None else f"{v:.6g}" for k, v in asdict(pulse).items()}
-                writer.writerow(row | {"time_s": f"{pulse.time_s:.7f}", "mjd": f"{tstart + pulse.time_s / 86400:.11f}",
-                                       "boxcar_width_ms": f"{boxcar:.6g}"})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write pulses as CSV with the columns `TRUTH_COLUMNS`; times and MJDs hold at the highest channel's centre."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, TRUTH_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for pulse, boxcar in zip(pulses, boxcar_widths_ms, strict=True):
+        row = {k: "" if v is None else f"{v:.6g}" for k, v in asdict(pulse).items()}
+        writer.writerow(row | {"time_s": f"{pulse.time_s:.7f}", "mjd": f"{tstart + pulse.time_s / 86400:.11f}",
+                               "boxcar_width_ms": f"{boxcar:.6g}"})
+    with atomic_writer(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def read_truth(path: str | Path) -> list[Pulse]:
-    """Read what `write_truth` wrote.
+    """Read what `write_truth` wrote, or any table with the columns `NEEDED_COLUMNS`; what is missing is not there.
 
     Raises
     ------
@@ -192,19 +191,18 @@ def read_truth(path: str | Path) -> list[Pulse]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; valid: a truth table that simulate_observation.py wrote")
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        first_line = file.readline(1000).rstrip("\r\n")
-        if first_line != ",".join(TRUTH_COLUMNS):
-            raise InputError(f"{path}: the first line is {first_line!r}; valid: {','.join(TRUTH_COLUMNS)}")
-        reader = csv.DictReader(file, TRUTH_COLUMNS)
-        return [_pulse_of(row, f"{path}, line {reader.line_num + 1}") for row in reader]
+        reader = csv.DictReader(file)
+        missing = [name for name in NEEDED_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{path}: the column {missing[0]} is missing; valid: a first line that names at least "
+                             f"{', '.join(NEEDED_COLUMNS)}")
+        return [_pulse_of(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
 def _pulse_of(row: dict[str, str], where: str) -> Pulse:
     values = {}
     for name in TRUTH_COLUMNS:
-        if name in ("mjd", "boxcar_width_ms"):
-            continue
-        if name in ("centre_mhz", "bandwidth_mhz") and row["centre_mhz"] == row["bandwidth_mhz"] == "":
+        if name in ("mjd", "boxcar_width_ms") or (name not in NEEDED_COLUMNS and row.get(name) in (None, "")):
             continue
         least = {"spectral_index": -20.0, "snr": 1e-3, "width_ms": 1e-6, "bandwidth_mhz": 1e-6}.get(name, 0.0)
         try:
@@ -213,4 +211,6 @@ def _pulse_of(row: dict[str, str], where: str) -> Pulse:
             values[name] = np.nan
         if not least <= values[name] < 1e7:
             raise InputError(f"{where}: {name} is {row[name]!r}; valid: a number from {least:g} to 1e7")
+    if ("centre_mhz" in values) != ("bandwidth_mhz" in values):
+        raise InputError(f"{where}: centre_mhz and bandwidth_mhz go together; valid: both or neither")
     return Pulse(**values)

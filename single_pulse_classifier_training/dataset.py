@@ -205,8 +205,8 @@ def split_by_event(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split images into training and validation so that no event is on both sides.
 
-    Of the events that show a Pulse, and of those that do not, whole events are drawn at random until the validation side
-    holds the part of their images that comes nearest to ``validation_fraction``; both sides get at least one event.
+    Of the events that show a Pulse, and of those that do not, whole events are drawn at random until the validation
+    side holds the part of their images that comes nearest to ``validation_fraction``; both sides get at least one.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Training through the command line, its metrics and its augmentation."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,8 @@ def training_set(tmp_path):
 def train(folder: Path, config: dict, *options: str) -> subprocess.CompletedProcess:
     (folder / "config.json").write_text(json.dumps(config))
     command = [sys.executable, str(SCRIPT), str(folder / "config.json"), *options]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True)
+    # One thread: the networks are tiny, and threads that wait for each other on a busy machine take most of the time.
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_training_learns_and_leaves_checkpoints_and_plot(training_set):
