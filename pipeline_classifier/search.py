@@ -14,6 +14,7 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.plots import plot_event
 from pipeline_classifier.sources import ArrayPages, FilterbankPages
 from single_pulse_classifier_training.checkpoint import load_checkpoint
+from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class SearchResult:
 
 def load_classifier(config: PipelineConfig, device: str | None = None, threshold: float | None = None) -> Classifier:
     """The classifier that the config names; ``device`` and ``threshold`` win over the config's."""
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise InputError(f"--threshold {threshold} is no probability: valid is 0 to 1")
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
     log.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
