@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-TEST_PACKAGES := 'pytest>=8' 'hypothesis>=6.100'
+TEST_PACKAGES := 'pytest>=8' 'hypothesis>=6.100' 'keras>=3.5'
 
 .DEFAULT_GOAL := help
 .PHONY: help simulate test test-slow default-model clean

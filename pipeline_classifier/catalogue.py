@@ -153,7 +153,11 @@ class EventFinder:
             return []
         apart = (np.diff(positive) > 1) | (np.diff(starts[positive]) > self.grid.n_time)
         runs = np.split(positive, np.flatnonzero(apart) + 1)
-        return [(int(run[i]), int(run[min(i + LONGEST_RUN, len(run)) - 1])) for run in runs for i in range(0, len(run), LONGEST_RUN)]
+        return [
+            (int(run[i]), int(run[min(i + LONGEST_RUN, len(run)) - 1]))
+            for run in runs
+            for i in range(0, len(run), LONGEST_RUN)
+        ]
 
     def _measure(self, held: PageBatch, first_page: int, last_page: int) -> list[Event]:
         """Measure the pulses of one run, with a page before and after it as context where they adjoin."""

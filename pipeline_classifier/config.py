@@ -1,4 +1,4 @@
-"""Config of the pipeline: config.json, and the TransientX file (dbdedispdb_config.json) that sets its search front end."""
+"""Config of the pipeline: config.json, and the TransientX file (dbdedispdb_config.json) of its search front end."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from pipeline_classifier.rfi import Cleaning
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ConfigFile, Name, load_config
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Band = Annotated[list[float], Field(min_length=2, max_length=2)]
 DEFAULT_CONFIG = Path(__file__).with_name("config.json")
@@ -76,7 +76,7 @@ class FrontEndConfig(ConfigFile):
 
 
 class PipelineConfig(ConfigFile):
-    """Config of the pipeline. The keys up to ``workers_for_pytorch`` are the original's; README.md explains every key."""
+    """Config of the pipeline. The keys up to ``workers_for_pytorch`` are the original's; README.md explains them all."""
 
     path_to_filterbanks: Name = "./"
     name_of_the_filterbank: Name = "B0531+21_59000_48386.fil"
@@ -119,7 +119,7 @@ class PipelineConfig(ConfigFile):
         path = self.path_to_a_transientx_config
         transientx = load_config(self.resolve(path), FrontEndConfig) if path else FrontEndConfig()
         for setting in transientx.not_implemented():
-            log.warning("%s asks for %s, which our own front end does not do", path, setting)
+            logger.warning("%s asks for %s, which our own front end does not do", path, setting)
         grid = transientx.subdedispersion
         dms = grid.dms if self.dms is None else self.dms
         ddm = grid.ddm if self.ddm is None else self.ddm

@@ -10,9 +10,10 @@ stands everywhere between the left and the right edge. Pages of pulse-free sky, 
 The pages are cleaned, dedispersed and normalised by the very code that run_inference.py uses.
 
 Written to the output folder (<name>_DM_time_dataset_realbased_...):
-  training.npy               (N, 256, 256) uint8 images, row 0 = highest DM;  training_<res>x<res>.npy for other --resolutions
+  training.npy               (N, 256, 256) uint8 images, row 0 = highest DM
+  training_<res>x<res>.npy   the same for other --resolutions
   labels_training.npy        (N,) strings, Pulse or Artefact
-  groups_training.npy        (N,) int64, the event that an image comes from: all its images belong on one side of a split
+  groups_training.npy        (N,) int64, the event that an image comes from: its images belong on one side of a split
   snr_training.npy           (N,) float32, S/N of the pulse as the truth or the list gives it, NaN for artefacts
 """
 
@@ -65,16 +66,41 @@ class LabelledStarts:
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files")
-    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="DM grid, page and cleaning (default: %(default)s)")
+    parser.add_argument(
+        "-c", "--config", default=DEFAULT_CONFIG, help="DM grid, page and cleaning (default: %(default)s)"
+    )
     parser.add_argument("--output-dir", default=".", help="where the set goes (default: this folder)")
     parser.add_argument("--name", help="name of the set (default: of the first observation)")
     parser.add_argument("--cands", nargs="+", help="TransientX lists, one per observation, in place of truth files")
-    parser.add_argument("--pulse-dm", nargs=2, type=float, default=(56.0, 58.0), metavar=("LOW", "HIGH"), help="DM window of pulses in the lists (default: 56 58)")
-    parser.add_argument("--artefact-dm", nargs=2, type=float, default=(0.0, 0.0), metavar=("LOW", "HIGH"), help="DM window of artefacts in the lists (default: 0 0)")
+    parser.add_argument(
+        "--pulse-dm",
+        nargs=2,
+        type=float,
+        default=(56.0, 58.0),
+        metavar=("LOW", "HIGH"),
+        help="DM window of pulses in the lists (default: 56 58)",
+    )
+    parser.add_argument(
+        "--artefact-dm",
+        nargs=2,
+        type=float,
+        default=(0.0, 0.0),
+        metavar=("LOW", "HIGH"),
+        help="DM window of artefacts in the lists (default: 0 0)",
+    )
     parser.add_argument("--shifts", type=int, default=256, help="pages of each event (default: %(default)s)")
-    parser.add_argument("--sky-pages", type=float, default=1.0, help="pulse-free pages per page of a pulse, at most what there is (default: %(default)s)")
-    parser.add_argument("--normaliser", choices=NORMALISERS, default="minmax", help="default: %(default)s, the original's")
-    parser.add_argument("--resolutions", nargs="+", type=int, default=[256], help="sides of the images, one file each (default: 256)")
+    parser.add_argument(
+        "--sky-pages",
+        type=float,
+        default=1.0,
+        help="pulse-free pages per page of a pulse, at most what there is (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--normaliser", choices=NORMALISERS, default="minmax", help="default: %(default)s, the original's"
+    )
+    parser.add_argument(
+        "--resolutions", nargs="+", type=int, default=[256], help="sides of the images, one file each (default: 256)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pulse-free pages (default: %(default)s)")
     return parser
 
@@ -93,7 +119,9 @@ def events_from_truth(path: Path, grid: PageGrid) -> KnownEvents:
     )
 
 
-def events_from_cands(path: Path, grid: PageGrid, pulse_dm: tuple[float, float], artefact_dm: tuple[float, float]) -> KnownEvents:
+def events_from_cands(
+    path: Path, grid: PageGrid, pulse_dm: tuple[float, float], artefact_dm: tuple[float, float]
+) -> KnownEvents:
     """Candidates of a TransientX list in the two DM windows; the others are left out.
 
     Columns, tab separated, no header: beam, number, MJD, DM, width (ms), S/N, f_high, f_low, image, x, file.
@@ -106,7 +134,9 @@ def events_from_cands(path: Path, grid: PageGrid, pulse_dm: tuple[float, float],
             try:
                 mjd, dm, width_ms, snr = (float(value) for value in row[2:6])
             except ValueError:
-                raise InputError(f"{path} line {number}: columns 3 to 6 must be MJD, DM, width (ms) and S/N, not {row[2:6]}") from None
+                raise InputError(
+                    f"{path} line {number}: columns 3 to 6 must be MJD, DM, width (ms) and S/N, not {row[2:6]}"
+                ) from None
             rows.append((mjd, dm, width_ms, snr))
     mjd, dm, width_ms, snr = np.array(rows, dtype=float).reshape(-1, 4).T
     is_pulse = (dm >= pulse_dm[0]) & (dm <= pulse_dm[1])
@@ -162,7 +192,9 @@ def label_starts(
 def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[FilterbankPages, LabelledStarts]]:
     """Open every observation and choose its pages, before any of them is read."""
     if args.cands and len(args.cands) != len(args.observations):
-        raise InputError(f"--cands names {len(args.cands)} lists for {len(args.observations)} observations: give one for each")
+        raise InputError(
+            f"--cands names {len(args.cands)} lists for {len(args.observations)} observations: give one for each"
+        )
     if args.shifts < 1 or args.sky_pages < 0:
         raise InputError(f"--shifts {args.shifts} and --sky-pages {args.sky_pages}: at least 1 and 0 are needed")
     rng = np.random.default_rng(args.seed)
@@ -180,12 +212,16 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
         source.starts = chosen.start
         planned.append((source, chosen))
     if not sum(len(chosen.start) for _, chosen in planned):
-        raise InputError(f"no page of {args.observations[0]} can be labelled: no event inside it, and no pulse-free sky")
+        raise InputError(
+            f"no page of {args.observations[0]} can be labelled: no event inside it, and no pulse-free sky"
+        )
     return planned
 
 
-def write_images(planned: list[tuple[FilterbankPages, LabelledStarts]], paths: dict[int, Path], normaliser: str) -> None:
-    """Cut, normalise and write every page, one .npy file for each resolution in ``paths``; no file stays half-written."""
+def write_images(
+    planned: list[tuple[FilterbankPages, LabelledStarts]], paths: dict[int, Path], normaliser: str
+) -> None:
+    """Cut, normalise and write every page, one .npy file for each resolution in ``paths``, whole or not at all."""
     count = sum(len(chosen.start) for _, chosen in planned)
     with contextlib.ExitStack() as stack, tqdm(total=count, unit="page", desc="pages", disable=None) as bar:
         outputs = {resolution: stack.enter_context(atomic_writer(path)) for resolution, path in paths.items()}

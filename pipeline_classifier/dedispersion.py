@@ -1,4 +1,4 @@
-"""Incoherent dedispersion: the exact sum over channels, for every trial DM, of samples delayed by the cold-plasma law."""
+"""Incoherent dedispersion: for every trial DM the exact sum over channels, delayed by the cold-plasma law."""
 
 from dataclasses import dataclass
 

@@ -22,10 +22,31 @@ NBITS = (1, 2, 4, 8, 16, 32)
 
 INT, DOUBLE, CHAR, STRING = "<i", "<d", "<b", "string"
 KEYWORDS = {
-    "source_name": STRING, "rawdatafile": STRING, "telescope_id": INT, "machine_id": INT, "data_type": INT,
-    "barycentric": INT, "pulsarcentric": INT, "nchans": INT, "nbits": INT, "nifs": INT, "nsamples": INT, "nbins": INT,
-    "nbeams": INT, "ibeam": INT, "npuls": "<q", "tstart": DOUBLE, "tsamp": DOUBLE, "fch1": DOUBLE, "foff": DOUBLE,
-    "src_raj": DOUBLE, "src_dej": DOUBLE, "az_start": DOUBLE, "za_start": DOUBLE, "refdm": DOUBLE, "period": DOUBLE,
+    "source_name": STRING,
+    "rawdatafile": STRING,
+    "telescope_id": INT,
+    "machine_id": INT,
+    "data_type": INT,
+    "barycentric": INT,
+    "pulsarcentric": INT,
+    "nchans": INT,
+    "nbits": INT,
+    "nifs": INT,
+    "nsamples": INT,
+    "nbins": INT,
+    "nbeams": INT,
+    "ibeam": INT,
+    "npuls": "<q",
+    "tstart": DOUBLE,
+    "tsamp": DOUBLE,
+    "fch1": DOUBLE,
+    "foff": DOUBLE,
+    "src_raj": DOUBLE,
+    "src_dej": DOUBLE,
+    "az_start": DOUBLE,
+    "za_start": DOUBLE,
+    "refdm": DOUBLE,
+    "period": DOUBLE,
     "signed": CHAR,
 }
 REQUIRED = ("nchans", "nbits", "tsamp", "fch1", "foff")
@@ -110,8 +131,10 @@ class _HeaderReader:
         if kind == STRING:
             length = self.value(INT, keyword)
             if not 0 <= length <= MAX_HEADER_BYTES:
-                raise InputError(f"{self.path}: the header gives {keyword} a length of {length} bytes; valid: "
-                                 f"0 to {MAX_HEADER_BYTES}")
+                raise InputError(
+                    f"{self.path}: the header gives {keyword} a length of {length} bytes; valid: "
+                    f"0 to {MAX_HEADER_BYTES}"
+                )
             return self._take(length, keyword).decode("utf-8", errors="replace").rstrip("\0")
         return struct.unpack(kind, self._take(struct.calcsize(kind), keyword))[0]
 
@@ -119,15 +142,19 @@ class _HeaderReader:
         start = self.position
         length = self.value(INT, "the next keyword")
         if not 1 <= length <= MAX_KEYWORD_BYTES:
-            raise InputError(f"{self.path}: the header has a keyword of {length} bytes at byte {start}; valid: 1 to "
-                             f"{MAX_KEYWORD_BYTES}")
+            raise InputError(
+                f"{self.path}: the header has a keyword of {length} bytes at byte {start}; valid: 1 to "
+                f"{MAX_KEYWORD_BYTES}"
+            )
         return self._take(length, "the next keyword").decode("ascii", errors="replace")
 
     def _take(self, length: int, what: str) -> bytes:
-        piece = self.head[self.position:self.position + length]
+        piece = self.head[self.position : self.position + length]
         if len(piece) < length:
-            raise InputError(f"{self.path}: the header ends at byte {len(self.head)}, inside {what}; valid: a header "
-                             f"that closes with HEADER_END within {MAX_HEADER_BYTES} bytes")
+            raise InputError(
+                f"{self.path}: the header ends at byte {len(self.head)}, inside {what}; valid: a header "
+                f"that closes with HEADER_END within {MAX_HEADER_BYTES} bytes"
+            )
         self.position += length
         return piece
 
@@ -198,8 +225,10 @@ class Filterbank:
         data_bytes = self.path.stat().st_size - self.header.header_bytes
         self.nsamples, self.bytes_left_over = divmod(data_bytes, self.header.bytes_per_sample)
         if self.nsamples == 0:
-            raise InputError(f"{self.path}: holds {data_bytes} bytes after the header; valid: at least one sample of "
-                             f"{self.header.bytes_per_sample} bytes")
+            raise InputError(
+                f"{self.path}: holds {data_bytes} bytes after the header; valid: at least one sample of "
+                f"{self.header.bytes_per_sample} bytes"
+            )
         self.nchans = self.header.nchans
         self.tsamp = self.header.tsamp
         self.tstart = self.header.tstart
@@ -224,8 +253,10 @@ class Filterbank:
         # A plain read and no memory map: mapped pages count as this process's memory, as long as the whole file.
         raw = np.fromfile(self.path, storage, count, offset=header.header_bytes + start * header.bytes_per_sample)
         if raw.size < count:
-            raise InputError(f"{self.path}: became shorter while it was read, to {raw.size} of {count} values at "
-                             f"sample {start}; valid: a file that is complete")
+            raise InputError(
+                f"{self.path}: became shorter while it was read, to {raw.size} of {count} values at "
+                f"sample {start}; valid: a file that is complete"
+            )
         samples = (raw if header.nbits >= 8 else unpack(raw, header.nbits)).reshape(m, header.nifs, header.nchans)
         if header.nifs == 1:
             samples = samples[:, 0]
@@ -302,8 +333,9 @@ class FilterbankWriter:
         """Append (m, nchans), or (m, nifs, nchans), of the header's dtype, channels in the *header's* order."""
         header = self.header
         if block.dtype != header.dtype or block[:1].size not in (0, header.nifs * header.nchans):
-            raise ValueError(f"expected {header.dtype} (m, {header.nifs} x {header.nchans}), got {block.dtype} "
-                             f"{block.shape}")
+            raise ValueError(
+                f"expected {header.dtype} (m, {header.nifs} x {header.nchans}), got {block.dtype} {block.shape}"
+            )
         self.file.write(np.ascontiguousarray(block if header.nbits >= 8 else pack(block, header.nbits)).data)
 
     def __exit__(self, error: type | None, *_: object) -> None:

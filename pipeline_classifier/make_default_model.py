@@ -3,7 +3,8 @@
   python make_default_model.py --work-dir /tmp/default_model
 
 Runs simulate_observation.py, create_dataset.py and training.py one after the other, each as a command of its own; their
-files stay in the work folder (about 8 GB). The checkpoint becomes models/default.pth, the training config
+files stay in the work folder (about 8 GB). The threshold is then set by the false pages per hour on pulse-free
+observations of their own. The checkpoint becomes models/default.pth, the training config
 models/default_training_config.json.
 """
 
@@ -22,22 +23,27 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
+from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 TRAINING = HERE.parent / "single_pulse_classifier_training" / "training.py"
 NSAMPLES = 160_000
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
+CALIBRATION_OBSERVATIONS = 12
+FALSE_PER_HOUR = 100  # pages; what the default threshold lets through on such observations
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", required=True, help="folder for observations, training set and checkpoints")
-    parser.add_argument("--models-dir", default=HERE / "models", help="where the model is installed (default: %(default)s)")
+    parser.add_argument(
+        "--models-dir", default=HERE / "models", help="where the model is installed (default: %(default)s)"
+    )
     parser.add_argument("--observations", type=int, default=44, help="observations to simulate (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=8, help="epochs to train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=2026, help="of everything (default: %(default)s)")
@@ -81,9 +87,33 @@ def random_observation(number: int, rng: np.random.Generator) -> list[str]:
 
 def command(script: Path, *words: str | Path) -> None:
     """Run one of the project's scripts; its own message is the error."""
-    done = subprocess.run([sys.executable, script, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, script, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     if done.returncode:
-        raise InputError(f"{script.name} failed: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
+        raise InputError(
+            f"{script.name} failed: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}"
+        )
+
+
+def measure_thresholds(model: Path, work: Path, rng: np.random.Generator) -> list[dict[str, float]]:
+    """Thresholds that let through a given number of false pages per hour, on pulse-free observations not trained on."""
+    config_path = work / "calibration_config.json"
+    with atomic_writer(config_path) as file:
+        file.write(json.dumps({"path_to_models": str(model.parent), "name_of_the_model": model.name}).encode())
+    probabilities, hours = [], 0.0
+    for number in tqdm(range(CALIBRATION_OBSERVATIONS), desc="pulse-free observations", unit="file", disable=None):
+        path = work / f"calibration_{number:03d}.fil"
+        options = random_observation(number, rng)
+        options[options.index("--pulses") + 1] = "0"
+        command(HERE / "simulate_observation.py", path, *options)
+        command(HERE / "run_inference.py", "-c", config_path, "--filterbank", path, "--output-dir", work, "--no-plots")
+        probabilities.append(np.load(work / f"probabilities_{path.stem}.npy", allow_pickle=False))
+        hours += float(options[options.index("--duration-s") + 1]) / 3600
+    ranked = np.sort(np.concatenate(probabilities))[::-1]
+    allowed = {rate: min(int(rate * hours), len(ranked) - 1) for rate in (1000, 300, FALSE_PER_HOUR, 30)}
+    just_above = [max(0.5, float(np.nextafter(ranked[n], np.float32(2)))) for n in allowed.values()]
+    return [{"threshold": t, "false_per_hour": float(rate)} for rate, t in zip(allowed, just_above, strict=True)]
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -94,9 +124,11 @@ def run(args: argparse.Namespace) -> Path:
     observations = [work / f"observation_{number:03d}.fil" for number in range(args.observations)]
     options = [random_observation(number, rng) for number in range(args.observations)]
     with ThreadPoolExecutor(2) as pool:
-        jobs = pool.map(lambda job: command(HERE / "simulate_observation.py", job[0], *job[1]), zip(observations, options))
+        jobs = pool.map(
+            lambda job: command(HERE / "simulate_observation.py", job[0], *job[1]), zip(observations, options)
+        )
         list(tqdm(jobs, total=args.observations, desc="observations", unit="file", disable=None))
-    log.info("making the training set")
+    logger.info("making the training set")
     settings = ["--shifts", "8", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(args.seed)]
     command(HERE / "create_dataset.py", *observations, "--output-dir", work, "--name", "default", *settings)
 
@@ -124,11 +156,17 @@ def run(args: argparse.Namespace) -> Path:
     config_path = work / "default_training_config.json"
     with atomic_writer(config_path) as file:
         file.write((json.dumps(config, indent=1) + "\n").encode())
-    log.info("training; %s", config_path)
+    logger.info("training; %s", config_path)
     command(TRAINING, config_path)
-    for source, name in ((work / "checkpoints" / f"ch_point_{MODEL_NAME}_256" / "best.pth", "default.pth"), (config_path, config_path.name)):
-        with open(source, "rb") as content, atomic_writer(models / name) as copy:
-            shutil.copyfileobj(content, copy)
+    trained = work / "checkpoints" / f"ch_point_{MODEL_NAME}_256" / "best.pth"
+    checkpoint = load_checkpoint(trained, "cpu")
+    checkpoint.thresholds = measure_thresholds(trained, work, rng)
+    checkpoint.threshold = next(t["threshold"] for t in checkpoint.thresholds if t["false_per_hour"] == FALSE_PER_HOUR)
+    save_checkpoint(models / "default.pth", checkpoint)
+    with open(config_path, "rb") as content, atomic_writer(models / config_path.name) as copy:
+        shutil.copyfileobj(content, copy)
+    for threshold in checkpoint.thresholds:
+        print(f"{threshold['false_per_hour']:>8g} false pages per hour at threshold {threshold['threshold']:.4f}")
     print(models / "default.pth")
     return models / "default.pth"
 

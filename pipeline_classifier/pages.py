@@ -1,7 +1,7 @@
-"""The page: the currency of the pipeline. What it is, how it is cut from a dedispersed stream, and how it becomes an image.
+"""The page, currency of the pipeline: what it is, how it is cut from a dedispersed stream, how it becomes an image.
 
-A page is a (n_dm, n_time) float32 DM-time plane: row 0 is the lowest DM, column j the sample ``start + j``, timed at the
-top channel of the band. An image is what a network sees: uint8 (resolution, resolution), row 0 the *highest* DM.
+A page is a (n_dm, n_time) float32 DM-time plane: row 0 is the lowest DM, column j the sample ``start + j``, timed at
+the top channel of the band. An image is what a network sees: uint8 (resolution, resolution), row 0 the *highest* DM.
 """
 
 from collections.abc import Iterable, Iterator

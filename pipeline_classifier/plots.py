@@ -15,7 +15,7 @@ MOST_SUBBANDS = 64
 
 
 def plot_event(path: Path, event: Event, source: "FilterbankPages | ArrayPages") -> None:
-    """Draw one event as PNG: dedispersed profile, dedispersed dynamic spectrum where there are channels, DM-time plane."""
+    """Draw one event as PNG: profile, dedispersed dynamic spectrum (where there are channels), DM-time plane."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,7 +32,9 @@ def plot_event(path: Path, event: Event, source: "FilterbankPages | ArrayPages")
     profile = cutout.plane.max(axis=0) if row is None else cutout.plane[row]
     times = (cutout.start + np.arange(len(profile))) * unit
     panels[0].step(times, profile, where="mid", color="black", linewidth=0.9)
-    panels[0].axvspan(-event.width_samples / 2 * unit, event.width_samples / 2 * unit, color="tab:orange", alpha=0.3, lw=0)
+    panels[0].axvspan(
+        -event.width_samples / 2 * unit, event.width_samples / 2 * unit, color="tab:orange", alpha=0.3, lw=0
+    )
     panels[0].set_ylabel("S/N per sample" if known_time else "intensity")
     if cutout.spectrum is not None:
         _draw_spectrum(panels[1], cutout, event, edges)
@@ -82,7 +84,14 @@ def _draw_plane(axis, cutout: "Cutout", event: Event, dms: np.ndarray, edges: tu
     low, high = np.percentile(cutout.plane, (1, 99.9))
     extent = (*edges, bottom, top)
     axis.imshow(
-        cutout.plane, aspect="auto", origin="lower", extent=extent, cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
+        cutout.plane,
+        aspect="auto",
+        origin="lower",
+        extent=extent,
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        interpolation="nearest",
     )
     if known_dm:
         axis.axhline(event.dm_pc_cm3, xmax=0.04, color="tab:orange")

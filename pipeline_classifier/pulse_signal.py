@@ -115,9 +115,10 @@ def scintillation(frequencies: np.ndarray, bandwidth_mhz: float, rng: np.random.
     n = 2 * nchans * per_channel
     delay_us = np.arange(n) * per_channel / (n * foff)
     response = (rng.standard_normal(n) + 1j * rng.standard_normal(n)) * np.exp(-np.pi * bandwidth_mhz * delay_us)
-    intensity = np.abs(np.fft.fft(response)[:n // 2]) ** 2
-    return intensity.reshape(nchans, per_channel).mean(axis=1) / (2 * np.sum(np.exp(-2 * np.pi * bandwidth_mhz
-                                                                                   * delay_us)))
+    intensity = np.abs(np.fft.fft(response)[: n // 2]) ** 2
+    return intensity.reshape(nchans, per_channel).mean(axis=1) / (
+        2 * np.sum(np.exp(-2 * np.pi * bandwidth_mhz * delay_us))
+    )
 
 
 def _spectrum(pulse: Pulse, frequencies: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -171,8 +172,10 @@ def pulse_signal(pulse: Pulse, frequencies: np.ndarray, tsamp: float, rng: np.ra
     shape = _shape(pulse, frequencies, tsamp)
     n = shape.before + shape.after
     if n * len(frequencies) > MAX_SIGNAL_VALUES:
-        raise InputError(f"a pulse with width_ms {pulse.width_ms:g} and scattering_ms {pulse.scattering_ms:g} lasts "
-                         f"{n} samples in {len(frequencies)} channels; valid: up to {MAX_SIGNAL_VALUES} values in all")
+        raise InputError(
+            f"a pulse with width_ms {pulse.width_ms:g} and scattering_ms {pulse.scattering_ms:g} lasts "
+            f"{n} samples in {len(frequencies)} channels; valid: up to {MAX_SIGNAL_VALUES} values in all"
+        )
     rounded = np.rint(shape.delay).astype(np.int64)
     peak = int(np.floor(pulse.time_s / tsamp))
     arrival = pulse.time_s / tsamp - peak + shape.delay - rounded
@@ -181,8 +184,10 @@ def pulse_signal(pulse: Pulse, frequencies: np.ndarray, tsamp: float, rng: np.ra
     signal *= _spectrum(pulse, frequencies, rng)[:, None]
     unscaled, width = best_boxcar(signal.sum(axis=0))
     if not unscaled > 0:
-        raise InputError(f"a pulse with centre_mhz {pulse.centre_mhz} has no flux in the band; valid: "
-                         f"{frequencies[-1]:g} to {frequencies[0]:g}")
+        raise InputError(
+            f"a pulse with centre_mhz {pulse.centre_mhz} has no flux in the band; valid: "
+            f"{frequencies[-1]:g} to {frequencies[0]:g}"
+        )
     signal *= pulse.snr * np.sqrt(len(frequencies)) / unscaled
     return PulseSignal(rounded + peak - shape.before, signal.astype(np.float32), width * tsamp * 1e3)
 

@@ -1,4 +1,4 @@
-"""Cleaning: from raw samples to channels of zero mean and unit noise, with the interference that can be told apart gone."""
+"""Cleaning: from raw samples to channels of zero mean and unit noise, without the interference that can be told."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,9 @@ class Cleaning:
     zaplist: tuple[tuple[float, float], ...] = ()
 
 
-def clean(block: np.ndarray, frequencies: np.ndarray, tsamp: float, settings: Cleaning) -> tuple[np.ndarray, np.ndarray]:
+def clean(
+    block: np.ndarray, frequencies: np.ndarray, tsamp: float, settings: Cleaning
+) -> tuple[np.ndarray, np.ndarray]:
     """Clean one block of an observation.
 
     Parameters
@@ -48,9 +50,9 @@ def clean(block: np.ndarray, frequencies: np.ndarray, tsamp: float, settings: Cl
     Notes
     -----
     Channel masking compares, with the other channels', the noise level (against a running median over the band), the
-    ratio of the standard deviation to that of the clipped samples (impulses), and the variance of `STATISTICS_BIN`-sample
-    means (slow or periodic carriers), in the manner of the inter-quartile-range masks of IQRM (Morello et al. 2022,
-    MNRAS 510, 1393). Zero-DM regression: Men et al. 2019, MNRAS 488, 3957 (zero-DM matched filter); the plain
+    ratio of the standard deviation to that of the clipped samples (impulses), and the variance of means over
+    `STATISTICS_BIN` samples (slow or periodic carriers), in the manner of IQRM (Morello et al. 2022, MNRAS 510, 1393);
+    limits are set with the median absolute deviation. Zero-DM regression: Men et al. 2019, MNRAS 488, 3957 (zero-DM matched filter); the plain
     subtraction is Eatough et al. 2009, MNRAS 395, 410.
     """
     data = torch.from_numpy(np.ascontiguousarray(block.T)).to(torch.float32)
@@ -82,7 +84,7 @@ def zapped(frequencies: np.ndarray, zaplist: tuple[tuple[float, float], ...]) ->
 
 
 def clipped_std(data: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each channel (nchans,) about zero, of every fourth sample, outliers clipped at `CLIP` sigma."""
+    """Standard deviation about zero (nchans,) of every fourth sample, with outliers clipped at `CLIP` sigma."""
     sample = data[:, ::4] if data.shape[1] >= 4 * FEWEST_SAMPLES else data
     std = sample.square().mean(dim=1).sqrt()
     for _ in range(3):
@@ -92,7 +94,7 @@ def clipped_std(data: torch.Tensor) -> torch.Tensor:
 
 
 def subtract_baseline(data: torch.Tensor, window: int) -> None:
-    """Subtract from each channel, in place, the running mean over ``window`` samples of the clipped (nchans, n) data."""
+    """Subtract from each channel of (nchans, n), in place, the running mean over ``window`` clipped samples."""
     n = data.shape[1]
     clipped = data.clamp(-CLIP, CLIP)
     if window <= 1 or window >= n:

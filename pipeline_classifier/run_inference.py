@@ -37,7 +37,11 @@ def get_parser() -> argparse.ArgumentParser:
     what.add_argument("--pages", help=".npy batch of dedispersed pages or images")
     parser.add_argument("--output-dir", help="where results go (default: output_dir of the config)")
     parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
-    parser.add_argument("--threshold", type=float, help="probability from which a page is a pulse (default: the config's, else the model's)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="probability from which a page is a pulse (default: the config's, else the model's)",
+    )
     parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
     return parser
 

@@ -4,8 +4,8 @@
   python run_pipeline_simulation.py -c config.json --output-dir out
   python run_pipeline_simulation.py -c config.json --filterbank file.fil --output-dir out
 
-Without --filterbank the file that the config names is searched; if it is not on disk, one is simulated under its name in
-the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside the
+Without --filterbank the file that the config names is searched; if it is not on disk, one is simulated under its name
+in the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside the
 observation, the run ends with how many of its pulses were found. Outputs are those of run_inference.py.
 """
 
@@ -27,7 +27,7 @@ from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import DEVICES, make_output_folder
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,11 +36,24 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--filterbank", help="SIGPROC filterbank file to search (default: the config's)")
     parser.add_argument("--output-dir", help="where results go (default: output_dir of the config)")
     parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
-    parser.add_argument("--threshold", type=float, help="probability from which a page is a pulse (default: the config's, else the model's)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="probability from which a page is a pulse (default: the config's, else the model's)",
+    )
     parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
-    parser.add_argument("--duration-s", type=float, default=60.0, help="length of a simulated observation (default: %(default)s)")
-    parser.add_argument("--pulses", type=int, default=60, help="pulses in a simulated observation (default: %(default)s)")
-    parser.add_argument("--rfi", choices=RFI_LEVELS, default="mild", help="interference in a simulated observation (default: %(default)s)")
+    parser.add_argument(
+        "--duration-s", type=float, default=60.0, help="length of a simulated observation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pulses", type=int, default=60, help="pulses in a simulated observation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rfi",
+        choices=RFI_LEVELS,
+        default="mild",
+        help="interference in a simulated observation (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of a simulated observation (default: %(default)s)")
     return parser
 
@@ -57,7 +70,7 @@ def simulate_missing(path: Path, args: argparse.Namespace) -> None:
     pulses = random_pulses(args.pulses, PulseRanges(), EFFELSBERG, nsamples, args.seed)
     rfi = random_rfi(args.rfi, EFFELSBERG, nsamples, args.seed)
     simulate(path, replace(EFFELSBERG, source_name="simulated"), nsamples, pulses, rfi, args.seed, progress=True)
-    log.info("simulated %s: %g s, %d pulses, %s interference", path, args.duration_s, len(pulses), args.rfi)
+    logger.info("simulated %s: %g s, %d pulses, %s interference", path, args.duration_s, len(pulses), args.rfi)
 
 
 def run(args: argparse.Namespace) -> SearchResult:

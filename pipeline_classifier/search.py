@@ -17,7 +17,7 @@ from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,7 +37,7 @@ def load_classifier(config: PipelineConfig, device: str | None = None, threshold
         raise InputError(f"--threshold {threshold} is no probability: valid is 0 to 1")
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
-    log.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
+    logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
     return Classifier(checkpoint, chosen, config.threshold if threshold is None else threshold)
 
 
@@ -84,7 +84,7 @@ def write_results(
     name = source.name
     missing = max(0, (n_spectra or 0) - source.n_pages)
     if n_spectra and n_spectra != source.n_pages:
-        log.warning("n_spectra is %d, the source has %d pages: every page counts", n_spectra, source.n_pages)
+        logger.warning("n_spectra is %d, the source has %d pages: every page counts", n_spectra, source.n_pages)
     for kind, values in (("predictions", result.predictions), ("probabilities", result.probabilities)):
         path = output_dir / f"{kind}_{name}.npy"
         with atomic_writer(path) as file:
@@ -102,11 +102,16 @@ def write_results(
 
 def report(result: SearchResult) -> str:
     """The account and the events as lines of text."""
-    lines = [f"{key:>24} {value:g}" if isinstance(value, float) else f"{key:>24} {value}" for key, value in result.account.items()]
+    lines = [
+        f"{key:>24} {value:g}" if isinstance(value, float) else f"{key:>24} {value}"
+        for key, value in result.account.items()
+    ]
     lines += [f"{'written':>24} {path}" for path in result.files if path.suffix != ".png"]
     if result.events:
         lines.append(f"{'time_s':>12} {'dm_pc_cm3':>10} {'snr':>8} {'width_ms':>9} {'probability':>12}  pages")
     for e in result.events:
         pages = f"{e.first_page}-{e.last_page}"
-        lines.append(f"{e.time_s:12.4f} {e.dm_pc_cm3:10.2f} {e.snr:8.1f} {e.width_ms:9.3f} {e.probability:12.4f}  {pages}")
+        lines.append(
+            f"{e.time_s:12.4f} {e.dm_pc_cm3:10.2f} {e.snr:8.1f} {e.width_ms:9.3f} {e.probability:12.4f}  {pages}"
+        )
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])   # packages by their full name, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, simulate
@@ -43,8 +43,11 @@ def get_parser() -> argparse.ArgumentParser:
     option("--duration-s", 60.0, "length, seconds")
     option("--pulses", 40, "number of pulses")
     ranges = PulseRanges()
-    for name, key, text in (("snr", "snr", "S/N"), ("dm", "dm_pc_cm3", "DM, pc cm^-3"),
-                            ("width-ms", "width_ms", "width, ms")):
+    for name, key, text in (
+        ("snr", "snr", "S/N"),
+        ("dm", "dm_pc_cm3", "DM, pc cm^-3"),
+        ("width-ms", "width_ms", "width, ms"),
+    ):
         low, high = getattr(ranges, key)
         option(f"--{name}-min", low, f"least {text}")
         option(f"--{name}-max", high, f"largest {text}")
@@ -61,13 +64,18 @@ def run(args: argparse.Namespace) -> Path:
         raise InputError(f"--duration-s is {args.duration_s:g}; valid: above 0")
     if args.seed < 0:
         raise InputError(f"--seed is {args.seed}; valid: 0 or more")
-    header = replace(EFFELSBERG, nchans=args.nchans, fch1=args.fch1, foff=args.foff, tsamp=args.tsamp_us * 1e-6,
-                     tstart=args.tstart)
+    header = replace(
+        EFFELSBERG, nchans=args.nchans, fch1=args.fch1, foff=args.foff, tsamp=args.tsamp_us * 1e-6, tstart=args.tstart
+    )
     header.check(args.output)
     nsamples = max(1, round(args.duration_s / header.tsamp))
-    ranges = PulseRanges(dm_pc_cm3=(args.dm_min, args.dm_max), snr=(args.snr_min, args.snr_max),
-                         width_ms=(args.width_ms_min, args.width_ms_max), band_limited=args.band_limited,
-                         min_separation_s=args.min_separation_s)
+    ranges = PulseRanges(
+        dm_pc_cm3=(args.dm_min, args.dm_max),
+        snr=(args.snr_min, args.snr_max),
+        width_ms=(args.width_ms_min, args.width_ms_max),
+        band_limited=args.band_limited,
+        min_separation_s=args.min_separation_s,
+    )
     pulses = random_pulses(args.pulses, ranges, header, nsamples, args.seed)
     rfi = random_rfi(args.rfi, header, nsamples, args.seed)
     truth = simulate(args.output, header, nsamples, pulses, rfi, args.seed, progress=True)

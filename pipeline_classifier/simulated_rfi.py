@@ -16,16 +16,42 @@ from single_pulse_classifier_training.cli import InputError
 # Ranges to draw from for each file; numbers of events are per minute, channels are fractions of the band.
 LEVELS = {
     "mild": {
-        "impulses": (6, 20), "impulse_amplitude": (0.3, 3), "carriers": (0.004, 0.015), "carrier_amplitude": (0.3, 3),
-        "chirps": (1, 3), "chirp_amplitude": (0.5, 2), "mains_chance": 0.5, "mains_amplitude": (0.01, 0.05),
-        "drift": (0.003, 0.01), "steps": (0, 1), "step_size": 0.01, "dead": (0, 0.04), "noisy": (0, 0.01),
-        "dropouts": (0, 1), "dropout_ms": (1, 10), "saturations": (0, 1), "saturation_ms": (0.5, 5),
+        "impulses": (6, 20),
+        "impulse_amplitude": (0.3, 3),
+        "carriers": (0.004, 0.015),
+        "carrier_amplitude": (0.3, 3),
+        "chirps": (1, 3),
+        "chirp_amplitude": (0.5, 2),
+        "mains_chance": 0.5,
+        "mains_amplitude": (0.01, 0.05),
+        "drift": (0.003, 0.01),
+        "steps": (0, 1),
+        "step_size": 0.01,
+        "dead": (0, 0.04),
+        "noisy": (0, 0.01),
+        "dropouts": (0, 1),
+        "dropout_ms": (1, 10),
+        "saturations": (0, 1),
+        "saturation_ms": (0.5, 5),
     },
     "strong": {
-        "impulses": (60, 180), "impulse_amplitude": (0.3, 10), "carriers": (0.01, 0.05), "carrier_amplitude": (0.5, 8),
-        "chirps": (6, 20), "chirp_amplitude": (0.7, 5), "mains_chance": 1.0, "mains_amplitude": (0.03, 0.2),
-        "drift": (0.01, 0.05), "steps": (2, 6), "step_size": 0.04, "dead": (0.02, 0.1), "noisy": (0.01, 0.04),
-        "dropouts": (1, 4), "dropout_ms": (1, 50), "saturations": (1, 4), "saturation_ms": (0.5, 20),
+        "impulses": (60, 180),
+        "impulse_amplitude": (0.3, 10),
+        "carriers": (0.01, 0.05),
+        "carrier_amplitude": (0.5, 8),
+        "chirps": (6, 20),
+        "chirp_amplitude": (0.7, 5),
+        "mains_chance": 1.0,
+        "mains_amplitude": (0.03, 0.2),
+        "drift": (0.01, 0.05),
+        "steps": (2, 6),
+        "step_size": 0.04,
+        "dead": (0.02, 0.1),
+        "noisy": (0.01, 0.04),
+        "dropouts": (1, 4),
+        "dropout_ms": (1, 50),
+        "saturations": (1, 4),
+        "saturation_ms": (0.5, 20),
     },
 }
 RFI_LEVELS = ("none", *LEVELS)
@@ -55,8 +81,8 @@ class Impulse:
 
     def add(self, block: np.ndarray, first_sample: int) -> None:
         begin, end = max(self.start, first_sample), min(self.stop, first_sample + len(block))
-        profile = self.profile[begin - self.start:end - self.start]
-        block[begin - first_sample:end - first_sample] += profile[:, None] * self.spectrum
+        profile = self.profile[begin - self.start : end - self.start]
+        block[begin - first_sample : end - first_sample] += profile[:, None] * self.spectrum
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,7 @@ class Periodic:
         on = phase < self.duty
         profile = (on * np.sin(np.pi * phase / self.duty) if self.smooth else on).astype(np.float32)
         channels = slice(self.first_channel, self.first_channel + len(self.spectrum))
-        block[begin - first_sample:end - first_sample, channels] += profile[:, None] * self.spectrum
+        block[begin - first_sample : end - first_sample, channels] += profile[:, None] * self.spectrum
 
 
 @dataclass(frozen=True)
@@ -146,7 +172,7 @@ class Rfi:
         factors = np.concatenate([[1.0], self.steps[:, 1]])
         gain *= factors[np.searchsorted(self.steps[:, 0], samples, side="right")]
         for begin, end in self.dropouts[_overlapping(*self.dropouts.T, first_sample, n)]:
-            gain[max(0, begin - first_sample):max(0, end - first_sample)] = 0
+            gain[max(0, begin - first_sample) : max(0, end - first_sample)] = 0
         return gain.astype(np.float32)
 
     def add(self, block: np.ndarray, first_sample: int) -> None:
@@ -215,15 +241,29 @@ class _Draw:
             spectrum = self.log_uniform(*self.ranges["carrier_amplitude"]) * self.rng.uniform(0.3, 1, width)
             start, stop = np.sort(self.samples(2)) if self.rng.random() < 0.5 else (0, self.nsamples)
             period = self.log_uniform(0.002, 2) / self.tsamp
-            yield Periodic(int(start), int(stop), period, self.rng.uniform(0.05, 0.9), False,
-                           int(self.rng.integers(0, self.nchans - width + 1)), spectrum.astype(np.float32))
+            yield Periodic(
+                int(start),
+                int(stop),
+                period,
+                self.rng.uniform(0.05, 0.9),
+                False,
+                int(self.rng.integers(0, self.nchans - width + 1)),
+                spectrum.astype(np.float32),
+            )
 
     def mains(self) -> Iterator[Periodic]:
         if self.rng.random() < self.ranges["mains_chance"]:
             period = 1 / (self.rng.choice([50, 100]) * self.tsamp)
             start = -int(self.rng.uniform(0, period))
-            yield Periodic(start, self.nsamples, period, self.rng.uniform(0.2, 1), True, 0,
-                           self.spectrum(self.log_uniform(*self.ranges["mains_amplitude"])))
+            yield Periodic(
+                start,
+                self.nsamples,
+                period,
+                self.rng.uniform(0.2, 1),
+                True,
+                0,
+                self.spectrum(self.log_uniform(*self.ranges["mains_amplitude"])),
+            )
 
     def saturations(self) -> Iterator[Impulse]:
         for start in self.samples(self.count("saturations")):
@@ -284,6 +324,13 @@ def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
     draw = _Draw(level, header, nsamples, np.random.default_rng([seed, 3]))
     dead, noisy = draw.channels("dead"), draw.channels("noisy")
     interferers = [*draw.impulses(), *draw.carriers(), *draw.mains(), *draw.saturations(), *draw.chirps()]
-    return Rfi(interferers, draw.drift(), draw.steps(), draw.dropouts(),
-               dead, draw.rng.choice(np.array([0, 0, 60, 128, 255], np.uint8), len(dead)),
-               noisy, draw.rng.uniform(1.5, 6, len(noisy)).astype(np.float32))
+    return Rfi(
+        interferers,
+        draw.drift(),
+        draw.steps(),
+        draw.dropouts(),
+        dead,
+        draw.rng.choice(np.array([0, 0, 60, 128, 255], np.uint8), len(dead)),
+        noisy,
+        draw.rng.uniform(1.5, 6, len(noisy)).astype(np.float32),
+    )

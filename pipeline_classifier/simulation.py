@@ -16,13 +16,32 @@ from pipeline_classifier.simulated_rfi import Rfi
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
-EFFELSBERG = Header(nchans=256, nbits=8, tsamp=102.4e-6, fch1=1530.0, foff=-1.25, tstart=59000.48386574,
-                    source_name="simulated", telescope_id=8)
+EFFELSBERG = Header(
+    nchans=256,
+    nbits=8,
+    tsamp=102.4e-6,
+    fch1=1530.0,
+    foff=-1.25,
+    tstart=59000.48386574,
+    source_name="simulated",
+    telescope_id=8,
+)
 MEAN_COUNTS = 100.0
 SIGMA_COUNTS = 10.0
 BLOCK_VALUES = 1 << 18
-TRUTH_COLUMNS = ("time_s", "mjd", "dm_pc_cm3", "snr", "width_ms", "boxcar_width_ms", "scattering_ms", "spectral_index",
-                 "scintillation_bandwidth_mhz", "centre_mhz", "bandwidth_mhz")
+TRUTH_COLUMNS = (
+    "time_s",
+    "mjd",
+    "dm_pc_cm3",
+    "snr",
+    "width_ms",
+    "boxcar_width_ms",
+    "scattering_ms",
+    "spectral_index",
+    "scintillation_bandwidth_mhz",
+    "centre_mhz",
+    "bandwidth_mhz",
+)
 NEEDED_COLUMNS = ("time_s", "dm_pc_cm3", "snr", "width_ms")
 
 
@@ -45,12 +64,17 @@ class PulseRanges:
 
     def check(self) -> None:
         """Raise InputError for the first range that cannot be drawn from."""
-        for name, least, most in (("dm_pc_cm3", 0, 1e5), ("snr", 1e-3, 1e6), ("width_ms", 1e-6, 1e6),
-                                  ("spectral_index", -20, 20)):
+        for name, least, most in (
+            ("dm_pc_cm3", 0, 1e5),
+            ("snr", 1e-3, 1e6),
+            ("width_ms", 1e-6, 1e6),
+            ("spectral_index", -20, 20),
+        ):
             low, high = getattr(self, name)
             if not least <= low <= high <= most:
-                raise InputError(f"the range of {name} is {low:g} to {high:g}; valid: ascending, in {least:g} to "
-                                 f"{most:g}")
+                raise InputError(
+                    f"the range of {name} is {low:g} to {high:g}; valid: ascending, in {least:g} to {most:g}"
+                )
         for name in ("scattered", "scintillating", "band_limited"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name):g}; valid: 0 to 1")
@@ -82,9 +106,16 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
     scintillation = np.where(rng.random(n) < ranges.scintillating, scintles, 0)
     limited = rng.random(n) < ranges.band_limited
     centres, bandwidths = rng.uniform(bottom, top, n), rng.uniform(0.15, 0.6, n) * band
-    pulses = [Pulse(0.0, *values[:6], *(values[6:] if band_limited else (None, None)))
-              for band_limited, *values in zip(limited.tolist(), *(column.tolist() for column in (
-                  dms, snrs, widths, scattering, indices, scintillation, centres, bandwidths)))]
+    pulses = [
+        Pulse(0.0, *values[:6], *(values[6:] if band_limited else (None, None)))
+        for band_limited, *values in zip(
+            limited.tolist(),
+            *(
+                column.tolist()
+                for column in (dms, snrs, widths, scattering, indices, scintillation, centres, bandwidths)
+            ),
+        )
+    ]
     if n == 0:
         return []
 
@@ -93,9 +124,11 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
     slack = last - first - (n - 1) * ranges.min_separation_s
     if slack <= 0:
         sweep = dispersion_delay(dms.max(), bottom, top)
-        raise InputError(f"{n} pulses of DM up to {dms.max():.4g} (a sweep of {sweep:.3g} s), "
-                         f"{ranges.min_separation_s:g} s apart, do not fit into {nsamples * header.tsamp:.4g} s; "
-                         f"valid: fewer, a lower DM, or a longer duration")
+        raise InputError(
+            f"{n} pulses of DM up to {dms.max():.4g} (a sweep of {sweep:.3g} s), "
+            f"{ranges.min_separation_s:g} s apart, do not fit into {nsamples * header.tsamp:.4g} s; "
+            f"valid: fewer, a lower DM, or a longer duration"
+        )
     times = first + np.sort(rng.uniform(0, slack, n)) + np.arange(n) * ranges.min_separation_s
     return [Pulse(**{**asdict(pulse), "time_s": time}) for pulse, time in zip(pulses, times.tolist())]
 
@@ -109,8 +142,15 @@ def random_bandpass(nchans: int, rng: np.random.Generator) -> np.ndarray:
     return (rolloff * (1 + rng.uniform(-0.1, 0.1) * (2 * x - 1) + ripple)).astype(np.float32)
 
 
-def simulate(path: str | Path, header: Header, nsamples: int, pulses: Sequence[Pulse], rfi: Rfi,
-             seed: int, progress: bool = False) -> Path:
+def simulate(
+    path: str | Path,
+    header: Header,
+    nsamples: int,
+    pulses: Sequence[Pulse],
+    rfi: Rfi,
+    seed: int,
+    progress: bool = False,
+) -> Path:
     """Write an 8-bit observation and its truth, ``<name>_truth.csv`` beside it.
 
     A channel of response b has Gaussian noise of mean ``100 b`` and standard deviation ``10 b`` counts; pulses and
@@ -173,8 +213,14 @@ def write_truth(path: str | Path, pulses: Sequence[Pulse], boxcar_widths_ms: Seq
     writer.writeheader()
     for pulse, boxcar in zip(pulses, boxcar_widths_ms, strict=True):
         row = {k: "" if v is None else f"{v:.6g}" for k, v in asdict(pulse).items()}
-        writer.writerow(row | {"time_s": f"{pulse.time_s:.7f}", "mjd": f"{tstart + pulse.time_s / 86400:.11f}",
-                               "boxcar_width_ms": f"{boxcar:.6g}"})
+        writer.writerow(
+            row
+            | {
+                "time_s": f"{pulse.time_s:.7f}",
+                "mjd": f"{tstart + pulse.time_s / 86400:.11f}",
+                "boxcar_width_ms": f"{boxcar:.6g}",
+            }
+        )
     with atomic_writer(path) as file:
         file.write(text.getvalue().encode())
 
@@ -194,8 +240,10 @@ def read_truth(path: str | Path) -> list[Pulse]:
         reader = csv.DictReader(file)
         missing = [name for name in NEEDED_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
-            raise InputError(f"{path}: the column {missing[0]} is missing; valid: a first line that names at least "
-                             f"{', '.join(NEEDED_COLUMNS)}")
+            raise InputError(
+                f"{path}: the column {missing[0]} is missing; valid: a first line that names at least "
+                f"{', '.join(NEEDED_COLUMNS)}"
+            )
         return [_pulse_of(row, f"{path}, line {reader.line_num}") for row in reader]
 
 

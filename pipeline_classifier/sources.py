@@ -1,4 +1,4 @@
-"""Where pages come from. Every source has a ``name``, a ``grid``, a ``starts`` array, an ``account`` and ``batches()``."""
+"""Where pages come from: every source has ``name``, ``grid``, ``starts``, ``account``, ``batches()``, ``cutout()``."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pipeline_classifier.pages import PageBatch, PageGrid, cut_pages, page_start
 from pipeline_classifier.rfi import Cleaning, clean
 from single_pulse_classifier_training.cli import InputError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ class FilterbankPages:
         used = 0.0
         for start, end in zip(edges[:-1], edges[1:], strict=True):
             data, good = self.cleaned(start, end - start + self._tree.max_delay)
-            integers = np.empty((len(data), end - start + self._tree.max_delay), dedispersion.accumulator_dtype(len(data)))
+            integers = np.empty(
+                (len(data), end - start + self._tree.max_delay), dedispersion.accumulator_dtype(len(data))
+            )
             summed = self._tree(dedispersion.quantise(data, integers), end - start)
             noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
             self.account["samples_read"] += int(end - start)
@@ -145,6 +147,8 @@ class ArrayPages:
             pages = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise InputError(f"{path}: not a .npy array of numbers ({error})") from error
+        if not isinstance(pages, np.ndarray):
+            raise InputError(f"{path}: a .npz archive is not a .npy array; save the pages alone with numpy.save")
         if pages.ndim == 4 and 1 in (pages.shape[1], pages.shape[3]):
             pages = pages[:, 0] if pages.shape[1] == 1 else pages[..., 0]
         if pages.ndim != 3 or 0 in pages.shape:
@@ -152,7 +156,9 @@ class ArrayPages:
         if pages.dtype != np.uint8 and not np.issubdtype(pages.dtype, np.floating):
             raise InputError(f"{path}: dtype {pages.dtype} is not float32 (pages) or uint8 (images)")
         if pages.shape[1] != len(dms):
-            log.warning("%s has %d DM rows, the configured DM grid %d: DMs are not given", path, pages.shape[1], len(dms))
+            logger.warning(
+                "%s has %d DM rows, the configured DM grid %d: DMs are not given", path, pages.shape[1], len(dms)
+            )
             dms = np.full(pages.shape[1], np.nan)
         self.pages, self.name = pages, Path(path).stem
         self.grid = PageGrid(dms, pages.shape[2])

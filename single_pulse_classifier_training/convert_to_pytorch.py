@@ -49,8 +49,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify", nargs=2, metavar=("PAGES", "OUTPUTS"), help="compare with outputs that Keras gave")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="of --verify, in softmax (default: %(default)s)")
     parser.add_argument("--config", help="config.json of the TensorFlow pipeline")
-    parser.add_argument("--template", nargs="?", const="", metavar="MODEL_NAME", help="write a template of this network")
-    parser.add_argument("--all", action="store_true", help="write a template of every network")
+    parser.add_argument("--template", nargs="?", const="", metavar="MODEL_NAME", help="a template of this network")
+    parser.add_argument("--all", action="store_true", help="a template of every network")
     parser.add_argument("--seed", type=int, default=0, help="of a template (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist already")
     return parser
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> list[Path]:
 
 
 def convert_files(args: argparse.Namespace) -> list[Path]:
-    """Convert the Keras files of the command line; one that cannot be converted stops all before anything is written."""
+    """Convert the Keras files of the command line; a bad one stops all before anything is written."""
     jobs = plan(args.models, args.output)
     check_targets([target for _, target in jobs], args.overwrite)
     if len(jobs) > 1:
@@ -154,7 +154,7 @@ def verify(checkpoint: Checkpoint, pages_path: str, outputs_path: str, tolerance
     images, outputs = _load_array(pages_path), _load_array(outputs_path)
     side = checkpoint.resolution
     if images.shape[1:] not in ((side, side), (1, side, side), (side, side, 1)) or len(images) == 0:
-        raise InputError(f"{pages_path}: shape {images.shape} is not (N, {side}, {side}) or (N, {side}, {side}, 1), N > 0")
+        raise InputError(f"{pages_path}: shape {images.shape} is not (N, {side}, {side}[, 1]) with N > 0")
     if outputs.shape != (len(images), 2):
         raise InputError(f"{outputs_path}: shape {outputs.shape} is not ({len(images)}, 2), two outputs for each image")
     outputs = torch.from_numpy(outputs.astype(np.float64))
@@ -170,7 +170,7 @@ def verify(checkpoint: Checkpoint, pages_path: str, outputs_path: str, tolerance
     agree = int((found.argmax(1) == expected.argmax(1)).sum())
     result = f"largest difference in softmax {difference:.2g}, same class for {agree} of {len(images)} images"
     if not difference <= tolerance:
-        raise InputError(f"--verify {outputs_path}: {result}, more than the tolerance {tolerance:g}; nothing was written")
+        raise InputError(f"--verify {outputs_path}: {result}, above the tolerance {tolerance:g}; nothing was written")
     return f"  verified: {result}"
 
 

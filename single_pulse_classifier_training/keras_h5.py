@@ -232,7 +232,7 @@ def _fitting_description(keras: KerasModel, fits: list[tuple[str, int]]) -> list
             if shape:
                 sides.add(tuple(shape[1:]))
             if config.get("data_format") == "channels_first":
-                raise InputError(f"{keras.path} is channels_first (layer {config['name']}), only channels_last is known")
+                raise InputError(f"{keras.path} is channels_first ({config['name']}): only channels_last is known")
             if kind == "Activation" and steps and steps[-1][2] == "linear":
                 steps[-1] = (*steps[-1][:2], config["activation"])
             elif kind not in WITHOUT_EFFECT:

@@ -1,0 +1,172 @@
+"""Events: measured on the plane, whole across page edges and batches, one per pulse."""
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_classifier.catalogue import Event, EventFinder, boxcar_widths, find_peaks, merge_duplicates, write_candidates
+from pipeline_classifier.pages import PageBatch, PageGrid
+from pipeline_classifier.pulse_signal import Pulse
+from pipeline_classifier.recovery import compare
+
+N_TIME = 64
+GRID = PageGrid(np.arange(32.0), N_TIME, tsamp=1e-3, tstart=59000.25, f_top=1500.0, f_bottom=1400.0)
+
+
+def plane(n_pages: int, pulses: list[tuple[int, int, int, float]], seed: int = 0) -> np.ndarray:
+    """Unit noise (32, n) with boxcars (row, first column, width, S/N)."""
+    values = np.random.default_rng(seed).standard_normal((32, n_pages * N_TIME)).astype(np.float32)
+    for row, column, width, snr in pulses:
+        values[row, column : column + width] += snr / np.sqrt(width)
+    return values
+
+
+def find(values: np.ndarray, positive: list[int], batch_size: int, starts: np.ndarray | None = None) -> list[Event]:
+    """Events of the pages of a plane of which ``positive`` are pulses, classified in batches."""
+    starts = np.arange(0, values.shape[1], N_TIME) if starts is None else starts
+    pages = np.stack([values[:, start : start + N_TIME] for start in starts])
+    predictions = np.isin(np.arange(len(starts)), positive).astype(np.int32)
+    probabilities = np.where(predictions, 0.9, 0.1).astype(np.float32)
+    finder, events = EventFinder(GRID), []
+    for first in range(0, len(starts), batch_size):
+        chosen = slice(first, first + batch_size)
+        batch = PageBatch(pages[chosen], starts[chosen], first)
+        events += finder.add(batch, predictions[chosen], probabilities[chosen])
+    return events + finder.finish()
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 20])
+def test_a_pulse_on_the_edge_of_two_pages_is_one_event(width):
+    column = 2 * N_TIME - width // 2
+    [event] = find(plane(5, [(20, column, width, 40.0)]), [1, 2], 10)
+    assert (event.first_page, event.last_page) == (1, 2) and event.probability == pytest.approx(0.9)
+    assert event.dm_pc_cm3 == 20.0
+    assert event.snr == pytest.approx(40, rel=0.15)
+    assert event.time_s == pytest.approx((column + width / 2) * 1e-3, abs=1.1e-3)
+    assert event.mjd == pytest.approx(59000.25 + event.time_s / 86400, abs=1e-10)
+    assert event.width_ms == pytest.approx(width, rel=0.4)
+    assert event.width_samples * 1.0 == pytest.approx(event.width_ms)
+
+
+def test_a_pulse_at_the_very_start_and_the_very_end():
+    events = find(plane(4, [(5, 0, 2, 30.0), (9, 4 * N_TIME - 2, 2, 30.0)]), [0, 3], 4)
+    assert [event.dm_pc_cm3 for event in events] == [5.0, 9.0]
+    assert events[0].time_s == pytest.approx(1e-3, abs=1e-3) and events[1].time_s == pytest.approx(0.255, abs=1e-3)
+
+
+def test_pages_that_are_not_positive_give_nothing():
+    assert find(plane(4, [(20, 100, 2, 50.0)]), [], 2) == []
+
+
+def test_two_pulses_in_adjacent_pages_are_two_events():
+    events = find(plane(4, [(20, 70, 2, 30.0), (10, 185, 3, 20.0)]), [1, 2], 10)
+    assert sorted((event.dm_pc_cm3, round(event.time_s, 2)) for event in events) == [(10.0, 0.19), (20.0, 0.07)]
+
+
+positive_pages = st.sets(st.integers(0, 39)).map(sorted)
+
+
+@given(positive=positive_pages, batch_size=st.integers(1, 45), seed=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_batches_change_no_event(positive, batch_size, seed):
+    rng = np.random.default_rng(seed)
+    pulses = [(int(rng.integers(32)), page * N_TIME + int(rng.integers(60)), 2, 30.0) for page in positive]
+    values = plane(40, pulses, seed)
+    events = find(values, positive, batch_size)
+    assert events == find(values, positive, 100)
+    assert {event.first_page for event in events} <= set(positive)
+    assert len(events) >= (len(positive) > 0)
+
+
+@given(batch_size=st.integers(1, 80))
+@settings(max_examples=20, deadline=None)
+def test_a_run_longer_than_memory_allows_is_measured_in_pieces(batch_size):
+    values = plane(80, [(20, 32 * N_TIME - 1, 2, 40.0), (8, 75 * N_TIME, 2, 40.0)])
+    events = find(values, list(range(80)), batch_size)
+    assert {20.0, 8.0} <= {event.dm_pc_cm3 for event in events if event.snr > 20}
+    assert events == find(values, list(range(80)), 100)
+
+
+@given(batch_size=st.integers(1, 20))
+@settings(max_examples=15, deadline=None)
+def test_overlapping_pages_show_a_pulse_once(batch_size):
+    values = plane(6, [(20, 130, 2, 40.0)])
+    starts = np.arange(0, 5 * N_TIME + 1, N_TIME // 2)
+    positive = [i for i, start in enumerate(starts) if start <= 130 < start + N_TIME]
+    assert len(positive) == 2
+    [event] = find(values, positive, batch_size, starts)
+    assert event.dm_pc_cm3 == 20.0 and event.time_s == pytest.approx(0.131, abs=1e-3)
+
+
+def test_pages_with_a_gap_between_them_are_separate():
+    values = plane(6, [(20, 10, 2, 40.0), (7, 3 * N_TIME + 10, 2, 40.0)])
+    events = find(values, [0, 1], 5, np.array([0, 3 * N_TIME]))
+    assert [(event.first_page, event.last_page, event.dm_pc_cm3) for event in events] == [(0, 0, 20.0), (1, 1, 7.0)]
+
+
+def test_a_peak_is_looked_for_only_where_it_is_asked_for():
+    values = plane(3, [(20, 10, 2, 60.0), (12, 90, 2, 20.0)])
+    [peak] = find_peaks(values, GRID, N_TIME, 2 * N_TIME, most=3)
+    assert (peak.row, peak.column) == (12, 90)
+
+
+def test_a_plane_of_zeros_and_nans_is_no_trouble():
+    values = np.zeros((32, 200), np.float32)
+    values[3, 5] = np.nan
+    for peak in find_peaks(values, GRID, 0, 200, most=2):
+        assert np.isfinite(peak.snr) and peak.snr <= 0
+
+
+def test_trial_widths_are_dense():
+    for longest in (1, 2, 7, 128):
+        widths = boxcar_widths(longest)
+        assert widths[0] == 1 and widths[-1] <= longest and (np.diff(widths) > 0).all()
+        assert (widths[1:] <= np.maximum(1.5 * widths[:-1], widths[:-1] + 1)).all() and widths[-1] * 1.5 >= longest
+
+
+def event(time_s: float, dm: float, snr: float, page: int = 0, **changes) -> Event:
+    return Event(**{"time_s": time_s, "mjd": 59000.0, "dm_pc_cm3": dm, "snr": snr, "width_ms": 1.0,
+                    "probability": 0.9, "first_page": page, "last_page": page, "width_samples": 1} | changes)
+
+
+def test_a_twin_in_the_bow_tie_is_merged_and_another_pulse_is_not():
+    # At a trial DM 100 too high, the bottom channel of the pulse falls sweep(100) samples too early.
+    grid = PageGrid(np.arange(0.0, 200.0), N_TIME, tsamp=1e-3, f_top=1500.0, f_bottom=1400.0)
+    reach = float(grid.sweep(100.0)) * 1e-3
+    assert reach == pytest.approx(4148.808 * 100 * (1400.0**-2 - 1500.0**-2))
+    pulse = event(1.0, 50.0, 80.0, page=15)
+    twin = event(1.0 - 0.9 * reach, 150.0, 12.0, page=13)
+    other_side = event(1.0 + 0.9 * reach, 150.0, 12.0, page=17)
+    later = event(1.5, 50.0, 20.0, page=23)
+    merged = merge_duplicates([later, twin, pulse, other_side], grid)
+    assert [(e.time_s, e.dm_pc_cm3) for e in merged] == [(1.0, 50.0), (other_side.time_s, 150.0), (1.5, 50.0)]
+    assert (merged[0].first_page, merged[0].last_page) == (13, 15)
+    unknown = PageGrid(grid.dms, N_TIME)
+    assert merge_duplicates([pulse, twin], unknown) == [pulse, twin], "without times nothing is merged"
+
+
+def test_the_table(tmp_path):
+    unknown = event(np.nan, np.nan, 9.0, page=4, mjd=np.nan, width_ms=np.nan)
+    write_candidates(tmp_path / "candidates.csv", [event(1.25, 56.5, 12.345), unknown])
+    with open(tmp_path / "candidates.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:8] == ["time_s", "mjd", "dm_pc_cm3", "snr", "width_ms", "probability", "first_page",
+                                 "last_page"]
+    assert float(rows[0]["time_s"]) == 1.25 and float(rows[0]["dm_pc_cm3"]) == 56.5
+    assert float(rows[0]["snr"]) == pytest.approx(12.345, abs=0.01)
+    assert [rows[1][key] for key in ("time_s", "mjd", "dm_pc_cm3", "width_ms")] == [""] * 4
+    assert (rows[1]["snr"], rows[1]["first_page"]) == ("9.00", "4")
+    write_candidates(tmp_path / "candidates.csv", [])
+    assert (tmp_path / "candidates.csv").read_text().count("\n") == 1, "a header alone"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_found_of_known_pulses():
+    pulses = [Pulse(1.0, 50.0, 20.0, 1.0), Pulse(2.0, 60.0, 9.0, 1.0), Pulse(3.0, 70.0, 15.0, 1.0)]
+    events = [event(1.001, 50.5, 19.0), event(1.002, 49.5, 8.0), event(3.0, 20.0, 14.0), event(2.5, 60.0, 7.0)]
+    recovery = compare(pulses, events, PageGrid(GRID.dms, N_TIME, 1e-4, 59000.0, 1530.0, 1211.25))
+    assert recovery.event_of_pulse.tolist() == [0, -1, -1]
+    assert recovery.false_events.tolist() == [False, True, True, True]

@@ -1,0 +1,98 @@
+"""Configs: what is honoured, where paths lead, and one sentence for every mistake."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
+from single_pulse_classifier_training.cli import InputError
+
+
+def load(folder: Path, **keys):
+    path = folder / "config.json"
+    path.write_text(json.dumps(keys))
+    return load_pipeline_config(path)
+
+
+def test_the_default_config_finds_its_own_files():
+    config = load_pipeline_config(DEFAULT_CONFIG)
+    assert config.model_path.is_file()
+    dms, cleaning = config.front_end()
+    np.testing.assert_array_equal(dms, 0.5 * np.arange(256))
+    assert cleaning.zero_dm and cleaning.baseline_window_s == 0.2 and cleaning.zaplist == ()
+
+
+def test_an_empty_config_is_the_default_job(tmp_path):
+    np.testing.assert_array_equal(load(tmp_path).front_end()[0], 0.5 * np.arange(256))
+    assert load(tmp_path).model_path == load_pipeline_config(DEFAULT_CONFIG).model_path
+
+
+def test_paths_are_relative_to_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    config = load(tmp_path, path_to_filterbanks="data/", name_of_the_filterbank="a.fil", path_to_models="../models",
+                  name_of_the_model="m.pth")
+    assert config.filterbank_path == tmp_path / "data" / "a.fil"
+    assert config.model_path.resolve() == (tmp_path.parent / "models" / "m.pth").resolve()
+    assert load(tmp_path, path_to_filterbanks="/data").filterbank_path.parent == Path("/data")
+
+
+def test_the_transientx_config_is_honoured_and_our_keys_win(tmp_path):
+    front_end = {
+        "preprocesslite": {"td": 1, "fd": 1, "zapthre": 3.0, "filltype": "mean"},
+        "baseline": {"width": 0.1},
+        "rfi": {"zaplist": [[1300, 1310.5]], "rfilist": [["kadaneF", "8", "4"]]},
+        "subdedispersion": {"dms": 20, "ddm": 0.25, "ndm": 128, "overlap": 0.0},
+    }
+    (tmp_path / "tx.json").write_text(json.dumps(front_end))
+    dms, cleaning = load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
+    np.testing.assert_allclose(dms, 20 + 0.25 * np.arange(128))
+    assert (cleaning.baseline_window_s, cleaning.zero_dm, cleaning.zaplist) == (0.1, False, ((1300, 1310.5),))
+    ours = {"dms": 5.0, "ddm": 2.0, "ndm": 16, "zaplist": [[1400.0, 1410.0]]}
+    dms, cleaning = load(tmp_path, path_to_a_transientx_config="tx.json", **ours).front_end()
+    np.testing.assert_allclose(dms, 5 + 2.0 * np.arange(16))
+    assert cleaning.zaplist == ((1300, 1310.5), (1400, 1410))
+
+
+@pytest.mark.parametrize("front_end, named", [
+    ({"subdedispersion": {"ddm": 0}}, "ddm"), ({"subdedispersion": {"dm_step": 1}}, "dm_step"),
+    ({"baseline": {"width": "long"}}, "width"), ({"rfi": {"zaplist": [[1, 2, 3]]}}, "zaplist"), ({"rfi": 3}, "rfi"),
+    ({"rfi": {"zaplist": [[1500, 1400]]}}, "zaplist entry .1500.0, 1400.0.")], ids=str)
+def test_a_mistake_in_the_transientx_config_is_named(tmp_path, front_end, named):
+    (tmp_path / "tx.json").write_text(json.dumps(front_end))
+    with pytest.raises(InputError, match=named):
+        load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
+
+
+@pytest.mark.parametrize("keys, named", [
+    ({"thresold": 0.5}, "thresold.*threshold"), ({"threshold": 1.5}, "threshold.*1.5"),
+    ({"threshold": "0.5"}, "threshold"), ({"n_spectra": 0}, "n_spectra"), ({"n_spectra": 2.5}, "n_spectra"),
+    ({"batch_size": True}, "batch_size"), ({"device": "gpu"}, "device.*gpu.*cuda"), ({"page_overlap": 1.0}, "page_overlap"),
+    ({"ndm": 1}, "ndm"), ({"ddm": -0.5}, "ddm"), ({"name_of_the_model": ""}, "name_of_the_model"),
+    ({"zaplist": [1400, 1500]}, "zaplist")], ids=str)
+def test_a_mistake_is_named_in_one_sentence(tmp_path, keys, named):
+    with pytest.raises(InputError, match=named) as error:
+        load(tmp_path, **keys)
+    assert "config.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "null", '{"threshold": 0.5,}', "\xff"])
+def test_a_config_that_is_missing_or_no_json(tmp_path, content):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match="config.json"):
+        load_pipeline_config(path)
+    with pytest.raises(InputError, match="tx.json"):
+        load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
+
+
+def test_a_config_of_the_tensorflow_pipeline_is_told_what_to_change(tmp_path):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, name_of_the_model="a_256.h5", workers_for_tensorflow=4)
+    message = str(error.value)
+    for part in ('"a_256.pth"', "convert_to_pytorch.py a_256.h5", '"workers_for_pytorch": 4', "model_name", "resolution"):
+        assert part in message
+    with pytest.raises(InputError, match='"workers_for_pytorch": 2'):
+        load(tmp_path, workers_for_tensorflow=2)
