@@ -54,7 +54,7 @@ class Peak:
 
 
 def boxcar_widths(longest: int) -> np.ndarray:
-    """Trial widths in samples, 1 to ``longest``, at most a factor 1.5 apart."""
+    """Trial widths in samples, 1 to ``longest``, at most a factor 1.6 apart (2 from 1 to 2)."""
     widths = np.unique(np.round(1.4 ** np.arange(0, 1 + np.log(max(longest, 1)) / np.log(1.4))).astype(int))
     return widths[widths <= longest]
 
@@ -136,7 +136,7 @@ class EventFinder:
         last = len(held) - 1
         events, keep_from = [], last
         for first_page, last_page in self._runs(held.starts):
-            if last_page == last and not final and last_page - first_page + 1 < LONGEST_RUN:
+            if last_page == last and not final:
                 keep_from = max(0, first_page - 1)
             else:
                 events += self._measure(held, first_page, last_page)

@@ -127,12 +127,14 @@ def events_from_cands(
     Columns, tab separated, no header: beam, number, MJD, DM, width (ms), S/N, f_high, f_low, image, x, file.
     """
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for number, row in enumerate(csv.reader(file, delimiter="\t"), start=1):
             if not row:
                 continue
             try:
                 mjd, dm, width_ms, snr = (float(value) for value in row[2:6])
+                if not np.isfinite([mjd, dm, width_ms, snr]).all():
+                    raise ValueError
             except ValueError:
                 raise InputError(
                     f"{path} line {number}: columns 3 to 6 must be MJD, DM, width (ms) and S/N, not {row[2:6]}"
@@ -197,6 +199,8 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
         )
     if args.shifts < 1 or args.sky_pages < 0:
         raise InputError(f"--shifts {args.shifts} and --sky-pages {args.sky_pages}: at least 1 and 0 are needed")
+    if min(args.resolutions) < 1 or args.seed < 0:
+        raise InputError(f"--resolutions {min(args.resolutions)} and --seed {args.seed}: at least 1 and 0 are needed")
     rng = np.random.default_rng(args.seed)
     dms, cleaning = config.front_end()
     planned, groups = [], 0

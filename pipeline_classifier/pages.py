@@ -139,16 +139,17 @@ def to_images(
     values = torch.from_numpy(pages).to(device)
     if normaliser == "minmax":
         low, high = values.amin(dim=(1, 2)), values.amax(dim=(1, 2))
-        offset, scale = low, 255.0 / (high - low)
+        offset, extent = low, high - low
         unusable = ~(torch.isfinite(low) & torch.isfinite(high) & (high > low))
     elif normaliser == "robust":
         low, high = ROBUST_RANGE
         median, sigma = robust_noise(values)
-        offset, scale = median + low * sigma, 255.0 / ((high - low) * sigma)
+        offset, extent = median + low * sigma, (high - low) * sigma
         unusable = ~(torch.isfinite(values.sum(dim=(1, 2))) & (sigma > 0))
     else:
         raise ValueError(f"normaliser {normaliser!r} is not one of {', '.join(NORMALISERS)}")
-    scaled = (values - offset[:, None, None]).mul_(scale[:, None, None]).clamp_(0.0, 255.0)
+    # Divided before it is multiplied, as in the original, so that the maximum is 255 and not 254.99998.
+    scaled = (values - offset[:, None, None]).div_(extent[:, None, None]).mul_(255.0).clamp_(0.0, 255.0)
     scaled[unusable] = 0.0
     return resize(scaled.flip(1).to(torch.uint8), resolution), unusable
 

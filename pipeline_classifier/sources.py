@@ -101,7 +101,7 @@ class FilterbankPages:
             )
             summed = self._tree(dedispersion.quantise(data, integers), end - start)
             noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
-            self.account["samples_read"] += int(end - start)
+            self.account["samples_read"] = int(end)
             used += good.sum() * (end - start)
             self.account["channels_used"] = used / end
             yield np.multiply(summed, np.float32(1.0 / noise), dtype=np.float32)
@@ -144,7 +144,7 @@ class ArrayPages:
 
     def __init__(self, path: str | Path, dms: np.ndarray) -> None:
         try:
-            pages = np.load(path, mmap_mode="r", allow_pickle=False)
+            pages = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants arrays that it may write to
         except (ValueError, EOFError) as error:
             raise InputError(f"{path}: not a .npy array of numbers ({error})") from error
         if not isinstance(pages, np.ndarray):

@@ -86,7 +86,7 @@ def open_keras(path: str | Path) -> Iterator[KerasModel]:
 def _read_structure(path: Path, root: h5py.File) -> KerasModel:
     whole = _has(root, "model_weights")
     weights = _walk(path, root, "model_weights") if whole else root
-    version = _text(weights.attrs.get("keras_version", "of unknown version"))
+    version = _text(weights.attrs.get("keras_version", root.attrs.get("keras_version", "of unknown version")))
     names = _name_list(weights, "layer_names")
     if names is not None:
         layout = f"{'whole model' if whole else 'weights'}, Keras {version}"

@@ -124,7 +124,8 @@ def test_trial_widths_are_dense():
     for longest in (1, 2, 7, 128):
         widths = boxcar_widths(longest)
         assert widths[0] == 1 and widths[-1] <= longest and (np.diff(widths) > 0).all()
-        assert (widths[1:] <= np.maximum(1.5 * widths[:-1], widths[:-1] + 1)).all() and widths[-1] * 1.5 >= longest
+        assert (widths[1:] <= np.maximum(1.6 * widths[:-1], widths[:-1] + 1)).all()
+        assert widths[-1] * 1.6 >= longest
 
 
 def event(time_s: float, dm: float, snr: float, page: int = 0, **changes) -> Event:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,8 @@ from single_pulse_classifier_training.training_models import models_htable
 
 os.environ["KERAS_BACKEND"] = "torch"
 keras = pytest.importorskip("keras")
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "DM_time_binary_classificator_241002_"
@@ -57,14 +60,15 @@ ORIGINAL_PIPELINE_CONFIG = {
 }
 
 
-def make_keras(variant="3", resolution=32, seed=0, **first_layer):
+@lru_cache(maxsize=2)
+def make_keras(variant="3", resolution=32, seed=0):
     """A Keras model with random weights and biases whose softmax is not saturated on images of 0..255."""
     kind = keras.layers
     filters, units = ARCHITECTURES[variant[0]][resolution]
     layers = [keras.Input((resolution, resolution, 1))]
     for i, n in enumerate(filters):
         layers += [kind.MaxPooling2D(2)] if i else []
-        layers += [kind.Conv2D(n, 5, activation="relu", **(first_layer if i == 0 else {}))]
+        layers += [kind.Conv2D(n, 5, activation="relu")]
     if variant.endswith("GAP"):
         layers += [kind.GlobalAveragePooling2D()]
     else:
@@ -78,12 +82,18 @@ def make_keras(variant="3", resolution=32, seed=0, **first_layer):
         kernel = generator.standard_normal(kernel.shape, dtype=np.float32) * scale
         kernel /= 128 if layer is model.layers[0] else 1
         layer.set_weights([kernel, generator.normal(0, 0.2, bias.shape).astype(np.float32)])
+    outputs = predict(model, make_images(resolution, 8))
+    odds = np.log(outputs[:, 1] / outputs[:, 0])
+    kernel, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([kernel / odds.std(), (bias - [0, odds.mean()]) / odds.std()])
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
     return model
 
 
-def weighted(model):
-    return [(layer.name, layer.get_weights()) for layer in model.layers if layer.weights]
+def first_names(model):
+    """The names that Keras gives to the layers of the first model of a process."""
+    convolutions = sum(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
+    return ["conv2d", "conv2d_1", "conv2d_2"][:convolutions] + ["dense", "dense_1"]
 
 
 def keras2_config(model):
@@ -97,12 +107,12 @@ def keras2_config(model):
 
 def write_keras2(path, model, layout="keras2_whole", names=None, as_bytes=False, reverse=False, split=False):
     encode = (lambda text: text.encode()) if as_bytes else (lambda text: text)
-    layers = weighted(model)
-    names = dict(zip((name for name, _ in layers), names or [name for name, _ in layers], strict=True))
+    names = names or first_names(model)
+    layers = zip(names, (layer.get_weights() for layer in model.layers if layer.weights), strict=True)
     with h5py.File(path, "w") as file:
         if layout == "keras2_12_weights":
             for name, weights in layers:
-                group = file.create_group(f"_layer_checkpoint_dependencies/{names[name]}/vars")
+                group = file.create_group(f"_layer_checkpoint_dependencies/{name}/vars")
                 for i, values in enumerate(weights):
                     group[str(i)] = values
             file.create_group("_layer_checkpoint_dependencies/flatten/vars")
@@ -113,13 +123,13 @@ def write_keras2(path, model, layout="keras2_whole", names=None, as_bytes=False,
             file.attrs["keras_version"] = file.attrs["backend"] = encode("2.15.0")
             file.attrs["model_config"] = encode(json.dumps(keras2_config(model)))
         for name, weights in layers:
-            group = top.create_group(names[name])
-            labels = [f"{names[name]}/{kind}:0" for kind in ("kernel", "bias")]
+            group = top.create_group(name)
+            labels = [f"{name}/{kind}:0" for kind in ("kernel", "bias")]
             group.attrs["weight_names"] = np.array(labels, dtype="S") if as_bytes else labels
             for label, values in zip(labels, weights, strict=True):
                 group[label] = values
         top.create_group("flatten").attrs["weight_names"] = np.array([], dtype=np.float64)
-        listed = ["flatten", *names.values()][:: -1 if reverse else 1]
+        listed = ["flatten", *names][:: -1 if reverse else 1]
         parts = {"layer_names0": listed[:2], "layer_names1": listed[2:]} if split else {"layer_names": listed}
         for key, part in parts.items():
             top.attrs[key] = np.array(part, dtype="S") if as_bytes else part
@@ -136,21 +146,32 @@ def write_layout(folder, model, layout):
     return write_keras2(folder / "old.h5", model, layout)
 
 
-def make_images(resolution, n=48):
-    return np.random.default_rng(1).integers(0, 256, (n, resolution, resolution)).astype(np.uint8)
+def make_images(resolution, n=24):
+    generator = np.random.default_rng(1)
+    contrast = generator.uniform(50, 255, (n, 1, 1))
+    return (generator.uniform(size=(n, resolution, resolution)) * contrast).astype(np.uint8)
+
+
+@lru_cache(maxsize=2)
+def keras_softmax_of(variant, resolution, n):
+    return keras_softmax(make_keras(variant, resolution), make_images(resolution, n))
+
+
+def predict(model, images):
+    return model.predict(images[..., None].astype(np.float32), batch_size=16, verbose=0)
 
 
 def keras_softmax(model, images):
-    outputs = model.predict(images[..., None].astype(np.float32), batch_size=16, verbose=0)
-    assert outputs.std() > 0.01 and 1e-3 < outputs.min() < outputs.max() < 0.999  # else the comparison shows nothing
+    outputs = predict(model, images)
+    # Where the softmax is 0 or 1 the comparison would show nothing.
+    assert outputs.std() > 0.1 and 1e-3 < outputs.min() < outputs.max() < 0.999
     return outputs
 
 
 def torch_softmax(path, images):
     model = load_checkpoint(path, "cpu").model
     with torch.inference_mode():
-        logits = [model(torch.from_numpy(image[None, None].astype(np.float32))) for image in images]
-    return torch.cat(logits).softmax(1).numpy()
+        return model(torch.from_numpy(images[:, None].astype(np.float32))).softmax(1).numpy()
 
 
 def run(*arguments):
@@ -159,6 +180,7 @@ def run(*arguments):
 
 def refused(monkeypatch, capsys, *arguments):
     """The sentence with which the command line refuses; it must be one line, with exit code 2 and no result."""
+    capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["convert_to_pytorch.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         convert_to_pytorch.main()
@@ -169,19 +191,17 @@ def refused(monkeypatch, capsys, *arguments):
     return message
 
 
-def assert_converts(folder, variant, resolution, layout, n=48):
-    model = make_keras(variant, resolution)
-    images = make_images(resolution, n)
-    outputs = keras_softmax(model, images)
-    (path,) = run(write_layout(folder, model, layout), "-o", folder / "new.pth")
-    del model
-    difference = np.abs(torch_softmax(path, images) - outputs).max()
+def assert_converts(folder, variant, resolution, layout, n=24):
+    (path,) = run(write_layout(folder, make_keras(variant, resolution), layout), "-o", folder / "new.pth")
+    outputs = keras_softmax_of(variant, resolution, n)
+    difference = np.abs(torch_softmax(path, make_images(resolution, n)) - outputs).max()
     assert difference < 1e-5
     checkpoint = load_checkpoint(path, "cpu")
     assert (checkpoint.model_name, checkpoint.resolution) == (NAME + variant, resolution)
     assert checkpoint.normaliser == "minmax" and checkpoint.class_names == ["Artefact", "Pulse"]
     assert sum(p.numel() for p in checkpoint.model.parameters()) == PARAMETERS[variant][resolution]
-    print(f"AGREEMENT {variant} {resolution} {layout} {difference:.2g}")
+    for file in folder.iterdir():
+        file.unlink()  # up to 2 GB
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -209,8 +229,7 @@ def test_later_variants_are_told_apart_in_a_whole_model(tmp_path, variant):
     (path,) = run(tmp_path / "old.h5")
     assert load_checkpoint(path, "cpu").model_name == NAME + variant
     assert load_checkpoint(path, "cpu").resolution == 128
-    expected = model.predict(images[..., None].astype(np.float32), verbose=0)
-    assert np.abs(torch_softmax(path, images) - expected).max() < 1e-5
+    assert np.abs(torch_softmax(path, images) - keras_softmax(model, images)).max() < 1e-5
 
 
 def test_weights_that_fit_two_resolutions_need_to_be_told(tmp_path, monkeypatch, capsys):
@@ -232,16 +251,16 @@ def test_weights_that_fit_two_resolutions_need_to_be_told(tmp_path, monkeypatch,
     ],
 )
 def test_names_their_type_and_their_order_do_not_matter(tmp_path, layout, options):
-    model, images = make_keras(), make_images(32)
+    model, images = make_keras("3", 32), make_images(32)
     (path,) = run(write_keras2(tmp_path / "old.h5", model, layout, **options))
-    assert np.abs(torch_softmax(path, images) - keras_softmax(model, images)).max() < 1e-5
+    assert np.abs(torch_softmax(path, images) - keras_softmax_of("3", 32, len(images))).max() < 1e-5
 
 
 @pytest.mark.parametrize("layout", ["keras3_whole", "keras3_weights"])
 def test_second_model_of_a_process(tmp_path, layout):
-    make_keras(), make_keras()
-    model, images = make_keras(), make_images(32)
-    assert weighted(model)[0][0] != "conv2d"
+    make_keras.__wrapped__()
+    model, images = make_keras.__wrapped__(), make_images(32)
+    assert model.layers[0].name not in ("conv2d", "conv2d_1", "conv2d_2")
     (path,) = run(write_layout(tmp_path, model, layout))
     assert np.abs(torch_softmax(path, images) - keras_softmax(model, images)).max() < 1e-5
 
@@ -329,7 +348,7 @@ BAD_FILES = {
     "other padding": (first("Conv2D", padding="same"), "padding same"),
     "other activation": (first("Conv2D", activation="tanh"), "Conv2D 8 tanh"),
     "other pooling": (
-        configured(lambda layers: [x.update(class_name="AveragePooling2D") for x in layers if "Max" in x["class_name"]]),
+        configured(lambda layers: layers[2].update(class_name="AveragePooling2D")),
         "AveragePooling2D",
     ),
     "scaled input": (
@@ -344,7 +363,6 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_weights_are_refused_and_nothing_is_written(tmp_path, monkeypatch, capsys, case):
-    keras.backend.clear_session()  # layer names start again at conv2d
     change, reason = BAD_FILES[case]
     path = write_keras2(tmp_path / "old.h5", make_keras())
     edit(path, change)
@@ -410,7 +428,7 @@ def test_verify_compares_with_keras(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "old.pth").exists()
     run(path, "--verify", tmp_path / "pages.npy", tmp_path / "outputs.npy")
     printed = capsys.readouterr().out
-    assert "same class for 48 of 48 images" in printed
+    assert "same class for 24 of 24 images" in printed
     assert "dense" in printed and "fc1.weight (512, 12), inputs reordered" in printed
     run(path, "--overwrite", "--verify", tmp_path / "pages.npy", tmp_path / "logits.npy")
 
@@ -474,9 +492,11 @@ def test_old_pipeline_config_and_model_end_to_end(tmp_path):
     options = ["--pages", tmp_path / "pages.npy", "--output-dir", tmp_path, "--device", "cpu", "--no-plots"]
     subprocess.run([sys.executable, inference, "-c", migrated, *options], check=True, cwd="/", capture_output=True)
     outputs = keras_softmax(model, images)
-    probabilities = np.load(tmp_path / "probabilities_pages.npy")
+    probabilities = np.load(tmp_path / "probabilities_pages.npy")[: len(images)]
     assert np.abs(probabilities - outputs[:, 1]).max() < 1e-5
-    predictions = np.load(tmp_path / "predictions_pages.npy")[: len(images)]
+    predictions = np.load(tmp_path / "predictions_pages.npy")
+    assert predictions.shape == (50060,) and (predictions[len(images) :] == -1).all()  # n_spectra; pages not reached
+    predictions = predictions[: len(images)]
     assert np.array_equal(predictions, outputs.argmax(1)) and len(np.unique(predictions)) == 2
 
 

@@ -1,0 +1,171 @@
+"""Training sets: images, labels and groups from a truth table or a TransientX list, by the command line."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_classifier.filterbank import Filterbank
+from pipeline_classifier.pages import to_images
+from pipeline_classifier.pulse_signal import Pulse
+from pipeline_classifier.simulated_rfi import Rfi
+from pipeline_classifier.simulation import EFFELSBERG, simulate
+from pipeline_classifier.sources import FilterbankPages
+
+SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "create_dataset.py"
+HEADER = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=4.096e-4)
+PULSES = [Pulse(1.0, 56.77, 40.0, 2.0), Pulse(3.0, 57.2, 30.0, 3.0)]
+SHIFTS = 8
+
+
+def create_dataset(*options: object, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def observation(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("observation") / "crab.fil"
+    simulate(path, HEADER, round(5 / HEADER.tsamp), PULSES, Rfi(), seed=2)
+    return path
+
+
+def load(folder: Path, name: str) -> dict[str, np.ndarray]:
+    prefix = f"{name}_DM_time_dataset_realbased_"
+    return {path.name.removeprefix(prefix).removesuffix(".npy"): np.load(path) for path in folder.glob(f"{prefix}*.npy")}
+
+
+def pulse_columns(images: np.ndarray) -> np.ndarray:
+    """Column of the brightest pixels around the rows of DM 57 (N,); row 0 is the highest DM, 127.5."""
+    rows = images[:, 255 - 116 : 255 - 111].astype(float).sum(axis=1)
+    return rows.argmax(axis=1)
+
+
+def test_a_set_from_the_truth_of_a_simulation(observation, tmp_path):
+    options = ("--shifts", SHIFTS, "--sky-pages", 0.5, "--resolutions", 256, 64, "--name", "set", "--seed", 1)
+    done = create_dataset(observation, *options, "--output-dir", tmp_path / "out", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = load(tmp_path / "out", "set")
+    assert set(files) == {"training", "training_64x64", "labels_training", "groups_training", "snr_training"}
+    images, labels, groups, snr = (files[key] for key in ("training", "labels_training", "groups_training", "snr_training"))
+    n = 3 * SHIFTS
+    assert images.shape == (n, 256, 256) and images.dtype == np.uint8 and files["training_64x64"].shape == (n, 64, 64)
+    assert groups.dtype == np.int64 and snr.dtype == np.float32
+    assert (labels == "Pulse").sum() == 2 * SHIFTS and (labels == "Artefact").sum() == SHIFTS
+    assert (images.max(axis=(1, 2)) == 255).all() and (images.min(axis=(1, 2)) == 0).all()
+
+    # One group per pulse, its images shifted copies; every page of sky is a group of its own.
+    sizes = {group: (groups == group).sum() for group in groups}
+    assert sorted(sizes.values()) == [1] * SHIFTS + [SHIFTS] * 2
+    for pulse in PULSES:
+        chosen = np.flatnonzero(np.isclose(snr, pulse.snr))
+        assert len(chosen) == SHIFTS and len(set(groups[chosen])) == 1 and (labels[chosen] == "Pulse").all()
+        columns = pulse_columns(images[chosen[1:-1]])  # at the very edge half of the pulse is cut off
+        expected = np.round(np.linspace(0, 255, SHIFTS))[::-1][1:-1]
+        assert np.abs(columns - expected).max() <= 5
+        a, b = chosen[3], chosen[4]
+        shift = int(round(np.linspace(0, 255, SHIFTS)[4]) - round(np.linspace(0, 255, SHIFTS)[3]))
+        left, right = images[a][:, shift:].astype(float).ravel(), images[b][:, :-shift].astype(float).ravel()
+        assert np.corrcoef(left, right)[0, 1] > 0.98
+    assert np.isnan(snr[labels == "Artefact"]).all()
+
+    # Another resolution is the average of the same image.
+    mean = images.reshape(n, 64, 4, 64, 4).mean(axis=(2, 4))
+    assert np.abs(files["training_64x64"] - mean).max() <= 1
+    first_line = done.stdout.splitlines()[0]
+    assert first_line.startswith(f"{n} images: {2 * SHIFTS} Pulse, {SHIFTS} Artefact")
+
+
+def test_an_image_is_what_the_pipeline_sees(observation, tmp_path):
+    done = create_dataset(observation, "--shifts", 1, "--sky-pages", 0, "--normaliser", "robust", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    images = load(tmp_path, "crab")["training"]
+    starts = np.array([int(pulse.time_s / HEADER.tsamp) for pulse in PULSES])
+    source = FilterbankPages(observation, 0.5 * np.arange(256), starts=starts)
+    [batch] = source.batches(64)
+    np.testing.assert_array_equal(images, to_images(batch.pages, "robust", 256)[0].numpy())
+
+
+def candidate(number: int, time_s: float, dm: float, snr: float, width_ms: float = 2.0) -> str:
+    mjd = f"{HEADER.tstart + time_s / 86400:.12f}"
+    return "\t".join(["1", str(number), mjd, str(dm), str(width_ms), str(snr), "1532.5", "1212.5", f"image_{number}.png",
+                      "x", "crab.fil"]) + "\n"
+
+
+def test_a_set_from_a_transientx_list(observation, tmp_path):
+    (tmp_path / "crab.cands").write_text(
+        candidate(1, 1.0, 56.9, 38) + candidate(2, 2.0, 0.0, 12) + candidate(3, 2.5, 30.0, 9) + candidate(4, 3.0, 57.2, 29))
+    done = create_dataset(observation, "--cands", "crab.cands", "--shifts", SHIFTS, "--sky-pages", 0, "--resolutions", 128,
+                          "--name", "list", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = load(tmp_path, "list")
+    labels, groups, snr = (files[f"{key}_training"] for key in ("labels", "groups", "snr"))
+    assert files["training_128x128"].shape == (3 * SHIFTS, 128, 128) and "training" not in files
+    assert sorted(np.unique(groups, return_counts=True)[1]) == [SHIFTS] * 3, "the candidate at DM 30 is neither"
+    assert (labels == "Pulse").sum() == 2 * SHIFTS and set(snr[labels == "Pulse"]) == {38, 29}
+    assert all(len(set(labels[groups == group])) == 1 for group in groups)
+
+    wide = create_dataset(observation, "--cands", "crab.cands", "--shifts", SHIFTS, "--sky-pages", 0, "--pulse-dm", 57, 60,
+                          "--artefact-dm", 29, 31, "--name", "wide", folder=tmp_path)
+    assert wide.returncode == 0, wide.stderr
+    files = load(tmp_path, "wide")
+    assert set(files["snr_training"][files["labels_training"] == "Pulse"]) == {29}
+    assert (files["labels_training"] == "Artefact").sum() == SHIFTS
+
+
+def test_sky_without_pulses_alone_and_several_observations(observation, tmp_path):
+    simulate(tmp_path / "sky.fil", HEADER, 3000, [], Rfi(), seed=4)
+    done = create_dataset(observation, "sky.fil", "--shifts", 2, "--name", "both", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = load(tmp_path, "both")
+    labels, groups = files["labels_training"], files["groups_training"]
+    # Every pulse-free page of an observation without pulses is taken.
+    assert (labels == "Pulse").sum() == 4 and len(labels) >= 8 + 3000 // 256 - 1
+    assert sorted(np.unique(groups[labels == "Pulse"], return_counts=True)[1]) == [2, 2]
+    assert not set(groups[labels == "Pulse"]) & set(groups[labels == "Artefact"])
+    assert len(set(groups[labels == "Artefact"])) == (labels == "Artefact").sum()
+
+
+def test_candidates_outside_the_observation_are_left_out(observation, tmp_path):
+    (tmp_path / "crab.cands").write_text(candidate(1, 3.0, 57.2, 29) + candidate(2, -50.0, 57, 30) + candidate(3, 99, 57, 31))
+    done = create_dataset(observation, "--cands", "crab.cands", "--shifts", 4, "--sky-pages", 0, "--name", "a", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(load(tmp_path, "a")["snr_training"]) == {29}
+
+
+GOOD = candidate(1, 1.0, 57.0, 20)
+
+
+@pytest.mark.parametrize("content, options, named", [
+    (None, (), "crab.cands"), (b"1\t2\t3\n", (), "line 1"),
+    (GOOD.encode() + GOOD.replace("57.0", "high").encode(), (), "line 2"), (GOOD.replace("\t", ",").encode(), (), "line 1"),
+    (GOOD.replace("57.0", "nan").encode(), (), "line 1"), (GOOD.replace("1\t1\t59000", "1\t1\tnan59000").encode(), (), "line 1"),
+    (candidate(1, 999, 57, 20).encode(), (), "no page"), (b"\xff\xfe\x00\x01" * 50, (), "crab.cands"),
+    (GOOD.encode(), ("--shifts", 0), "--shifts"), (GOOD.encode(), ("--sky-pages", -1), "--sky-pages"),
+    (GOOD.encode(), ("--resolutions", 0), "--resolutions"), (GOOD.encode(), ("--normaliser", "zscore"), "minmax"),
+    (GOOD.encode(), ("--seed", -1), "--seed")],
+    ids=["missing", "short", "a word", "commas", "DM nan", "no MJD", "elsewhere", "binary", "shifts", "sky", "resolution",
+         "normaliser", "seed"])
+def test_a_bad_list_or_option_ends_in_one_sentence(observation, tmp_path, content, options, named):
+    if content is not None:
+        (tmp_path / "crab.cands").write_bytes(content)
+    done = create_dataset(observation, "--cands", "crab.cands", "--sky-pages", 0, "--output-dir", "out", *options, folder=tmp_path)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and done.stdout == ""
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["no truth", "wrong truth", "no observation", "no filterbank", "two lists"])
+def test_a_bad_observation_or_truth(observation, tmp_path, kind):
+    (tmp_path / "a.fil").write_bytes(b"nothing" if kind == "no filterbank" else observation.read_bytes())
+    options = {"no observation": ["b.fil"], "two lists": ["a.fil", "--cands", "b", "c"]}.get(kind, ["a.fil"])
+    if kind == "wrong truth":
+        (tmp_path / "a_truth.csv").write_text("time_s,dm_pc_cm3\n1,2\n")
+    done = create_dataset(*options, "--output-dir", "out", folder=tmp_path)
+    named = {"no truth": "a_truth.csv", "wrong truth": "snr", "no observation": "b.fil", "no filterbank": "a.fil",
+             "two lists": "--cands names 2 lists"}[kind]
+    assert done.returncode == 2 and named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+    assert Filterbank(observation).nsamples > 0

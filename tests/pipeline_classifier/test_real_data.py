@@ -1,0 +1,49 @@
+"""Real observations: the dry run finds the Crab's giant pulse and FRB 180417, and nothing in interference."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = REPOSITORY.parent / "shared" / "data"
+SCRIPT = REPOSITORY / "pipeline_classifier" / "run_pipeline_simulation.py"
+
+
+def events(filterbank: str, folder: Path, **config: object) -> list[dict[str, float]]:
+    """Search a file; return its candidates."""
+    path = DATA / filterbank
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: real observations are kept outside the repository")
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, SCRIPT, "-c", folder / "config.json", "--filterbank", path, "--output-dir", folder]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with open(folder / f"candidates_{path.stem}.csv", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert len(list(folder.glob("event_*.png"))) == len(rows)
+    return rows
+
+
+def at(rows: list[dict[str, float]], dm: float, dm_tolerance: float, time_s: float) -> list[dict[str, float]]:
+    return [row for row in rows
+            if abs(row["dm_pc_cm3"] - dm) <= dm_tolerance and abs(row["time_s"] - time_s) <= 5e-3]
+
+
+def test_the_giant_pulse_of_the_crab(tmp_path):
+    rows = events("crab_parkes_706-1402MHz_512us_4.2s.fil", tmp_path)
+    [pulse] = at(rows, 56.4, 1.5, 1.899)
+    assert pulse["mjd"] == pytest.approx(58543.330387 + 1.899 / 86400, abs=1e-6)
+    assert pulse["snr"] == pytest.approx(9.2, rel=0.2)
+
+
+def test_interference_without_a_pulse(tmp_path):
+    assert events("rfi_parkes_2002-4030MHz_512us_2.1s.fil", tmp_path) == []
+
+
+def test_a_fast_radio_burst(tmp_path):
+    [burst] = at(events("askap_frb180417_beam28.fil", tmp_path, ddm=2.0), 475.5, 4.0, 2.029)
+    assert burst["snr"] == pytest.approx(16.9, rel=0.2)

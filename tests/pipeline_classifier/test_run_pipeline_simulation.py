@@ -1,0 +1,85 @@
+"""The dry run: simulates what is not there, finds its pulses, says so, and overwrites nothing that is not its own."""
+
+import csv
+import json
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from pipeline_classifier.filterbank import Filterbank
+from pipeline_classifier.recovery import compare
+from pipeline_classifier.catalogue import Event
+from pipeline_classifier.simulation import read_truth
+from pipeline_classifier.sources import FilterbankPages
+
+SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "run_pipeline_simulation.py"
+SHORT = ("--duration-s", 10, "--pulses", 12, "--seed", 3)
+
+
+def dry_run(*options: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd="/", capture_output=True, text=True)
+
+
+def read_events(path: Path) -> list[Event]:
+    integers = ("first_page", "last_page", "width_samples")
+    with open(path, newline="") as file:
+        return [Event(**{k: int(v) if k in integers else float(v) for k, v in row.items()}) for row in csv.DictReader(file)]
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n") and content.rstrip().endswith(b"IEND\xaeB`\x82")
+    return struct.unpack(">II", content[16:24])
+
+
+def test_what_is_simulated_is_found(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"name_of_the_filterbank": "absent.fil"}))
+    out = tmp_path / "out"
+    done = dry_run("-c", tmp_path / "config.json", "--output-dir", out, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("*.fil")) == [], "simulated in the output folder, not where the config points"
+
+    pulses = read_truth(out / "absent_truth.csv")
+    source = FilterbankPages(out / "absent.fil", 0.5 * np.arange(256))
+    events = read_events(out / "candidates_absent.csv")
+    recovery = compare(pulses, events, source.grid)
+    bright = np.array([pulse.snr >= 10 for pulse in pulses])
+    assert len(pulses) == 12 and bright.sum() >= 6
+    assert recovery.found[bright].mean() >= 0.95 and recovery.false_events.sum() <= 1
+    for number, pulse in zip(recovery.event_of_pulse, pulses):
+        if number >= 0 and pulse.snr >= 12:
+            assert abs(events[number].time_s - pulse.time_s) < 5e-3 + 2 * pulse.scattering_ms / 1e3
+
+    assert Filterbank(out / "absent.fil").nsamples == round(10 / 102.4e-6)
+    pictures = sorted(out.glob("event_absent_*.png"))
+    assert len(pictures) == len(events) and all(min(picture_size(picture)) > 200 for picture in pictures)
+    names = {"absent.fil", "absent_truth.csv", "candidates_absent.csv", "predictions_absent.npy",
+             "probabilities_absent.npy", *(picture.name for picture in pictures)}
+    assert {path.name for path in out.iterdir()} == names
+    assert re.search(rf"injected pulses found {recovery.found.sum()} of 12\n", done.stdout)
+    assert re.search(rf"false events {recovery.false_events.sum()} ", done.stdout)
+
+    # Once more over its own files, with another seed.
+    again = dry_run("-c", tmp_path / "config.json", "--output-dir", out, "--duration-s", 3, "--pulses", 2, "--no-plots")
+    assert again.returncode == 0, again.stderr
+    assert len(read_truth(out / "absent_truth.csv")) == 2
+    assert len(np.load(out / "predictions_absent.npy")) == -(-round(3 / 102.4e-6) // 256)
+
+
+def test_a_file_that_was_not_simulated_is_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"path_to_filterbanks": "absent", "name_of_the_filterbank": "a.fil"}))
+    (tmp_path / "a.fil").write_bytes(b"precious")
+    done = dry_run("-c", tmp_path / "config.json", "--output-dir", tmp_path, *SHORT)
+    assert done.returncode == 2 and "a.fil is not a simulated file" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "a.fil").read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.fil", "config.json"}
+
+
+def test_a_filterbank_that_is_asked_for_must_be_there(tmp_path):
+    done = dry_run("--filterbank", tmp_path / "absent.fil", "--output-dir", tmp_path / "out")
+    assert done.returncode == 2 and "absent.fil" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
