@@ -44,13 +44,17 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class KnownEvents:
-    """Events of one observation: arrival (samples), DM, S/N, width (samples) and whether each is a pulse, all (K,)."""
+    """Events of one observation: arrival (samples), DM, S/N, width (samples), whether each is a pulse, all (K,).
+
+    ``labelled`` (K,) bool: the others give no images, but pulse-free sky keeps away from them too.
+    """
 
     sample: np.ndarray
     dm: np.ndarray
     snr: np.ndarray
     width: np.ndarray
     is_pulse: np.ndarray
+    labelled: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,14 @@ def events_from_truth(path: Path, grid: PageGrid) -> KnownEvents:
         np.array([pulse.snr for pulse in pulses], dtype=float),
         width_ms / 1e3 / grid.tsamp,
         np.ones(len(pulses), dtype=bool),
+        np.ones(len(pulses), dtype=bool),
     )
 
 
 def events_from_cands(
     path: Path, grid: PageGrid, pulse_dm: tuple[float, float], artefact_dm: tuple[float, float]
 ) -> KnownEvents:
-    """Candidates of a TransientX list in the two DM windows; the others are left out.
+    """Candidates of a TransientX list; those in the two DM windows are labelled.
 
     Columns, tab separated, no header: beam, number, MJD, DM, width (ms), S/N, f_high, f_low, image, x, file.
     """
@@ -142,10 +147,11 @@ def events_from_cands(
             rows.append((mjd, dm, width_ms, snr))
     mjd, dm, width_ms, snr = np.array(rows, dtype=float).reshape(-1, 4).T
     is_pulse = (dm >= pulse_dm[0]) & (dm <= pulse_dm[1])
-    chosen = is_pulse | ((dm >= artefact_dm[0]) & (dm <= artefact_dm[1]))
+    labelled = is_pulse | ((dm >= artefact_dm[0]) & (dm <= artefact_dm[1]))
+    if not labelled.any():
+        raise InputError(f"{path}: none of {len(dm)} candidates has a DM in {list(pulse_dm)} or {list(artefact_dm)}")
     sample = np.floor((mjd - grid.tstart) * SECONDS_PER_DAY / grid.tsamp).astype(np.int64)
-    width = np.maximum(1.0, width_ms / 1e3 / grid.tsamp)
-    return KnownEvents(sample[chosen], dm[chosen], snr[chosen], width[chosen], is_pulse[chosen])
+    return KnownEvents(sample, dm, snr, np.maximum(1.0, width_ms / 1e3 / grid.tsamp), is_pulse, labelled)
 
 
 def event_extent(events: KnownEvents, grid: PageGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -169,8 +175,9 @@ def label_starts(
     pages of pulse-free sky lie on a regular grid, so that no two share a sample.
     """
     offsets = np.unique(np.round(np.linspace(0, grid.n_time - 1, shifts)).astype(np.int64))[::-1]
-    start = (events.sample[:, None] - offsets).ravel()
-    group = np.repeat(np.arange(len(events.sample)), len(offsets))
+    labelled = np.flatnonzero(events.labelled)
+    start = (events.sample[labelled, None] - offsets).ravel()
+    group = np.repeat(labelled, len(offsets))
     inside = (start >= 0) & (start + grid.n_time <= nsamples)
     start, group = start[inside], group[inside]
     is_pulse, snr = events.is_pulse[group], np.where(events.is_pulse, events.snr, np.nan)[group]
