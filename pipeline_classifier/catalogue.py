@@ -160,7 +160,10 @@ class EventFinder:
         ]
 
     def _measure(self, held: PageBatch, first_page: int, last_page: int) -> list[Event]:
-        """Measure the pulses of one run, with a page before and after it as context where they adjoin."""
+        """Measure the pulses of one run, with a page before and after it as context where they adjoin.
+
+        A pulse that an edge cuts may be recognised on one side of it only: its centre may lie a quarter page outside.
+        """
         n_time, starts = self.grid.n_time, held.starts
         before = first_page > 0 and starts[first_page] - starts[first_page - 1] <= n_time
         after = last_page + 1 < len(held) and starts[last_page + 1] - starts[last_page] <= n_time
@@ -176,8 +179,8 @@ class EventFinder:
         peaks = find_peaks(
             plane,
             self.grid,
-            int(starts[first_page]) - origin,
-            int(starts[last_page]) - origin + n_time,
+            int(starts[first_page]) - origin - n_time // 4,
+            int(starts[last_page]) - origin + n_time + n_time // 4,
             most=last_page - first_page + 1,
         )
         probability = float(self._probabilities[run].max())

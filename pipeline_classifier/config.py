@@ -143,7 +143,10 @@ def load_pipeline_config(path: str | Path) -> PipelineConfig:
         if isinstance(content, dict):
             changes = _tensorflow_changes(content)
             if changes:
-                raise InputError(f"{path} is of the TensorFlow pipeline; change these lines: {'; '.join(changes)}")
+                raise InputError(
+                    f"{path} is of the TensorFlow pipeline; change these lines, or let `python convert_to_pytorch.py "
+                    f"--config {path}` do it: {'; '.join(changes)}"
+                )
     return load_config(path, PipelineConfig)
 
 

@@ -35,7 +35,7 @@ NSAMPLES = 160_000
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
 CALIBRATION_OBSERVATIONS = 12
-FALSE_PER_HOUR = 100  # pages; what the default threshold lets through on such observations
+FALSE_PER_HOUR = 200  # pages; what the default threshold lets through on such observations, two thirds of them full of RFI
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -111,7 +111,7 @@ def measure_thresholds(model: Path, work: Path, rng: np.random.Generator) -> lis
         probabilities.append(np.load(work / f"probabilities_{path.stem}.npy", allow_pickle=False))
         hours += float(options[options.index("--duration-s") + 1]) / 3600
     ranked = np.sort(np.concatenate(probabilities))[::-1]
-    allowed = {rate: min(int(rate * hours), len(ranked) - 1) for rate in (1000, 300, FALSE_PER_HOUR, 30)}
+    allowed = {rate: min(int(rate * hours), len(ranked) - 1) for rate in (1000, FALSE_PER_HOUR, 100, 30)}
     just_above = [max(0.5, float(np.nextafter(ranked[n], np.float32(2)))) for n in allowed.values()]
     return [{"threshold": t, "false_per_hour": float(rate)} for rate, t in zip(allowed, just_above, strict=True)]
 
