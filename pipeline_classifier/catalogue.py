@@ -72,7 +72,8 @@ def find_peaks(plane: np.ndarray, grid: PageGrid, first: int, last: int, most: i
     Notes
     -----
     The noise is 1.4826 times the median absolute deviation. Between the peak and where its bottom channel falls at a
-    wrong trial DM lies the pulse's own bow tie, in which no second pulse is looked for.
+    wrong trial DM lies the pulse's own bow tie, in which no second pulse is looked for. A peak in the bow tie of
+    a much brighter pulse gives that pulse, wherever its centre is.
     """
     values = np.nan_to_num(plane - np.median(plane, axis=1, keepdims=True))
     sigma = 1.4826 * np.median(np.abs(values[:, ::2])) or values.std() or 1.0
@@ -86,6 +87,7 @@ def find_peaks(plane: np.ndarray, grid: PageGrid, first: int, last: int, most: i
         better = snr > best[:, centres]
         best[:, centres][better] = snr[better]
         best_width[:, centres][better] = width
+    everywhere = best.copy()
     best[:, : max(0, first)] = best[:, last:] = -np.inf
 
     peaks: list[Peak] = []
@@ -95,12 +97,27 @@ def find_peaks(plane: np.ndarray, grid: PageGrid, first: int, last: int, most: i
         snr, width = float(best[row, centre]), int(best_width[row, centre])
         if not np.isfinite(snr) or (peaks and snr < NEXT_PEAK_SNR):
             break
+        row, centre = brightest_of_bow_tie(everywhere, grid, row, centre, width)
+        snr, width = float(everywhere[row, centre]), int(best_width[row, centre])
         peaks.append(Peak(int(row), int(centre) - (width - 1) // 2, width, snr))
         reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
         margin = 2 * width + best_width
         own = (columns >= centre + np.minimum(reach, 0) - margin) & (columns <= centre + np.maximum(reach, 0) + margin)
         best[own] = -np.inf
     return peaks
+
+
+def brightest_of_bow_tie(snr: np.ndarray, grid: PageGrid, row: int, centre: int, width: int) -> tuple[int, int]:
+    """Row and centre of the pulse that a peak belongs to: a much brighter one whose bow tie it lies in, or itself.
+
+    The network may see a bright pulse's streak in a page beside the pulse itself. ``snr`` (n_dm, n) is by centre.
+    """
+    reach = np.nan_to_num(grid.sweep(grid.dms - grid.dms[row]))[:, None]
+    columns = np.arange(snr.shape[1])
+    holds_peak = (columns >= centre - np.maximum(reach, 0) - width) & (columns <= centre - np.minimum(reach, 0) + width)
+    within = np.where(holds_peak, snr, -np.inf)
+    brightest = np.unravel_index(int(within.argmax()), snr.shape)
+    return (int(brightest[0]), int(brightest[1])) if within[brightest] > 1.5 * snr[row, centre] else (row, centre)
 
 
 class EventFinder:

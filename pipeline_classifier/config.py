@@ -76,7 +76,7 @@ class FrontEndConfig(ConfigFile):
 
 
 class PipelineConfig(ConfigFile):
-    """Config of the pipeline. The keys up to ``workers_for_pytorch`` are the original's; README.md explains them all."""
+    """Config of the pipeline. The keys up to ``workers_for_pytorch`` are the original's; README.md has them all."""
 
     path_to_filterbanks: Name = "./"
     name_of_the_filterbank: Name = "B0531+21_59000_48386.fil"

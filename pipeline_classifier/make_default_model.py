@@ -35,7 +35,9 @@ NSAMPLES = 160_000
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
 CALIBRATION_OBSERVATIONS = 12
-FALSE_PER_HOUR = 200  # pages; what the default threshold lets through on such observations, two thirds of them full of RFI
+FALSE_PER_HOUR = (
+    200  # pages; what the default threshold lets through on such observations, two thirds of them full of RFI
+)
 
 
 def get_parser() -> argparse.ArgumentParser:

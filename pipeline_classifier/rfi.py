@@ -52,8 +52,8 @@ def clean(
     Channel masking compares, with the other channels', the noise level (against a running median over the band), the
     ratio of the standard deviation to that of the clipped samples (impulses), and the variance of means over
     `STATISTICS_BIN` samples (slow or periodic carriers), in the manner of IQRM (Morello et al. 2022, MNRAS 510, 1393);
-    limits are set with the median absolute deviation. Zero-DM regression: Men et al. 2019, MNRAS 488, 3957 (zero-DM matched filter); the plain
-    subtraction is Eatough et al. 2009, MNRAS 395, 410.
+    limits are set with the median absolute deviation. Zero-DM regression: Men et al. 2019, MNRAS 488,
+    3957 (zero-DM matched filter); the plain subtraction is Eatough et al. 2009, MNRAS 395, 410.
     """
     data = torch.from_numpy(np.ascontiguousarray(block.T)).to(torch.float32)
     finite = torch.isfinite(data).all(dim=1)

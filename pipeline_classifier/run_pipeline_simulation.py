@@ -5,8 +5,8 @@
   python run_pipeline_simulation.py -c config.json --filterbank file.fil --output-dir out
 
 Without --filterbank the file that the config names is searched; if it is not on disk, one is simulated under its name
-in the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside the
-observation, the run ends with how many of its pulses were found. Outputs are those of run_inference.py.
+in the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside
+the observation, the run ends with how many of its pulses were found. Outputs are those of run_inference.py.
 """
 
 import argparse
