@@ -66,6 +66,10 @@ def simulate_missing(path: Path, args: argparse.Namespace) -> None:
     """Simulate the observation that is not on disk; never over a file that was not simulated."""
     if path.exists() and not truth_path(path).exists():
         raise InputError(f"{path} is not a simulated file: it will not be overwritten, give another --output-dir")
+    if not 0 < args.duration_s < float("inf"):
+        raise InputError(f"--duration-s is {args.duration_s:g}; valid: above 0")
+    if args.seed < 0:
+        raise InputError(f"--seed is {args.seed}; valid: 0 or more")
     nsamples = max(1, round(args.duration_s / EFFELSBERG.tsamp))
     pulses = random_pulses(args.pulses, PulseRanges(), EFFELSBERG, nsamples, args.seed)
     rfi = random_rfi(args.rfi, EFFELSBERG, nsamples, args.seed)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.recovery import compare
@@ -83,3 +84,13 @@ def test_a_filterbank_that_is_asked_for_must_be_there(tmp_path):
     done = dry_run("--filterbank", tmp_path / "absent.fil", "--output-dir", tmp_path / "out")
     assert done.returncode == 2 and "absent.fil" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("option, value", [("--duration-s", "nan"), ("--duration-s", 0), ("--seed", -1), ("--threshold", 2)])
+def test_impossible_options_end_in_one_sentence(tmp_path, option, value):
+    (tmp_path / "config.json").write_text(json.dumps({"name_of_the_filterbank": "absent.fil"}))
+    out = tmp_path / "out"
+    done = dry_run("-c", tmp_path / "config.json", "--output-dir", out, option, value)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert option in done.stderr.splitlines()[-1]
+    assert list(out.iterdir()) == []
