@@ -22,27 +22,19 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
-from pipeline_classifier.search import SearchResult, load_classifier, report, search, write_results
+from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, report, search, write_results
 from pipeline_classifier.sources import ArrayPages, FilterbankPages
 from single_pulse_classifier_training.cli import run_script
-from single_pulse_classifier_training.runtime import DEVICES, make_output_folder
+from single_pulse_classifier_training.runtime import make_output_folder
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="config of the pipeline (default: %(default)s)")
+    add_search_options(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--filterbank", help="SIGPROC filterbank file (default: the config's)")
     what.add_argument("--pages", help=".npy batch of dedispersed pages or images")
-    parser.add_argument("--output-dir", help="where results go (default: output_dir of the config)")
-    parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="probability from which a page is a pulse (default: the config's, else the model's)",
-    )
-    parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
     return parser
 
 

@@ -1,5 +1,6 @@
 """The job itself: every page of a source classified, events found and measured, results and account written."""
 
+import argparse
 import logging
 import time
 from dataclasses import dataclass, field
@@ -10,12 +11,12 @@ from tqdm import tqdm
 
 from pipeline_classifier.catalogue import Event, EventFinder, merge_duplicates, write_candidates
 from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
-from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
 from pipeline_classifier.plots import plot_event
 from pipeline_classifier.sources import ArrayPages, FilterbankPages
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.runtime import atomic_writer, choose_device
+from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,19 @@ class SearchResult:
     events: list[Event]
     account: dict[str, float]
     files: list[Path] = field(default_factory=list)
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every script with a search shares."""
+    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="config of the pipeline (default: %(default)s)")
+    parser.add_argument("--output-dir", help="where results go (default: output_dir of the config)")
+    parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="probability from which a page is a pulse (default: the config's, else the model's)",
+    )
+    parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
 
 
 def load_classifier(config: PipelineConfig, device: str | None = None, threshold: float | None = None) -> Classifier:
