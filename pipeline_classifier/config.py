@@ -51,8 +51,8 @@ class Rfi(_Section):
 
 class Subdedispersion(_Section):
     rootname: str = ""
-    dms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    ddm: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    dms: float = Field(default=0.0, ge=0, le=1e5)
+    ddm: float = Field(default=0.5, ge=1e-6, le=1e4)
     ndm: int = Field(default=256, ge=2, le=4096)
     overlap: float = 0.0
 
@@ -101,8 +101,8 @@ class PipelineConfig(ConfigFile):
     threshold: float | None = Field(default=None, ge=0, le=1)
     page_samples: int = Field(default=256, ge=16, le=65536)
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)
-    dms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    ddm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    dms: float | None = Field(default=None, ge=0, le=1e5)
+    ddm: float | None = Field(default=None, ge=1e-6, le=1e4)
     ndm: int | None = Field(default=None, ge=2, le=4096)
     zaplist: list[Band] = []
 

@@ -72,6 +72,10 @@ def search(source: FilterbankPages | ArrayPages, classifier: Classifier, batch_s
     account["pages"] = source.n_pages
     account["pages_classified"] = int((predictions != NOT_CLASSIFIED).sum())
     account["pages_unusable"] = source.n_pages - account["pages_classified"]
+    if account["pages_unusable"]:
+        logger.warning(
+            "%s: %d of %d pages are constant or not finite", source.name, account["pages_unusable"], source.n_pages
+        )
     account["pages_with_pulse"] = int((predictions == 1).sum())
     account["events"] = len(events)
     account["wall_s"] = round(time.monotonic() - began, 3)

@@ -11,7 +11,7 @@ from pipeline_classifier import dedispersion
 from pipeline_classifier.catalogue import Event
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.pages import PageBatch, PageGrid, cut_pages, page_starts
-from pipeline_classifier.rfi import Cleaning, clean
+from pipeline_classifier.rfi import Cleaning, clean, zapped
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class FilterbankPages:
         self.cleaning = cleaning
         self.name = Path(path).stem
         frequencies, tsamp = self.filterbank.frequencies, self.filterbank.tsamp
+        if zapped(frequencies, cleaning.zaplist).all():
+            raise InputError(f"{path}: zaplist {list(cleaning.zaplist)} leaves none of its {len(frequencies)} channels")
         self.grid = PageGrid(dms, n_time, tsamp, self.filterbank.tstart, frequencies[0], frequencies[-1])
         self.starts = page_starts(self.filterbank.nsamples, n_time, overlap) if starts is None else starts
         self._tree = dedispersion.DedispersionTree(dedispersion.delays_in_samples(dms, frequencies, tsamp))

@@ -96,3 +96,10 @@ def test_a_config_of_the_tensorflow_pipeline_is_told_what_to_change(tmp_path):
         assert part in message
     with pytest.raises(InputError, match='"workers_for_pytorch": 2'):
         load(tmp_path, workers_for_tensorflow=2)
+
+
+@pytest.mark.parametrize("key, value", [("dms", 1e300), ("ddm", 1e-300), ("ddm", 1e9)])
+def test_a_dm_grid_beyond_reason_is_refused(tmp_path, key, value):
+    (tmp_path / "grid.json").write_text(json.dumps({key: value}))
+    with pytest.raises(InputError, match=f"key '{key}'"):
+        load_pipeline_config(tmp_path / "grid.json")

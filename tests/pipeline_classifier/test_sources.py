@@ -188,3 +188,11 @@ def test_what_is_no_batch_is_refused(tmp_path, write):
     write(tmp_path / "batch.npy")
     with pytest.raises(InputError, match="batch.npy"):
         ArrayPages(tmp_path / "batch.npy", np.arange(64.0))
+
+
+def test_a_zaplist_that_leaves_no_channel_is_refused(tmp_path):
+    header = Header(nchans=8, nbits=8, tsamp=1e-3, fch1=1500.0, foff=-1.0)
+    with FilterbankWriter(tmp_path / "a.fil", header) as file:
+        file.write(np.zeros((100, 8), dtype=np.uint8))
+    with pytest.raises(InputError, match="leaves none of its 8 channels"):
+        FilterbankPages(tmp_path / "a.fil", np.arange(4.0), cleaning=Cleaning(zaplist=((0.0, 9000.0),)))
