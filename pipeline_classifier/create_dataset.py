@@ -30,14 +30,14 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
+from pipeline_classifier.catalogue import SECONDS_PER_DAY
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
 from pipeline_classifier.pages import NORMALISERS, PageGrid, resize, to_images
-from pipeline_classifier.simulation import read_truth
+from pipeline_classifier.simulation import read_truth, truth_path
 from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
-SECONDS_PER_DAY = 86400.0
 VISIBLE_SNR = 1.5  # below this S/N a pulse that is smeared at a wrong trial DM no longer shows in a page
 BATCH_SIZE = 64
 
@@ -216,7 +216,7 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
         if args.cands:
             events = events_from_cands(Path(args.cands[i]), source.grid, tuple(args.pulse_dm), tuple(args.artefact_dm))
         else:
-            events = events_from_truth(Path(path).with_name(f"{Path(path).stem}_truth.csv"), source.grid)
+            events = events_from_truth(truth_path(path), source.grid)
         chosen = label_starts(events, source.grid, source.filterbank.nsamples, args.shifts, args.sky_pages, rng)
         chosen = LabelledStarts(chosen.start, chosen.is_pulse, chosen.group + groups, chosen.snr)
         groups = int(chosen.group.max(initial=groups - 1)) + 1

@@ -22,7 +22,7 @@ from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.recovery import compare, summary
 from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, report, search, write_results
 from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
-from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate
+from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, truth_path
 from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
@@ -48,10 +48,6 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of a simulated observation (default: %(default)s)")
     return parser
-
-
-def truth_path(filterbank: Path) -> Path:
-    return filterbank.with_name(f"{filterbank.stem}_truth.csv")
 
 
 def simulate_missing(path: Path, args: argparse.Namespace) -> None:

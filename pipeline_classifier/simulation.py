@@ -201,9 +201,13 @@ def simulate(
             file.write(counts[:, ::-1] if header.ascending else counts)
             bar.update(len(block))
 
-    truth_path = Path(path).with_name(f"{Path(path).stem}_truth.csv")
-    write_truth(truth_path, injector.pulses, injector.boxcar_widths_ms, header.tstart)
-    return truth_path
+    write_truth(truth_path(path), injector.pulses, injector.boxcar_widths_ms, header.tstart)
+    return truth_path(path)
+
+
+def truth_path(filterbank: str | Path) -> Path:
+    """Where the truth table of an observation lies: ``<name>_truth.csv`` beside it."""
+    return Path(filterbank).with_name(f"{Path(filterbank).stem}_truth.csv")
 
 
 def write_truth(path: str | Path, pulses: Sequence[Pulse], boxcar_widths_ms: Sequence[float], tstart: float) -> None:
