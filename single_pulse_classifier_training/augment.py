@@ -1,37 +1,86 @@
-"""Random changes of training images, on their device and over the whole batch at once."""
+"""Random changes of training images, on their device and over the whole batch at once.
+
+Every change draws from torch's global random generator, whose state a checkpoint keeps.
+"""
 
 import torch
+from torch import nn
 
 NOISE_LEVELS = 4.0
 ROW_OFFSET_LEVELS = 3.0
+ROW_GAIN = 0.05
+FAINTEST = 0.6
+PART_OF_PAGES = 0.3
+MOST_ROWS_DROPPED = 0.1
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Roll in time, noise, and a new baseline for every DM row.
+def augmentation() -> nn.Module:
+    """The changes that an observation makes too, one after the other.
 
-    Parameters
-    ----------
-    images : float tensor (N, 1, n_dm, n_time), values 0..255
-    generator : on the device of the images
+    Takes and gives float tensors (N, 1, n_dm, n_time) with values 0..255.
+    """
+    # Importing torchvision takes more than a second.
+    from torchvision.transforms import v2
 
-    Returns
-    -------
-    float tensor of the same shape, clipped to 0..255
+    return v2.Compose(
+        [
+            RollInTime(),
+            FainterPulse(),
+            RowBaseline(),
+            RowDropOut(),
+            v2.GaussianNoise(sigma=NOISE_LEVELS, clip=False),
+            v2.Lambda(lambda images: images.clamp(0.0, 255.0)),
+        ]
+    )
 
-    Notes
-    -----
+
+class RollInTime(nn.Module):
+    """Roll each page along time by its own number of columns.
+
     The roll wraps around: a pulse that is cut by a page edge comes back at the other one, which no observation does.
     """
-    images = roll_in_time(images, generator)
-    n_pages, _, n_dm, _ = images.shape
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
-    row_offsets = torch.randn((n_pages, 1, n_dm, 1), generator=generator, device=images.device)
-    return (images + NOISE_LEVELS * noise + ROW_OFFSET_LEVELS * row_offsets).clamp_(0.0, 255.0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n_pages, _, _, n_time = images.shape
+        shifts = torch.randint(n_time, (n_pages, 1), device=images.device)
+        columns = (torch.arange(n_time, device=images.device) - shifts) % n_time
+        return images.gather(3, columns[:, None, None, :].expand_as(images))
 
 
-def roll_in_time(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Roll each page of (N, 1, n_dm, n_time) along time by its own random number of columns."""
-    n_pages, _, _, n_time = images.shape
-    shifts = torch.randint(n_time, (n_pages, 1), generator=generator, device=images.device)
-    columns = (torch.arange(n_time, device=images.device) - shifts) % n_time
-    return images.gather(3, columns[:, None, None, :].expand_as(images))
+class FainterPulse(nn.Module):
+    """Make all that stands out of the noise fainter by a factor of its own for each page, 0.6 to 1.
+
+    The page is drawn towards its median by the factor, and new noise fills up what its old noise has lost.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        factor = torch.empty((len(images), 1, 1, 1), device=images.device).uniform_(FAINTEST, 1.0)
+        values = images.flatten(1)
+        quartiles = torch.quantile(values[:, :: max(1, values.shape[1] // 4096)], _QUARTILES.to(images.device), dim=1)
+        low, median, high = quartiles[:, :, None, None, None]
+        sigma = (high - low) / 1.349
+        noise = torch.randn_like(images) * sigma * (1 - factor**2).sqrt()
+        return median + factor * (images - median) + noise
+
+
+class RowBaseline(nn.Module):
+    """Give every DM row a small offset and gain of its own."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n_pages, _, n_dm, _ = images.shape
+        offset, gain = torch.randn((2, n_pages, 1, n_dm, 1), device=images.device)
+        return images * (1 + ROW_GAIN * gain) + ROW_OFFSET_LEVELS * offset
+
+
+class RowDropOut(nn.Module):
+    """In some of the pages, set up to a tenth of the rows to the mean of the page."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n_pages, _, n_dm, _ = images.shape
+        part = torch.rand((n_pages, 1, 1, 1), device=images.device) * MOST_ROWS_DROPPED
+        part *= torch.rand_like(part) < PART_OF_PAGES
+        dropped = torch.rand((n_pages, 1, n_dm, 1), device=images.device) < part
+        return torch.where(dropped, images.mean(dim=(2, 3), keepdim=True), images)
+
+
+_QUARTILES = torch.tensor([0.25, 0.5, 0.75])

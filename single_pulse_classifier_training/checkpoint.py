@@ -130,6 +130,19 @@ def load_checkpoint(
     return Checkpoint(model=model.to(device).eval(), **description)
 
 
+def load_training_state(path: str | Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """Read a checkpoint (on the CPU) and the ``training_state`` that it was saved with.
+
+    Raises
+    ------
+    InputError : as ``load_checkpoint``, or a file without a training state.
+    """
+    checkpoint, content = load_checkpoint(path, "cpu"), _read(Path(path))
+    if not isinstance(content.get("training"), dict):
+        raise InputError(f"{path} holds no state of a training: only last.pth does")
+    return checkpoint, content["training"]
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")

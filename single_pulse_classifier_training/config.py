@@ -9,7 +9,7 @@ from inspect import isclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from single_pulse_classifier_training.cli import InputError
 
@@ -31,54 +31,74 @@ Schema = TypeVar("Schema", bound=ConfigFile)
 Name = Annotated[str, Field(min_length=1)]
 
 
-class TrainingConfig(ConfigFile):
-    """Config of training.py. The first ten keys are the original's; README.md explains every key."""
+def _as_list(value: object) -> list:
+    if not isinstance(value, (str, list)):
+        raise ValueError("input should be the name of a file, or a list of them")
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[Name], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class ImageFiles(BaseModel):
+    """The files of one labelled set: one name, or a list of them that are read one after the other."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    files_by_resolution: dict[str, Names]
+    labels: Names
+    groups: Names | None = None
+    snr: Names | None = None
+
+
+class TrainingConfig(ConfigFile, ImageFiles):
+    """Config of training.py. The original's keys keep their meaning; README.md explains every key."""
 
     path_to_files: Name
     path_to_checkpoints: Name = "./checkpoints/"
     path_to_images: Name = "./images/"
     resolution: int = Field(gt=0)
     model_name: Name
-    files_by_resolution: dict[str, Name]
-    labels: Name
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     num_epochs: int = Field(default=100, ge=1)
     patience: int = Field(default=5, ge=1)
 
+    validation_files: ImageFiles | None = None
+    test_files: ImageFiles | None = None
     batch_size: int = Field(default=32, ge=2)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    groups: Name | None = None
     normaliser: Literal["minmax", "robust"] = "minmax"
     early_stopping_metric: Literal["val_loss", "val_accuracy", "train_accuracy"] = "val_loss"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    compile: bool = False
     num_workers: int = Field(default=0, ge=0)
     optimiser: Literal["adam", "adamw"] = "adam"
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     scheduler: Literal["cosine"] | None = None
+    warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    gradient_clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     class_weights: bool = False
     augment: bool = False
+    checkpoint_interval_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     dms: list[float] | None = None
     tsamp_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
-    @property
-    def images_path(self) -> Path:
-        """The .npy file of the images: the entry of this resolution, or the default with {res} filled in."""
-        name = self.files_by_resolution.get(str(self.resolution)) or self.files_by_resolution.get("default")
-        if name is None:
+    def image_paths(self, files: ImageFiles) -> list[Path]:
+        """The .npy files of a set's images: the entry of this resolution, or the default with {res} filled in."""
+        table = files.files_by_resolution
+        names = table.get(str(self.resolution)) or table.get("default")
+        if names is None:
             raise InputError(
                 f"files_by_resolution has neither the key '{self.resolution}' nor 'default': "
-                f"it has {', '.join(self.files_by_resolution) or 'no key'}"
+                f"it has {', '.join(table) or 'no key'}"
             )
-        return self.resolve(self.path_to_files) / name.replace("{res}", str(self.resolution))
+        return self.data_paths([name.replace("{res}", str(self.resolution)) for name in names])
 
-    @property
-    def labels_path(self) -> Path:
-        return self.resolve(self.path_to_files) / self.labels
-
-    @property
-    def groups_path(self) -> Path | None:
-        return self.resolve(self.path_to_files) / self.groups if self.groups else None
+    def data_paths(self, names: list[str]) -> list[Path]:
+        """Files in the folder of the data."""
+        return [self.resolve(self.path_to_files) / name for name in names]
 
 
 def load_config(path: str | Path, schema: type[Schema]) -> Schema:

@@ -1,19 +1,16 @@
-"""Labelled DM-time images on disk, and their split by event into training and validation."""
+"""Labelled DM-time images on disk, read batch by batch in constant memory."""
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.training_models import CLASS_NAMES
 
-NATIVE_RESOLUTION = 256
-PAIRS_PER_CHUNK = 64
-ROWS_COMPARED = 64
+RESIDENT_BYTES = 64 * 1024**2
 
 
 class DMTimeImages(Dataset):
@@ -34,6 +31,7 @@ class DMTimeImages(Dataset):
         self.paths, self.labels, self.resolution = [Path(path) for path in paths], labels, resolution
         self.files = [_open_images(path, resolution) for path in self.paths]
         self.starts = np.cumsum([0, *(len(images) for images in self.files)])
+        self._resident = 0
         if self.starts[-1] != len(labels):
             names = ", ".join(str(path) for path in self.paths)
             raise InputError(f"there are {len(labels)} labels, but {self.starts[-1]} images in {names}")
@@ -53,7 +51,24 @@ class DMTimeImages(Dataset):
         for file in np.unique(file_of):
             chosen = file_of == file
             batch[chosen, 0] = self.files[file][indices[chosen] - self.starts[file]]
+        self.forget(batch.nbytes)
         return torch.from_numpy(batch), torch.from_numpy(self.labels[indices])
+
+    def chunks(self, n_images: int) -> Iterator[tuple[int, np.ndarray]]:
+        """All images in order: index of the first, and up to ``n_images`` of one file, uint8 (n, H, W)."""
+        for start, images in zip(self.starts, self.files):
+            for first in range(0, len(images), n_images):
+                chunk = images[first : first + n_images]
+                yield int(start) + first, chunk
+                self.forget(chunk.nbytes)
+
+    def forget(self, n_bytes: int) -> None:
+        """Count bytes as read; past ``RESIDENT_BYTES`` of them the memory maps give their memory back."""
+        self._resident += n_bytes
+        if self._resident > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            for images in self.files:
+                images._mmap.madvise(mmap.MADV_DONTNEED)
+            self._resident = 0
 
     def __reduce__(self):
         # A worker process opens the files again: a pickled memory map would carry the whole set.
@@ -63,6 +78,57 @@ class DMTimeImages(Dataset):
 def keep_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The collate function for ``DMTimeImages``, whose batches need no collating."""
     return batch
+
+
+class TrainingBatches:
+    """Batches of indices in a new random order each epoch, the same for the same seed and epoch.
+
+    ``batch_size`` images are one step of the optimiser whatever the number of ranks; each rank gets its share of them.
+    A last batch with fewer than two images a rank is left out: batch normalisation has no variance to measure there.
+
+    Attributes
+    ----------
+    epoch : whose order is given
+    first : batches of this epoch that are done already and not given again
+    """
+
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, rank: int = 0, n_ranks: int = 1):
+        self.indices, self.batch_size, self.seed, self.rank, self.n_ranks = indices, batch_size, seed, rank, n_ranks
+        full, rest = divmod(len(indices), batch_size)
+        self.n_batches = full + (rest >= 2 * n_ranks)
+        self.epoch = 1
+        self.first = 0
+
+    def __len__(self) -> int:
+        return self.n_batches - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
+        for number in range(self.first, self.n_batches):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield batch[self.rank :: self.n_ranks].tolist()
+
+
+def ordered_batches(indices: np.ndarray, batch_size: int, rank: int = 0, n_ranks: int = 1) -> list[list[int]]:
+    """Batches of a rank's share of the indices, in order; all ranks together give every index once."""
+    mine = indices[rank::n_ranks]
+    return [mine[first : first + batch_size].tolist() for first in range(0, len(mine), batch_size)]
+
+
+def build_loader(
+    dataset: DMTimeImages, batches: TrainingBatches | list[list[int]], num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """A loader of the batches: uint8 images (B, 1, H, W) and int64 labels (B,)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=keep_batch,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # The loader draws a seed for its workers: not from the global state, which a resumed training has to restore.
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def _load_array(path: Path, key: str, mmap_mode: str | None = None) -> np.ndarray:
@@ -93,15 +159,18 @@ def _open_images(path: Path, resolution: int) -> np.ndarray:
     return images
 
 
-def load_labels(path: str | Path) -> np.ndarray:
-    """Read labels: strings ``Pulse`` / ``Artefact``, or integers 1 / 0; returns int64 (N,).
+def load_labels(paths: Sequence[Path]) -> np.ndarray:
+    """Read labels: strings ``Pulse`` / ``Artefact``, or integers 1 / 0; returns int64 (N,) of all files together.
 
     Raises
     ------
     InputError : no such file, an array of another kind, or a label that is neither class.
     """
-    path = Path(path)
-    labels = _load_array(path, "labels").squeeze()
+    return np.concatenate([_labels_of(Path(path)) for path in paths])
+
+
+def _labels_of(path: Path) -> np.ndarray:
+    labels = np.atleast_1d(_load_array(path, "labels").squeeze())
     if labels.ndim != 1 or labels.dtype.kind not in "USiub":
         raise InputError(f"labels: {path} holds {labels.dtype} {labels.shape}: valid are strings or integers (N,)")
     if labels.dtype.kind in "US":
@@ -115,141 +184,27 @@ def load_labels(path: str | Path) -> np.ndarray:
     return pulse.astype(np.int64)
 
 
-def load_groups(path: str | Path, n_images: int) -> np.ndarray:
-    """Read the event that each image shows: integers or strings, returned as int64 (N,) counted from 0."""
-    path = Path(path)
-    groups = _load_array(path, "groups").squeeze()
-    if groups.shape != (n_images,) or groups.dtype.kind not in "USiu":
-        raise InputError(
-            f"groups: {path} holds {groups.dtype} {groups.shape}: valid are integers or strings ({n_images},), "
-            "one an image"
-        )
+def load_groups(paths: Sequence[Path], n_images: int) -> np.ndarray:
+    """Read the event that each image shows: integers or strings, returned as int64 (N,) counted from 0.
+
+    The same value in two files is the same event.
+    """
+    groups = _one_per_image(paths, "groups", n_images, "USiu", "integers or strings")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
-def find_events(dataset: DMTimeImages) -> np.ndarray:
-    """The event of each image, int64 (N,): neighbours in a file that are shifted copies of each other share one.
-
-    A candidate gives a run of pages, each one sample later (or earlier) than the one before. In a set downsampled from
-    256 pixels by a factor f, pages that lie f places apart are shifted by one column. Shuffled sets need a groups file.
-    """
-    lags = sorted({1, max(1, NATIVE_RESOLUTION // dataset.resolution)})
-    first_of_event = np.ones(len(dataset), bool)
-    for start, images in zip(dataset.starts, dataset.files):
-        joined = np.zeros(len(images), bool)
-        for lag in lags:
-            chunks = range(0, len(images) - lag, PAIRS_PER_CHUNK)
-            for first in tqdm(chunks, desc="find shifted copies", leave=False, disable=None, delay=2):
-                last = min(first + PAIRS_PER_CHUNK, len(images) - lag)
-                shifted = shifted_copies(images[first:last], images[first + lag : last + lag], resampled=lag > 1)
-                # A page and its shifted copy are of one event, and so is all that lies between them.
-                for place in range(1, lag + 1):
-                    joined[first + place : last + place] |= shifted
-        first_of_event[start : start + len(images)] = ~joined
-    return np.cumsum(first_of_event) - 1
+def load_snr(paths: Sequence[Path], n_images: int) -> np.ndarray:
+    """Read the S/N of the pulse that each image shows, float32 (N,), NaN where there is none."""
+    return _one_per_image(paths, "snr", n_images, "fiu", "numbers").astype(np.float32)
 
 
-def shifted_copies(before: np.ndarray, after: np.ndarray, resampled: bool = False) -> np.ndarray:
-    """Which pairs of images show the same data, one column apart.
-
-    Parameters
-    ----------
-    before, after : uint8 (N, H, W), compared pair by pair
-    resampled : leave the outer columns out, which resampling fills with other neighbours
-
-    Returns
-    -------
-    bool (N,)
-    """
-    result = np.zeros(len(before), bool)
-    for left, right in ((before[:, :, 1:], after[:, :, :-1]), (before[:, :, :-1], after[:, :, 1:])):
-        if resampled:
-            left, right = left[:, :, 2:-2], right[:, :, 2:-2]
-        result |= (left == right).all(axis=(1, 2))
-        rest = np.flatnonzero(~result)
-        step = max(1, left.shape[1] // ROWS_COMPARED)
-        result[rest] |= _same_up_to_scale(left[rest, ::step], right[rest, ::step])
-    return result
-
-
-def _same_up_to_scale(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Which pairs agree, within truncation to integers, after a linear rescaling of the grey levels; bool (N,).
-
-    Each page is scaled by its own extremes: when a bright column enters or leaves, the copies differ by such a scale.
-    The scale is the ratio of the standard deviations, free of the variance 1/12 of truncation (Sheppard's correction).
-    """
-    n_pixels = left.shape[1] * left.shape[2]
-    x = left.reshape(-1, n_pixels).astype(np.float32)
-    y = right.reshape(-1, n_pixels).astype(np.float32)
-    inside = (x > 0) & (x < 255) & (y > 0) & (y < 255)
-    n = np.maximum(inside.sum(axis=1, keepdims=True), 1)
-
-    x = x - (x * inside).sum(axis=1, keepdims=True) / n
-    y = y - (y * inside).sum(axis=1, keepdims=True) / n
-    x *= inside
-    y *= inside
-    variance_x = (x * x).sum(axis=1, keepdims=True) / n
-    variance_y = (y * y).sum(axis=1, keepdims=True) / n
-    covariance = (x * y).sum(axis=1, keepdims=True) / n
-    correlated = covariance**2 > 0.25 * variance_x * variance_y
-
-    scale = np.sqrt(np.maximum(variance_y - 1 / 12, 1e-6) / np.maximum(variance_x - 1 / 12, 1e-6))
-    # Truncation moves a value by half a level to either side, in both images: twice that leaves room for the fit.
-    agree = (np.abs(y - scale * x) <= 1.0 + scale).all(axis=1, keepdims=True)
-    enough = inside.mean(axis=1, keepdims=True) > 0.25
-    return (correlated & (covariance > 0) & agree & enough)[:, 0]
-
-
-def split_by_event(
-    labels: np.ndarray, groups: np.ndarray, validation_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split images into training and validation so that no event is on both sides.
-
-    Of the events that show a Pulse, and of those that do not, whole events are drawn at random until the validation
-    side holds the part of their images that comes nearest to ``validation_fraction``; both sides get at least one.
-
-    Parameters
-    ----------
-    labels : int (N,), 0 = Artefact, 1 = Pulse
-    groups : int (N,), the event that each image shows
-    validation_fraction : wanted part of the images, between 0 and 1
-    seed : the same seed gives the same split
-
-    Returns
-    -------
-    training, validation : sorted int64 indices, together all N images
-
-    Raises
-    ------
-    InputError : a class that cannot be on both sides, having fewer than two events.
-    """
-    random = np.random.default_rng(seed)
-    events, event_of = np.unique(groups, return_inverse=True)
-    n_images = np.bincount(event_of)
-    shows_pulse = np.bincount(event_of, weights=labels) > 0
-    in_validation = np.zeros(len(events), bool)
-    for stratum in (shows_pulse, ~shows_pulse):
-        drawn = random.permutation(np.flatnonzero(stratum))
-        if len(drawn) > 1:
-            held = np.cumsum(n_images[drawn])
-            n_events = np.abs(held - validation_fraction * held[-1]).argmin() + 1
-            in_validation[drawn[: min(n_events, len(drawn) - 1)]] = True
-    on_validation_side = in_validation[event_of]
-    training, validation = np.flatnonzero(~on_validation_side), np.flatnonzero(on_validation_side)
-    check_split(labels, groups, training, validation)
-    return training, validation
-
-
-def check_split(labels: np.ndarray, groups: np.ndarray, training: np.ndarray, validation: np.ndarray) -> None:
-    """Raise InputError when an event is on both sides of a split, or a class is missing on one."""
-    shared = np.intersect1d(groups[training], groups[validation])
-    if shared.size:
-        raise InputError(f"the split leaks: {shared.size} event(s), {shared[0]} among them, are on both sides")
-    for side, indices in (("training", training), ("validation", validation)):
-        for label, class_name in enumerate(CLASS_NAMES):
-            if label not in labels[indices]:
-                n_events = len(np.unique(groups[labels == label]))
-                raise InputError(
-                    f"labels: no {class_name} is left for the {side} side of the split, "
-                    f"since the set has {n_events} {class_name} event(s)"
-                )
+def _one_per_image(paths: Sequence[Path], key: str, n_images: int, kinds: str, valid: str) -> np.ndarray:
+    parts = [np.atleast_1d(_load_array(Path(path), key).squeeze()) for path in paths]
+    for path, part in zip(paths, parts):
+        if part.ndim != 1 or part.dtype.kind not in kinds:
+            raise InputError(f"{key}: {path} holds {part.dtype} {part.shape}: valid are {valid}, one an image")
+    values = np.concatenate(parts)
+    if len(values) != n_images:
+        names = ", ".join(str(path) for path in paths)
+        raise InputError(f"{key}: {names} has {len(values)} values for {n_images} images: valid is one an image")
+    return values

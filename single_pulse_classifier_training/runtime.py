@@ -54,6 +54,12 @@ def make_output_folder(path: Path, key: str) -> Path:
     return path
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that an ``atomic_writer`` killed in the middle of its work has left."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` for binary writing; it takes the name ``path`` when the block succeeds.
@@ -68,5 +74,9 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # A failed write does not say to what file: the message of run_script needs it.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

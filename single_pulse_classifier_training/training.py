@@ -2,13 +2,17 @@
 
     python training.py config.json
     python training.py config.json --device cpu --epochs 3
+    python training.py config.json --resume                     go on where a training was stopped or killed
+    torchrun --nproc-per-node=4 training.py config.json         several GPUs (or CPU processes) for one training
 
 The config names the images (uint8 .npy), their labels and the network; README.md explains every key. Training stops
-when the validation loss (or the metric that the config names) has not improved for `patience` epochs.
+when the validation loss (or the metric that the config names) has not improved for `patience` epochs. SIGINT (Ctrl-C)
+and SIGTERM finish the step, save last.pth and end the run with exit code 130 or 143.
 
 Results:
     <path_to_checkpoints>/ch_point_<model_name>_<resolution>/prot-<epoch>-<train accuracy>-<validation accuracy>.pth
-        written when the metric improves; best.pth beside it is a copy of the last of them
+        written when the metric improves; best.pth beside it is a copy of the last of them, and last.pth is what
+        --resume goes on from
     <path_to_images>/accuracy_across_epochs_for_<model_name>_<resolution>x<resolution>.jpg
         loss and accuracy across epochs
 and a report on standard output.
@@ -24,31 +28,42 @@ import argparse
 import logging
 import math
 import shutil
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, SubsetRandomSampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from single_pulse_classifier_training.augment import augment
+from single_pulse_classifier_training.augment import augmentation
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
-from single_pulse_classifier_training.dataset import (
-    DMTimeImages,
-    find_events,
-    keep_batch,
-    load_groups,
-    load_labels,
-    split_by_event,
-)
-from single_pulse_classifier_training.metrics import ConfusionCounts, confusion_counts
+from single_pulse_classifier_training.dataset import TrainingBatches, build_loader, ordered_batches
+from single_pulse_classifier_training.distributed import Ranks, process_group
+from single_pulse_classifier_training.metrics import ConfusionCounts
+from single_pulse_classifier_training.optimisation import Learner, build_learner
 from single_pulse_classifier_training.plots import plot_training_history
-from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device, make_output_folder, set_seed
+from single_pulse_classifier_training.runtime import (
+    DEVICES,
+    atomic_writer,
+    choose_device,
+    make_output_folder,
+    remove_leftovers,
+    set_seed,
+)
+from single_pulse_classifier_training.split import Side, load_sides
 from single_pulse_classifier_training.training_models import build_model
+from single_pulse_classifier_training.training_state import (
+    Interrupted,
+    Progress,
+    Watch,
+    resume,
+    save_training_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,103 +84,52 @@ class TrainingResult:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learner: Learner,
     loader: DataLoader,
-    loss_function: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    device: torch.device,
-    augmentation: torch.Generator | None = None,
+    progress: Progress,
+    change: nn.Module | None,
+    after_step: Callable[[], None],
 ) -> tuple[float, float]:
-    """One pass over the training images; returns the mean loss and the accuracy while training."""
-    model.train()
-    total_loss = torch.zeros((), device=device)
-    n_right = torch.zeros((), device=device, dtype=torch.int64)
-    n_images = 0
-    for images, labels in tqdm(loader, desc="train", leave=False, disable=None):
-        images, labels = images.to(device).float(), labels.to(device)
-        if augmentation is not None:
-            images = augment(images, augmentation)
-        logits = model(images)
-        loss = loss_function(logits, labels)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        total_loss += loss.detach() * len(labels)
-        n_right += (logits.argmax(1) == labels).sum()
-        n_images += len(labels)
-    return total_loss.item() / n_images, n_right.item() / n_images
+    """Take the steps of an epoch that are still to do; returns its mean loss and the accuracy while training."""
+    learner.network.train()
+    for images, labels in tqdm(loader, desc="train", leave=False, disable=learner.ranks.hide_bar):
+        images = images.to(learner.device, non_blocking=True).float()
+        labels = labels.to(learner.device, non_blocking=True)
+        if change is not None:
+            images = change(images)
+        with learner.autocast():
+            logits = learner.network(images)
+        loss, weight = learner.summed_loss(logits, labels)
+        learner.step(loss, weight)
+        right = (logits.argmax(1) == labels).sum()
+        progress.n_batches += 1
+        progress.sums += torch.stack((loss.detach(), weight, right, right.new_tensor(len(labels))))
+        after_step()
+    loss, weight, right, n_images = learner.ranks.sum(progress.sums.clone()).tolist()
+    return loss / weight, right / n_images
 
 
 @torch.inference_mode()
-def evaluate(
-    model: nn.Module, loader: DataLoader, loss_function: nn.Module, device: torch.device
-) -> tuple[float, ConfusionCounts]:
+def evaluate(learner: Learner, loader: DataLoader, after_step: Callable[[], None]) -> tuple[float, ConfusionCounts]:
     """The mean loss and the confusion counts of the validation images."""
-    model.eval()
-    all_logits, all_labels = [], []
-    for images, labels in tqdm(loader, desc="validate", leave=False, disable=None):
-        all_logits.append(model(images.to(device).float()))
-        all_labels.append(labels.to(device))
-    logits, labels = torch.cat(all_logits), torch.cat(all_labels)
-    return loss_function(logits, labels).item(), confusion_counts(labels.cpu().numpy(), logits.argmax(1).cpu().numpy())
+    learner.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=learner.device)
+    counts = torch.zeros(4, dtype=torch.int64, device=learner.device)
+    for images, labels in tqdm(loader, desc="validate", leave=False, disable=learner.ranks.hide_bar):
+        images, labels = images.to(learner.device).float(), labels.to(learner.device)
+        with learner.autocast():
+            logits = learner.model(images)
+        sums += torch.stack(learner.summed_loss(logits, labels))
+        counts += torch.bincount(2 * labels + logits.argmax(1), minlength=4)
+        after_step()
+    loss, weight = learner.ranks.sum(sums).tolist()
+    true_negatives, false_positives, false_negatives, true_positives = learner.ranks.sum(counts).tolist()
+    return loss / weight, ConfusionCounts(true_positives, false_positives, true_negatives, false_negatives)
 
 
-def load_data(config: TrainingConfig) -> tuple[DMTimeImages, np.ndarray, np.ndarray]:
-    """The images and the indices of their training and validation sides."""
-    dataset = DMTimeImages([config.images_path], load_labels(config.labels_path), config.resolution)
-    groups = load_groups(config.groups_path, len(dataset)) if config.groups_path else find_events(dataset)
-    training, validation = split_by_event(dataset.labels, groups, config.validation_fraction, config.seed)
-    logger.info(
-        "%d images of %d events: %d for training, %d for validation",
-        len(dataset),
-        len(np.unique(groups)),
-        len(training),
-        len(validation),
-    )
-    return dataset, training, validation
-
-
-def build_loaders(
-    config: TrainingConfig, dataset: DMTimeImages, training: np.ndarray, validation: np.ndarray
-) -> tuple[DataLoader, DataLoader]:
-    """Batches of the training images in a new order each epoch, and of the validation images in order."""
-    # Batch normalisation has no variance to measure in a last batch of a single image.
-    drop_last = len(training) % config.batch_size == 1
-    shuffle = SubsetRandomSampler(training.tolist(), generator=torch.Generator().manual_seed(config.seed))
-    return tuple(
-        DataLoader(
-            dataset,
-            batch_size=config.batch_size,
-            sampler=sampler,
-            drop_last=drop_last and sampler is shuffle,
-            collate_fn=keep_batch,
-            num_workers=config.num_workers,
-            persistent_workers=config.num_workers > 0,
-        )
-        for sampler in (shuffle, validation.tolist())
-    )
-
-
-def build_optimiser(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW, as the config says."""
-    optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser]
-    # One pass over the weights instead of one an operation: 1.4 times the images/s for 241002_3 at 256 on a CPU.
-    return optimiser(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-
-
-def build_loss(config: TrainingConfig, labels: np.ndarray, device: torch.device) -> nn.Module:
-    """Cross-entropy on logits; with ``class_weights`` both classes count the same whatever their numbers."""
-    if not config.class_weights:
-        return nn.CrossEntropyLoss()
-    weights = len(labels) / (2 * np.bincount(labels, minlength=2))
-    return nn.CrossEntropyLoss(weight=torch.tensor(weights, dtype=torch.float32, device=device))
-
-
-def save_best(folder: Path, model: nn.Module, config: TrainingConfig, record: dict, counts: ConfusionCounts) -> Path:
-    """Write the checkpoint of an epoch under its own name, and a copy of it as best.pth."""
-    metrics = record | {"validation_confusion": asdict(counts)}
-    metrics |= {"val_precision": counts.precision, "val_recall": counts.recall, "val_f1": counts.f1}
-    checkpoint = Checkpoint(
+def describe(config: TrainingConfig, model: nn.Module, metrics: dict) -> Checkpoint:
+    """The checkpoint of a network as the config describes it."""
+    return Checkpoint(
         model=model,
         model_name=config.model_name,
         resolution=config.resolution,
@@ -175,7 +139,12 @@ def save_best(folder: Path, model: nn.Module, config: TrainingConfig, record: di
         metrics=metrics,
         config=config.model_dump(),
     )
-    path = folder / f"prot-{record['epoch']:03d}-{record['train_accuracy']:.3f}-{record['val_accuracy']:.3f}.pth"
+
+
+def save_best(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write the checkpoint of an epoch under its own name, and a copy of it as best.pth."""
+    metrics = checkpoint.metrics
+    path = folder / f"prot-{metrics['epoch']:03d}-{metrics['train_accuracy']:.3f}-{metrics['val_accuracy']:.3f}.pth"
     save_checkpoint(path, checkpoint)
     with open(path, "rb") as written, atomic_writer(folder / "best.pth") as copy:
         shutil.copyfileobj(written, copy)
@@ -184,42 +153,59 @@ def save_best(folder: Path, model: nn.Module, config: TrainingConfig, record: di
 
 def fit(
     config: TrainingConfig,
-    model: nn.Module,
+    learner: Learner,
     loaders: tuple[DataLoader, DataLoader],
-    loss_function: nn.Module,
-    device: torch.device,
+    progress: Progress,
     folder: Path,
-) -> tuple[list[dict[str, float]], dict[str, float], ConfusionCounts, Path]:
-    """Train until the metric stops improving; returns the history and the best epoch's record, counts, checkpoint."""
+) -> None:
+    """Train until the metric stops improving, from where ``progress`` stands."""
     training_loader, validation_loader = loaders
-    optimiser = build_optimiser(config, model)
-    scheduler = None
-    if config.scheduler == "cosine":
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.num_epochs)
-    augmentation = torch.Generator(device).manual_seed(config.seed) if config.augment else None
+    ranks, watch = learner.ranks, Watch(config.checkpoint_interval_s)
+    change = augmentation() if config.augment else None
 
-    history, best, best_counts, best_path = [], None, None, None
-    for epoch in range(1, config.num_epochs + 1):
-        loss, accuracy = train_one_epoch(model, training_loader, loss_function, optimiser, device, augmentation)
-        val_loss, counts = evaluate(model, validation_loader, loss_function, device)
+    def save() -> None:
+        save_training_state(folder / "last.pth", describe(config, learner.model, {}), learner, progress)
+        watch.saved()
+
+    def after_step() -> None:
+        # All processes stop, or save, after the same step.
+        signalled, due = ranks.agree(watch.signal, watch.is_due())
+        if signalled or due:
+            save()
+        if signalled:
+            raise Interrupted(signalled)
+
+    while not is_over(config, progress):
+        training_loader.batch_sampler.epoch = progress.epoch
+        training_loader.batch_sampler.first = progress.n_batches
+        began, n_images = time.perf_counter(), len(training_loader) * config.batch_size
+        loss, accuracy = train_one_epoch(learner, training_loader, progress, change, after_step)
+        speed = n_images / (time.perf_counter() - began)
+        # Shares of the validation side differ in length: several processes can only agree when all have ended.
+        val_loss, counts = evaluate(learner, validation_loader, after_step if ranks.n == 1 else lambda: None)
         if not (math.isfinite(loss) and math.isfinite(val_loss)):
-            raise InputError(f"learning_rate {config.learning_rate} is too high: no finite loss in epoch {epoch}")
-        if scheduler is not None:
-            scheduler.step()
-        record = {"epoch": epoch, "train_loss": loss, "train_accuracy": accuracy}
+            raise InputError(
+                f"learning_rate {config.learning_rate} is too high: no finite loss in epoch {progress.epoch}"
+            )
+        record = {"epoch": progress.epoch, "train_loss": loss, "train_accuracy": accuracy}
         record |= {"val_loss": val_loss, "val_accuracy": counts.accuracy}
-        history.append(record)
-        logger.info(
-            "epoch %d: train loss %.4f accuracy %.4f, validation loss %.4f accuracy %.4f",
-            *record.values(),
-        )
-        if best is None or is_better(record, best, config.early_stopping_metric):
-            best, best_counts = record, counts
-            best_path = save_best(folder, model, config, record, counts)
-        elif epoch - best["epoch"] >= config.patience:
-            logger.info("%s has not improved for %d epochs", config.early_stopping_metric, config.patience)
-            break
-    return history, best, best_counts, best_path
+        words = "epoch %d: train loss %.4f accuracy %.4f, validation loss %.4f accuracy %.4f, %.0f images/s"
+        logger.info(words, *record.values(), speed)
+        if progress.best is None or is_better(record, progress.best, config.early_stopping_metric):
+            metrics = record | {"validation_confusion": asdict(counts)}
+            metrics |= {"val_precision": counts.precision, "val_recall": counts.recall, "val_f1": counts.f1}
+            progress.best, progress.best_counts = record, counts
+            if ranks.is_writer:
+                progress.best_path = save_best(folder, describe(config, learner.model, metrics))
+        progress.finish_epoch(record)
+        save()
+
+
+def is_over(config: TrainingConfig, progress: Progress) -> bool:
+    """Whether all epochs are done, or the metric has not improved for ``patience`` of them."""
+    if progress.epoch > config.num_epochs:
+        return True
+    return progress.best is not None and progress.epoch - 1 - progress.best["epoch"] >= config.patience
 
 
 def is_better(record: dict[str, float], best: dict[str, float], metric: str) -> bool:
@@ -245,30 +231,76 @@ def report(result: TrainingResult) -> str:
     )
 
 
-def run(args: argparse.Namespace) -> TrainingResult:
-    """Train as the config file says."""
+def build_loaders(
+    config: TrainingConfig, sides: dict[str, Side], device: torch.device, ranks: Ranks
+) -> tuple[DataLoader, DataLoader]:
+    """Batches of the training images in a new order each epoch, and of the validation images in order."""
+    training, validation = sides["training"], sides["validation"]
+    shuffled = TrainingBatches(training.indices, config.batch_size, config.seed, ranks.rank, ranks.n)
+    if not len(shuffled):
+        raise InputError(f"{len(training.indices)} training images are too few for {ranks.n} process(es)")
+    ordered = ordered_batches(validation.indices, max(1, config.batch_size // ranks.n), ranks.rank, ranks.n)
+    pin = device.type == "cuda"
+    return (
+        build_loader(training.dataset, shuffled, config.num_workers, pin),
+        build_loader(validation.dataset, ordered, config.num_workers, pin),
+    )
+
+
+def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: bool) -> TrainingResult | None:
+    """Train on one process of all; the writer returns the result."""
     started = time.perf_counter()
+    set_seed(config.seed)
+    model = build_model(config.model_name, config.resolution).to(device, memory_format=torch.channels_last)
+    set_seed(config.seed + ranks.rank)
+    sides = load_sides(config)
+    name = f"{config.model_name}_{config.resolution}"
+    folder = config.resolve(config.path_to_checkpoints) / f"ch_point_{name}"
+    images = config.resolve(config.path_to_images)
+    if ranks.is_writer:
+        make_output_folder(folder, "path_to_checkpoints")
+        make_output_folder(images, "path_to_images")
+        remove_leftovers(folder)
+
+    loaders = build_loaders(config, sides, device, ranks)
+    n_batches = loaders[0].batch_sampler.n_batches
+    learner = build_learner(config, model, sides["training"].labels, n_batches, device, ranks)
+    progress, last = Progress(sums=torch.zeros(4, dtype=torch.float64, device=device)), folder / "last.pth"
+    if go_on and last.exists():
+        progress = resume(last, config, learner)
+        logger.info("going on with epoch %d after %d batches", progress.epoch, progress.n_batches)
+    elif last.exists():
+        logger.warning("%s of an earlier training will be replaced: --resume would go on with it", last)
+    fit(config, learner, loaders, progress, folder)
+    if not ranks.is_writer:
+        return None
+
+    plot_path = images / f"accuracy_across_epochs_for_{name}x{config.resolution}.jpg"
+    plot_training_history(progress.history, progress.best["epoch"], name, plot_path)
+    wall_time_s = time.perf_counter() - started
+    return TrainingResult(
+        progress.history, progress.best, progress.best_counts, progress.best_path, plot_path, wall_time_s
+    )
+
+
+def run(args: argparse.Namespace) -> TrainingResult | None:
+    """Train as the config file says."""
     config = load_config(args.config, TrainingConfig)
     if args.epochs is not None and args.epochs < 1:
         raise InputError(f"--epochs {args.epochs}: valid are whole numbers from 1")
     config.num_epochs = args.epochs or config.num_epochs
     device = choose_device(args.device or config.device)
-    set_seed(config.seed)
-    model = build_model(config.model_name, config.resolution).to(device, memory_format=torch.channels_last)
-    dataset, training, validation = load_data(config)
-    name = f"{config.model_name}_{config.resolution}"
-    folder = config.resolve(config.path_to_checkpoints) / f"ch_point_{name}"
-    make_output_folder(folder, "path_to_checkpoints")
-    images = make_output_folder(config.resolve(config.path_to_images), "path_to_images")
-
-    loaders = build_loaders(config, dataset, training, validation)
-    loss_function = build_loss(config, dataset.labels[training], device)
-    history, best, counts, path = fit(config, model, loaders, loss_function, device, folder)
-
-    plot_path = images / f"accuracy_across_epochs_for_{name}x{config.resolution}.jpg"
-    plot_training_history(history, best["epoch"], name, plot_path)
-    result = TrainingResult(history, best, counts, path, plot_path, time.perf_counter() - started)
-    print(report(result))
+    with process_group(device) as ranks:
+        if not ranks.is_writer:
+            logging.disable(logging.WARNING)
+        try:
+            result = train(config, device, ranks, args.resume)
+        except Interrupted as interrupted:
+            number = interrupted.args[0]
+            logger.warning("stopped by %s; the same command with --resume goes on", signal.Signals(number).name)
+            sys.exit(128 + number)
+    if result is not None:
+        print(report(result))
     return result
 
 
@@ -277,6 +309,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="training config, a JSON file")
     parser.add_argument("--device", choices=DEVICES, help="where to train (default: the config's device, auto)")
     parser.add_argument("--epochs", type=int, help="most epochs to train (default: the config's num_epochs, 100)")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pth, or start if there is none")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Images, labels, events and the split between training and validation."""
+"""Images and labels on disk, and the batches made of them."""
 
 import pickle
 
@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.dataset import (
     DMTimeImages,
-    check_split,
-    find_events,
+    TrainingBatches,
+    build_loader,
     load_groups,
     load_labels,
-    split_by_event,
+    load_snr,
+    ordered_batches,
 )
 
 
@@ -75,7 +76,7 @@ def test_files_that_are_no_arrays(tmp_path):
     np.savez(tmp_path / "z.npz", a=np.zeros(3))
     for name in ("i.npy", "empty.npy", "z.npz"):
         with pytest.raises(InputError, match="not a .npy file"):
-            load_labels(tmp_path / name)
+            load_labels([tmp_path / name])
     with pytest.raises(InputError, match="files_by_resolution: the file .*none.npy does not exist"):
         DMTimeImages([tmp_path / "none.npy"], np.zeros(4, np.int64), 32)
 
@@ -84,7 +85,7 @@ def test_files_that_are_no_arrays(tmp_path):
     "labels", [["Pulse", "Artefact"], np.array(["Pulse", "Artefact"], "S"), [1, 0], [[1], [0]], [True, False]]
 )
 def test_labels_as_strings_or_integers(tmp_path, labels):
-    loaded = load_labels(save(tmp_path / "l.npy", np.array(labels)))
+    loaded = load_labels([save(tmp_path / "l.npy", np.array(labels))])
     assert loaded.tolist() == [1, 0] and loaded.dtype == np.int64
 
 
@@ -99,110 +100,93 @@ def test_labels_as_strings_or_integers(tmp_path, labels):
 )
 def test_unknown_labels_are_named(tmp_path, labels, message):
     with pytest.raises(InputError, match=message):
-        load_labels(save(tmp_path / "l.npy", np.array(labels)))
+        load_labels([save(tmp_path / "l.npy", np.array(labels))])
 
 
-def test_groups_file(tmp_path):
-    assert load_groups(save(tmp_path / "g.npy", np.array(["b", "a", "b"])), 3).tolist() == [1, 0, 1]
-    with pytest.raises(InputError, match=r"groups: .* one an image"):
-        load_groups(tmp_path / "g.npy", 4)
+def test_labels_of_several_files_follow_each_other(tmp_path):
+    paths = [save(tmp_path / "a.npy", np.array(["Pulse"])), save(tmp_path / "b.npy", np.array([0, 1]))]
+    assert load_labels(paths).tolist() == [1, 0, 1]
 
 
-# Events: some of Pulse, some of Artefact, each with its number of pages
-event_sizes = st.lists(st.integers(1, 40), min_size=2, max_size=25)
+def test_groups_of_several_files(tmp_path):
+    first, second = save(tmp_path / "g.npy", np.array(["b", "a", "b"])), save(tmp_path / "h.npy", np.array(["b", "c"]))
+    assert load_groups([first], 3).tolist() == [1, 0, 1]
+    assert load_groups([first, second], 5).tolist() == [1, 0, 1, 1, 2]
+    with pytest.raises(InputError, match=r"groups: .*g.npy has 3 values for 4 images"):
+        load_groups([first], 4)
+    with pytest.raises(InputError, match=r"groups: .*f.npy holds float64 \(3,\): valid are integers or strings"):
+        load_groups([save(tmp_path / "f.npy", np.zeros(3))], 3)
 
 
-@settings(max_examples=60, deadline=None)
-@given(pulses=event_sizes, artefacts=event_sizes, fraction=st.floats(0.05, 0.95), seed=st.integers(0, 2**32 - 1))
-def test_split_has_no_event_on_both_sides_and_both_classes_on_each(pulses, artefacts, fraction, seed):
-    sizes = np.array(pulses + artefacts)
-    shuffled = np.random.default_rng(seed).permutation(sizes.sum())
-    groups = np.repeat(np.arange(len(sizes)), sizes)[shuffled]
-    labels = np.repeat(np.arange(len(sizes)) < len(pulses), sizes).astype(np.int64)[shuffled]
-    training, validation = split_by_event(labels, groups, fraction, seed)
-
-    assert np.array_equal(np.sort(np.concatenate((training, validation))), np.arange(len(labels)))
-    assert not set(groups[training]) & set(groups[validation])
-    for label, members in ((1, pulses), (0, artefacts)):
-        held = (labels[validation] == label).sum()
-        assert 0 < held < sum(members)
-        # Whole events only: the part can be off by an event, and each side keeps at least one.
-        assert abs(held - fraction * sum(members)) <= max(members)
-
-    again = split_by_event(labels, groups, fraction, seed)
-    assert np.array_equal(training, again[0]) and np.array_equal(validation, again[1])
+def test_snr_file(tmp_path):
+    path = save(tmp_path / "s.npy", np.array([8.0, np.nan]))
+    assert load_snr([path], 2).dtype == np.float32
+    with pytest.raises(InputError, match="snr: .* has 2 values for 3 images"):
+        load_snr([path], 3)
 
 
-def test_another_seed_gives_another_split():
-    labels, groups = np.repeat([0, 1], 200), np.arange(400)
-    first, second = (split_by_event(labels, groups, 0.2, seed)[1] for seed in (0, 1))
-    assert len(first) == len(second) == 80
-    assert not np.array_equal(first, second)
+@settings(deadline=None)
+@given(
+    n_images=st.integers(4, 200),
+    batch_size=st.integers(4, 40),
+    n_ranks=st.integers(1, 2),
+    seed=st.integers(0, 2**32 - 1),
+    first=st.integers(0, 3),
+)
+def test_batches_of_an_epoch(n_images, batch_size, n_ranks, seed, first):
+    """All ranks together take every image once, but for a remainder that is too small; a restart gives the rest."""
+    indices = np.arange(0, 3 * n_images, 3)
+    sampler = TrainingBatches(indices, batch_size, seed)
+    whole = list(sampler)
+    assert len(whole) == len(sampler) and all(len(batch) >= 2 for batch in whole)
+    given_images = [index for batch in whole for index in batch]
+    assert len(set(given_images)) == len(given_images) >= n_images - 1
+    assert set(given_images) <= set(indices.tolist())
+
+    ranks = [list(TrainingBatches(indices, batch_size, seed, rank, n_ranks)) for rank in range(n_ranks)]
+    assert len({len(batches) for batches in ranks}) == 1
+    for shares, batch in zip(zip(*ranks), whole):
+        assert sorted(index for share in shares for index in share) == sorted(batch)
+        assert all(len(share) >= 2 for share in shares)
+
+    sampler.first = min(first, len(whole))
+    assert list(sampler) == whole[sampler.first :]
+    sampler.first, sampler.epoch = 0, 2
+    assert sorted(list(sampler)) != sorted(whole) or n_images < 8
 
 
-def test_one_event_of_a_class_cannot_be_split():
-    labels = np.repeat([0, 1], 10)
-    with pytest.raises(InputError, match=r"no Pulse is left for the validation side .* has 1 Pulse event\(s\)"):
-        split_by_event(labels, np.repeat([0, 1, 2], [5, 5, 10]), 0.2, 0)
-    with pytest.raises(InputError, match=r"has 0 Pulse event\(s\)"):
-        split_by_event(np.zeros(20, np.int64), np.arange(20), 0.2, 0)
+@given(n_images=st.integers(0, 50), batch_size=st.integers(1, 9), n_ranks=st.integers(1, 3))
+def test_ordered_batches_give_every_index_once(n_images, batch_size, n_ranks):
+    indices = np.arange(n_images) * 2
+    shares = [ordered_batches(indices, batch_size, rank, n_ranks) for rank in range(n_ranks)]
+    assert sorted(index for batches in shares for batch in batches for index in batch) == indices.tolist()
+    assert all(1 <= len(batch) <= batch_size for batches in shares for batch in batches)
 
 
-def test_events_that_hold_both_classes_stay_whole():
-    labels, groups = np.arange(40) % 2, np.arange(40) // 4
-    training, validation = split_by_event(labels, groups, 0.2, 0)
-    assert len(validation) == 8 and not set(groups[training]) & set(groups[validation])
+def test_loader_with_workers_gives_the_same_as_without(tmp_path, images):
+    dataset = DMTimeImages([save(tmp_path / "i.npy", images)], np.arange(10) % 2, 32)
+    batches = TrainingBatches(np.arange(10), 4, seed=1)
+    alone, helped = (list(build_loader(dataset, batches, workers)) for workers in (0, 2))
+    for (images_alone, labels_alone), (images_helped, labels_helped) in zip(alone, helped, strict=True):
+        assert np.array_equal(images_alone, images_helped) and np.array_equal(labels_alone, labels_helped)
 
 
-def test_a_leaking_split_and_a_missing_class_are_refused():
-    labels, groups = np.array([0, 1, 0, 1]), np.array([5, 6, 7, 6])
-    with pytest.raises(InputError, match=r"the split leaks: 1 event\(s\), 6 among them"):
-        check_split(labels, groups, np.array([0, 1]), np.array([2, 3]))
-    with pytest.raises(InputError, match="no Pulse is left for the validation side"):
-        check_split(labels, groups, np.array([0, 1, 3]), np.array([2]))
+def test_memory_of_the_maps_is_given_back(tmp_path):
+    """Reading 160 MB of images leaves no more than the 64 MB that the dataset allows itself, and a batch."""
+    path = save(tmp_path / "i.npy", np.random.default_rng(0).integers(0, 255, (2500, 256, 256), dtype=np.uint8))
+    dataset = DMTimeImages([path], np.zeros(2500, np.int64), 256)
 
+    def mapped_mb() -> float:
+        """Memory of this process that belongs to files, by the kernel's account."""
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssFile")) / 1024
 
-def candidate_pages(n_events: int, n_shifts: int, peak: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pages of 256 x 256 cut one sample apart and scaled by their own extremes, as the original makes them."""
-    random = np.random.default_rng(seed)
-    pages = []
-    for _ in range(n_events):
-        series = random.normal(size=(256, 256 + n_shifts)).astype(np.float32)
-        # A pulse that leaves the pages half-way, and the scale with it
-        series[100:140, n_shifts // 2 : n_shifts // 2 + 3] += peak
-        for start in range(n_shifts):
-            page = series[:, start : start + 256]
-            pages.append(((page - page.min()) / np.ptp(page) * 255).astype(np.uint8))
-    return np.stack(pages), np.repeat(np.arange(n_events), n_shifts)
-
-
-@pytest.mark.parametrize("peak", [0.0, 5.0, 50.0])
-@pytest.mark.parametrize("order", [1, -1])
-def test_shifted_copies_are_found_although_each_is_scaled_by_itself(tmp_path, peak, order):
-    pages, events = candidate_pages(4, 24, peak)
-    dataset = DMTimeImages([save(tmp_path / "i.npy", pages[::order])], np.zeros(len(pages), np.int64), 256)
-    assert np.array_equal(find_events(dataset), events)
-
-
-@pytest.mark.parametrize("resolution", [128, 32])
-def test_shifted_copies_are_found_in_downsampled_sets(tmp_path, resolution):
-    pages, events = candidate_pages(4, 40, 5.0)
-    factor = 256 // resolution
-    small = pages.reshape(-1, resolution, factor, resolution, factor).mean(axis=(2, 4)).astype(np.uint8)
-    dataset = DMTimeImages([save(tmp_path / "i.npy", small)], np.zeros(len(small), np.int64), resolution)
-    assert np.array_equal(find_events(dataset), events)
-
-
-def test_independent_pages_with_the_same_pulse_are_events_of_their_own(tmp_path):
-    """The pulses look alike, but the noise around them differs."""
-    pages = np.concatenate([candidate_pages(1, 1, peak, seed)[0] for seed in range(20) for peak in (0.0, 20.0)])
-    dataset = DMTimeImages([save(tmp_path / "i.npy", pages)], np.zeros(len(pages), np.int64), 256)
-    assert np.array_equal(find_events(dataset), np.arange(len(pages)))
-    pulses = DMTimeImages([save(tmp_path / "p.npy", pages[1::2])], np.zeros(20, np.int64), 256)
-    assert np.array_equal(find_events(pulses), np.arange(20))
-
-
-def test_events_do_not_cross_files(tmp_path):
-    pages, _ = candidate_pages(1, 8, 0.0)
-    paths = [save(tmp_path / "a.npy", pages[:5]), save(tmp_path / "b.npy", pages[5:6])]
-    assert find_events(DMTimeImages(paths, np.zeros(6, np.int64), 256)).tolist() == [0, 0, 0, 0, 0, 1]
+    before = mapped_mb()
+    most = 0.0
+    for first in range(0, 2500, 50):
+        dataset.__getitems__(range(first, first + 50))
+        most = max(most, mapped_mb() - before)
+    assert most < 80
+    for _, chunk in dataset.chunks(50):
+        chunk.max()
+        assert mapped_mb() - before < 80

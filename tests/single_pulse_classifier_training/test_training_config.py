@@ -31,18 +31,20 @@ def test_original_format_is_unchanged_and_gives_the_original_training():
     config = load_config(FOLDER / "config.json", TrainingConfig)
     assert config.learning_rate == 1e-4 and config.num_epochs == 100 and config.patience == 5
     assert config.batch_size == 32 and config.validation_fraction == 0.2 and config.optimiser == "adam"
-    assert config.images_path == FOLDER / "data/B0531+21_59000_48386_DM_time_dataset_realbased_training.npy"
-    assert config.labels_path == FOLDER / "data/B0531+21_59000_48386_DM_time_dataset_realbased_labels_training.npy"
+    assert config.image_paths(config) == [FOLDER / "data/B0531+21_59000_48386_DM_time_dataset_realbased_training.npy"]
+    labels = FOLDER / "data/B0531+21_59000_48386_DM_time_dataset_realbased_labels_training.npy"
+    assert config.data_paths(config.labels) == [labels]
 
 
 def test_default_file_name_is_filled_in(tmp_path):
-    assert load(tmp_path, resolution=64).images_path.name.endswith("_training_64x64.npy")
+    config = load(tmp_path, resolution=64)
+    assert config.image_paths(config)[0].name.endswith("_training_64x64.npy")
 
 
 def test_no_file_for_the_resolution(tmp_path):
     config = load(tmp_path, files_by_resolution={"256": "a.npy"}, resolution=64)
     with pytest.raises(InputError, match="files_by_resolution has neither the key '64' nor 'default': it has 256"):
-        config.images_path
+        config.image_paths(config)
 
 
 def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, monkeypatch):
@@ -59,7 +61,7 @@ def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, 
     ("changes", "message"),
     [
         ({"learning_rat": 0.1}, "unknown key 'learning_rat': did you mean 'learning_rate'"),
-        ({"zzz": 1}, "unknown key 'zzz': valid keys are path_to_files, .*tsamp_s"),
+        ({"zzz": 1}, "unknown key 'zzz': valid keys are .*path_to_files, .*tsamp_s"),
         ({"labels": ..., "label": "a.npy"}, "unknown key 'label': did you mean 'labels'"),
         ({"labels": ...}, "the key 'labels' is missing"),
         ({"resolution": "256"}, "key 'resolution' = '256': .*integer"),
@@ -70,7 +72,9 @@ def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, 
         ({"validation_fraction": 1.0}, "key 'validation_fraction' = 1.0: .*less than 1"),
         ({"normaliser": "zscore"}, "key 'normaliser' = 'zscore': .*'minmax' or 'robust'"),
         ({"early_stopping_metric": "f1"}, "'f1': .*'val_loss', 'val_accuracy' or 'train_accuracy'"),
-        ({"files_by_resolution": {"256": 3}}, "key 'files_by_resolution.256' = 3: .*string"),
+        ({"files_by_resolution": {"256": 3}}, "key 'files_by_resolution.256' = 3: .*name of a file, or a list"),
+        ({"labels": []}, "key 'labels' = \\[\\]: .*at least 1 item"),
+        ({"test_files": {"labels": "a.npy", "label": 1}}, "unknown key 'test_files.label': did you mean 'labels'"),
     ],
 )
 def test_mistakes_are_one_sentence_with_key_value_and_choices(tmp_path, changes, message):

@@ -1,0 +1,75 @@
+"""Several processes that train one network: `torchrun --nproc-per-node=N training.py config.json`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among all. ``n == 1`` is a training in one process."""
+
+    rank: int = 0
+    n: int = 1
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes files and the report."""
+        return self.rank == 0
+
+    @property
+    def hide_bar(self) -> bool | None:
+        """What tqdm wants as ``disable``: the writer shows a bar on a terminal."""
+        return None if self.is_writer else True
+
+    def agree(self, *flags: int) -> list[int]:
+        """The largest value of each flag over all processes."""
+        if self.n == 1:
+            return list(flags)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        values = torch.tensor(flags, device=device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values.tolist()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The values, added in place over all processes."""
+        if self.n > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One value of each process, for the writer; the others get placeholders."""
+        if self.n == 1:
+            return [value]
+        values = [None] * self.n
+        dist.gather_object(value, values if self.is_writer else None)
+        return values
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The network as it is to be called for its gradients to be averaged over all processes."""
+        if self.n == 1:
+            return model
+        device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, over nccl on GPUs and gloo on CPUs; alone without torchrun."""
+    n = int(os.environ.get("WORLD_SIZE", "1"))
+    if n == 1:
+        yield Ranks()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), n)
+    finally:
+        dist.destroy_process_group()

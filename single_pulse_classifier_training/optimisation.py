@@ -1,0 +1,129 @@
+"""What turns a gradient into a step: loss, optimiser, learning rate, numeric precision."""
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.config import TrainingConfig
+from single_pulse_classifier_training.distributed import Ranks
+
+
+@dataclass
+class Learner:
+    """A network with all that a training step needs.
+
+    Attributes
+    ----------
+    model : the network, whose weights are saved
+    network : what is called: the model itself, or its wrapper in a training over several processes
+    class_weights : float32 (2,), how much an image of each class counts in the loss
+    amp_dtype : type of the multiplications, None for float32
+    """
+
+    model: nn.Module
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+    class_weights: torch.Tensor
+    amp_dtype: torch.dtype | None
+    gradient_clip: float | None
+    device: torch.device
+    ranks: Ranks
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of a forward pass."""
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def summed_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of the logits, weighted by class and summed over the images, and the sum of the weights."""
+        loss = F.cross_entropy(logits.float(), labels, self.class_weights, reduction="sum")
+        return loss, self.class_weights[labels].sum()
+
+    def step(self, loss: torch.Tensor, weight: torch.Tensor) -> None:
+        """Change the weights by the gradient of the mean loss over the batch of all processes."""
+        # The wrapper averages the gradients of the processes, where their sum is wanted.
+        mean = loss * self.ranks.n / self.ranks.sum(weight.clone())
+        self.scaler.scale(mean).backward()
+        if self.gradient_clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        self.schedule.step()
+
+
+def build_learner(
+    config: TrainingConfig, model: nn.Module, labels: np.ndarray, n_batches: int, device: torch.device, ranks: Ranks
+) -> Learner:
+    """The learner that the config describes.
+
+    Parameters
+    ----------
+    model : on ``device``
+    labels : int64 (N,), classes of all training images
+    n_batches : steps of an epoch
+    """
+    if ranks.n > 1 and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.compile:
+        model.compile()
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser]
+    # One pass over the weights instead of one an operation: 1.4 times the images/s for 241002_3 at 256 on a CPU.
+    optimiser = kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    amp_dtype = choose_precision(config.amp, config.resolution, device)
+    weights = torch.ones(2)
+    if config.class_weights:
+        weights = torch.tensor(len(labels) / (2 * np.bincount(labels, minlength=2)), dtype=torch.float32)
+    return Learner(
+        model=model,
+        network=ranks.wrap(model, device),
+        optimiser=optimiser,
+        schedule=build_schedule(config, optimiser, n_batches),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
+        class_weights=weights.to(device),
+        amp_dtype=amp_dtype,
+        gradient_clip=config.gradient_clip,
+        device=device,
+        ranks=ranks,
+    )
+
+
+def build_schedule(
+    config: TrainingConfig, optimiser: torch.optim.Optimizer, n_batches: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate of each step: a linear rise over ``warmup_epochs``, then constant or half a cosine to zero.
+
+    The cosine is that of Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
+    """
+    warm_up = config.warmup_epochs * n_batches
+    total = config.num_epochs * n_batches
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / (warm_up + 1)
+        if config.scheduler is None:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1.0, total - warm_up))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+
+def choose_precision(amp: str, resolution: int, device: torch.device) -> torch.dtype | None:
+    """The type of the multiplications for the config's ``amp``; None is float32."""
+    if amp == "fp16":
+        if device.type != "cuda":
+            raise InputError("amp 'fp16' needs a GPU: valid on a CPU are auto, off, bf16")
+        return torch.float16
+    if amp == "bf16":
+        return torch.bfloat16
+    if amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return None

@@ -1,0 +1,162 @@
+"""All that a training needs to go on as if it had never been interrupted: last.pth."""
+
+import logging
+import random
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_training_state, save_checkpoint
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.config import TrainingConfig
+from single_pulse_classifier_training.metrics import ConfusionCounts
+from single_pulse_classifier_training.optimisation import Learner
+
+logger = logging.getLogger(__name__)
+
+# Keys that may change between the two parts of a training: none of them changes what a step does to the weights.
+FREE_KEYS = {
+    "num_epochs", "patience", "early_stopping_metric", "num_workers", "device", "compile", "checkpoint_interval_s",
+    "path_to_files", "path_to_checkpoints", "path_to_images", "test_files", "snr", "dms", "tsamp_s",
+}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes
+    ----------
+    epoch : the one in progress, counted from 1
+    n_batches : its batches that are done
+    sums : float64 (4,), over those batches: loss, weight of the images in the loss, images right, images
+    history : one dictionary a finished epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy
+    best : the best of them; best_counts, best_path : its confusion counts and its checkpoint
+    """
+
+    sums: torch.Tensor
+    epoch: int = 1
+    n_batches: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+    best_counts: ConfusionCounts | None = None
+    best_path: Path | None = None
+
+    def finish_epoch(self, record: dict[str, float]) -> None:
+        """Enter a finished epoch and begin the next one."""
+        self.history.append(record)
+        self.epoch, self.n_batches = self.epoch + 1, 0
+        self.sums = torch.zeros_like(self.sums)
+
+
+def save_training_state(path: Path, checkpoint: Checkpoint, learner: Learner, progress: Progress) -> None:
+    """Write last.pth: the network as it is now, and all that the next step depends on. All ranks call it."""
+    rng_states = learner.ranks.gather(_rng_state())
+    sums = learner.ranks.sum(progress.sums.clone())
+    if not learner.ranks.is_writer:
+        return
+    save_checkpoint(
+        path,
+        checkpoint,
+        optimiser=learner.optimiser.state_dict(),
+        schedule=learner.schedule.state_dict(),
+        scaler=learner.scaler.state_dict(),
+        rng_states=rng_states,
+        progress={
+            "epoch": progress.epoch,
+            "n_batches": progress.n_batches,
+            "sums": sums,
+            "history": progress.history,
+            "best": progress.best,
+            "best_counts": asdict(progress.best_counts) if progress.best_counts else None,
+            "best_path": progress.best_path.name if progress.best_path else None,
+        },
+    )
+
+
+def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
+    """Bring the learner and the random generators to the state of last.pth.
+
+    Raises
+    ------
+    InputError : an unreadable file, or one of another training (the message names the key that differs).
+    """
+    checkpoint, state = load_training_state(path)
+    then, now = checkpoint.config, config.model_dump()
+    for key in now:
+        if key not in FREE_KEYS and then.get(key) != now[key]:
+            raise InputError(f"{path} is of another training: {key} was {then.get(key)!r} and is {now[key]!r} now")
+    learner.model.load_state_dict(checkpoint.model.state_dict())
+    learner.optimiser.load_state_dict(state["optimiser"])
+    learner.schedule.load_state_dict(state["schedule"])
+    learner.scaler.load_state_dict(state["scaler"])
+    rank, rng_states = learner.ranks.rank, state["rng_states"]
+    if len(rng_states) == learner.ranks.n:
+        _set_rng_state(rng_states[rank])
+    else:
+        logger.warning(
+            "%s was written by %d processes, not %d: same data, new noise", path, len(rng_states), learner.ranks.n
+        )
+    progress = state["progress"]
+    counts, best_path = progress["best_counts"], progress["best_path"]
+    return Progress(
+        epoch=progress["epoch"],
+        n_batches=progress["n_batches"],
+        # The sums of all ranks so far: one of them carries them on.
+        sums=progress["sums"].to(learner.device) * (rank == 0),
+        history=progress["history"],
+        best=progress["best"],
+        best_counts=ConfusionCounts(**counts) if counts else None,
+        best_path=path.with_name(best_path) if best_path else None,
+    )
+
+
+def _rng_state() -> dict[str, Any]:
+    state = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class Interrupted(Exception):
+    """A signal has ended the training after its state was saved."""
+
+
+class Watch:
+    """Knows when the training state is due: a signal came (the training ends), or ``interval_s`` have passed.
+
+    The first SIGINT or SIGTERM is noted and nothing else; a second one acts as ever.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s = interval_s
+        self.signal = 0
+        self._last = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def is_due(self) -> bool:
+        """Whether the interval has passed since the last save."""
+        return time.monotonic() - self._last >= self.interval_s
+
+    def saved(self) -> None:
+        """Begin a new interval."""
+        self._last = time.monotonic()

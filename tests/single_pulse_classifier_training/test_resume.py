@@ -1,0 +1,214 @@
+"""A training that is killed, stopped or short of disk goes on as if nothing had happened."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from single_pulse_classifier_training.checkpoint import load_checkpoint, load_training_state
+
+SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "training.py"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+MODEL_NAME = "DM_time_binary_classificator_241002_3_dropout"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with images that a network can learn from, and their labels."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    images = (60 + 10 * random.normal(size=(400, 32, 32))).clip(0, 255).astype(np.uint8)
+    labels = np.arange(400) % 2
+    images[labels == 1, :, 12:15] += 15
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    return folder
+
+
+def write_config(data: Path, path: Path, **changes) -> Path:
+    """The config of a short training with every source of chance in it: order, dropout, augmentation."""
+    content = {
+        "path_to_files": str(data), "resolution": 32, "model_name": MODEL_NAME,
+        "files_by_resolution": {"32": "images.npy"}, "labels": "labels.npy", "learning_rate": 1e-3, "num_epochs": 6,
+        "patience": 6, "batch_size": 16, "augment": True, "scheduler": "cosine", "warmup_epochs": 1.5,
+        "gradient_clip": 1.0, "device": "cpu",
+    }  # fmt: skip
+
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    """Writes the config into a folder of its own; returns its path."""
+    return lambda folder, **changes: write_config(data, tmp_path / folder / "config.json", **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A training that nothing disturbed, and how long it took."""
+    path = write_config(data, tmp_path_factory.mktemp("whole") / "config.json")
+    began = time.monotonic()
+    train(path)
+    return path, time.monotonic() - began
+
+
+def command(config: Path, *options: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), str(config), *options]
+
+
+def train(config: Path, *options: str, returncode: int = 0, **settings) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(config, *options), capture_output=True, text=True, env=ENVIRONMENT, check=False, **settings
+    )
+    assert done.returncode == returncode, done.stderr
+    return done
+
+
+def checkpoints(config: Path, model_name: str = MODEL_NAME) -> Path:
+    return config.parent / "checkpoints" / f"ch_point_{model_name}_32"
+
+
+def assert_same_training(config: Path, other: Path, model_name: str = MODEL_NAME) -> None:
+    """Same weights, history, optimiser, and random state, to the last bit; same files."""
+    one, two = checkpoints(config, model_name), checkpoints(other, model_name)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    for name in ("best.pth", "last.pth"):
+        weights, others = (load_checkpoint(folder / name, "cpu").model.state_dict() for folder in (one, two))
+        for key, tensor in weights.items():
+            assert torch.equal(tensor, others[key]), key
+    states = [load_training_state(folder / "last.pth")[1] for folder in (one, two)]
+    assert states[0]["progress"]["history"] == states[1]["progress"]["history"]
+    assert states[0]["rng_states"][0]["torch"].equal(states[1]["rng_states"][0]["torch"])
+    for key, moments in states[0]["optimiser"]["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, states[1]["optimiser"]["state"][key][name])
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(whole, config):
+    """SIGKILL from the start of the process to its end, with a state saved every few steps."""
+    (whole, duration), killed = whole, config("killed", checkpoint_interval_s=0.05)
+    random = np.random.default_rng(1)
+    kills = 0
+    for part in random.uniform(0.5, 1.0, 4):
+        process = subprocess.Popen(command(killed, "--resume"), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(part * duration)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills > 0
+    train(killed, "--resume")
+    assert_same_training(whole, killed)
+
+
+def test_killed_while_it_writes_a_checkpoint(config):
+    """The network is large enough (38 MB with the optimiser's moments) to be caught in the middle of a write."""
+    name = "DM_time_binary_classificator_241002_1"
+    changes = {"model_name": name, "num_epochs": 2, "batch_size": 64}
+    whole, killed = config("whole", **changes), config("killed", **changes, checkpoint_interval_s=0.001)
+    train(whole)
+    folder = checkpoints(killed, name)
+    for _ in range(2):
+        process = subprocess.Popen(command(killed, "--resume"), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+        written = set(folder.glob(".*.tmp"))
+        while process.poll() is None and set(folder.glob(".*.tmp")) <= written:
+            pass
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        assert list(folder.glob(".*.tmp")), "it was not killed in the middle of a write"
+        last = folder / "last.pth"
+        assert not last.exists() or load_checkpoint(last, "cpu")
+    train(killed, "--resume")
+    assert_same_training(whole, killed, name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_exits(whole, config, number):
+    stopped = config("stopped")
+    process = subprocess.Popen(command(stopped), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "epoch 2" in line:
+            process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert "--resume goes on" in lines[-1] and not any("Traceback" in line for line in lines)
+    progress = load_training_state(checkpoints(stopped) / "last.pth")[1]["progress"]
+    assert progress["epoch"] == 3 and 1 <= progress["n_batches"] <= 20
+    train(stopped, "--resume")
+    assert_same_training(whole[0], stopped)
+
+
+def test_a_finished_training_resumed_reports_again_and_more_epochs_go_on(config):
+    path = config("a", scheduler=None, num_epochs=2)
+    first = train(path)
+    weights = (checkpoints(path) / "last.pth").read_bytes()
+    again = train(path, "--resume")
+    assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
+    assert (checkpoints(path) / "last.pth").read_bytes() == weights
+    longer = train(config("a", scheduler=None, num_epochs=3), "--resume")
+    assert longer.stdout.startswith("epochs:      3")
+    whole = config("b", scheduler=None, num_epochs=3)
+    train(whole)
+    assert_same_training(whole, path)
+
+
+def test_resume_refuses_another_training(config):
+    train(config("a", num_epochs=1))
+    done = train(config("a", num_epochs=2, learning_rate=0.1), "--resume", returncode=2)
+    assert "learning_rate was 0.001 and is 0.1 now" in done.stderr.splitlines()[-1]
+    last = checkpoints(config("a")) / "last.pth"
+    last.write_bytes((last.parent / "best.pth").read_bytes())
+    done = train(config("a"), "--resume", returncode=2)
+    assert "holds no state of a training" in done.stderr.splitlines()[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    done = train(config("a"), "--resume", returncode=2)
+    assert "is refused: it is damaged" in done.stderr.splitlines()[-1]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_earlier_checkpoints_intact(config):
+    path = config("a", num_epochs=1, scheduler=None)
+    train(path)
+    before = {file.name: file.read_bytes() for file in checkpoints(path).iterdir()}
+    # 90 kB hold the weights but not the optimiser's moments besides: the write of last.pth stops half-way.
+    limit = 90_000
+    done = train(
+        config("a", num_epochs=3, scheduler=None), "--resume", returncode=2,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert "File too large" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert "last.pth" in done.stderr.splitlines()[-1]
+    after = {file.name: file.read_bytes() for file in checkpoints(path).iterdir()}
+    assert after["last.pth"] == before["last.pth"]
+    assert load_checkpoint(checkpoints(path) / "best.pth", "cpu")
+    assert not [name for name in after if name.endswith(".tmp")]
+
+
+def test_two_processes_train_as_one(config):
+    """torchrun with two CPU processes: same weights on both ranks, and as one process with the same global batch."""
+    changes = {"model_name": "DM_time_binary_classificator_241002_3", "augment": False, "class_weights": True}
+    alone, together = config("alone", **changes, num_epochs=2), config("together", **changes, num_epochs=2)
+    train(alone)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(SCRIPT), str(together)], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epochs:") == 1
+    name = changes["model_name"]
+    one, two = (load_training_state(checkpoints(path, name) / "last.pth") for path in (alone, together))
+    for key, tensor in one[0].model.state_dict().items():
+        assert torch.allclose(tensor, two[0].model.state_dict()[key], rtol=1e-3, atol=1e-5), key
+    for record, other in zip(one[1]["progress"]["history"], two[1]["progress"]["history"], strict=True):
+        assert record == pytest.approx(other, rel=1e-3)
