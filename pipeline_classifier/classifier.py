@@ -17,12 +17,20 @@ class Classifier:
     checkpoint : loaded on ``device``
     device : where to work
     threshold : probability from which a page is a pulse; None takes the checkpoint's
+    max_false_per_hour : most false positives per hour, in place of a threshold: ``search`` picks one by it
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        threshold: float | None = None,
+        max_false_per_hour: float | None = None,
+    ) -> None:
         self.checkpoint = checkpoint
         self.device = device
         self.threshold = checkpoint.threshold if threshold is None else threshold
+        self.max_false_per_hour = max_false_per_hour
         self._model = checkpoint.model.eval().to(device, memory_format=torch.channels_last)
         self._pulse = checkpoint.class_names.index("Pulse")
 

@@ -3,10 +3,10 @@
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline_classifier.rfi import Cleaning
 from single_pulse_classifier_training.cli import InputError
@@ -99,12 +99,22 @@ class PipelineConfig(ConfigFile):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int = Field(default=64, ge=1, le=4096)
     threshold: float | None = Field(default=None, ge=0, le=1)
+    max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     page_samples: int = Field(default=256, ge=16, le=65536)
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)
     dms: float | None = Field(default=None, ge=0, le=1e5)
     ddm: float | None = Field(default=None, ge=1e-6, le=1e4)
     ndm: int | None = Field(default=None, ge=2, le=4096)
     zaplist: list[Band] = []
+
+    @model_validator(mode="after")
+    def _one_decision(self) -> Self:
+        if self.threshold is not None and self.max_false_per_hour is not None:
+            raise ValueError(
+                f"threshold {self.threshold:g} and max_false_per_hour {self.max_false_per_hour:g}: "
+                "valid is one of the two keys"
+            )
+        return self
 
     @property
     def filterbank_path(self) -> Path:

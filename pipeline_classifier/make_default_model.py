@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
+from single_pulse_classifier_training.calibration import false_rate_thresholds, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
@@ -103,7 +104,7 @@ def measure_thresholds(model: Path, work: Path, rng: np.random.Generator) -> lis
     config_path = work / "calibration_config.json"
     with atomic_writer(config_path) as file:
         file.write(json.dumps({"path_to_models": str(model.parent), "name_of_the_model": model.name}).encode())
-    probabilities, hours = [], 0.0
+    probabilities, duration_s = [], 0.0
     for number in tqdm(range(CALIBRATION_OBSERVATIONS), desc="pulse-free observations", unit="file", disable=None):
         path = work / f"calibration_{number:03d}.fil"
         options = random_observation(number, rng)
@@ -111,11 +112,9 @@ def measure_thresholds(model: Path, work: Path, rng: np.random.Generator) -> lis
         command(HERE / "simulate_observation.py", path, *options)
         command(HERE / "run_inference.py", "-c", config_path, "--filterbank", path, "--output-dir", work, "--no-plots")
         probabilities.append(np.load(work / f"probabilities_{path.stem}.npy", allow_pickle=False))
-        hours += float(options[options.index("--duration-s") + 1]) / 3600
-    ranked = np.sort(np.concatenate(probabilities))[::-1]
-    allowed = {rate: min(int(rate * hours), len(ranked) - 1) for rate in (1000, FALSE_PER_HOUR, 100, 30)}
-    just_above = [max(0.5, float(np.nextafter(ranked[n], np.float32(2)))) for n in allowed.values()]
-    return [{"threshold": t, "false_per_hour": float(rate)} for rate, t in zip(allowed, just_above, strict=True)]
+        duration_s += float(options[options.index("--duration-s") + 1])
+    pages = np.concatenate(probabilities)
+    return false_rate_thresholds(pages, (1000, FALSE_PER_HOUR, 100, 30), page_s=duration_s / len(pages))
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -163,7 +162,7 @@ def run(args: argparse.Namespace) -> Path:
     trained = work / "checkpoints" / f"ch_point_{MODEL_NAME}_256" / "best.pth"
     checkpoint = load_checkpoint(trained, "cpu")
     checkpoint.thresholds = measure_thresholds(trained, work, rng)
-    checkpoint.threshold = next(t["threshold"] for t in checkpoint.thresholds if t["false_per_hour"] == FALSE_PER_HOUR)
+    checkpoint.threshold, _ = threshold_for_rate(checkpoint.thresholds, FALSE_PER_HOUR)
     save_checkpoint(models / "default.pth", checkpoint)
     with open(config_path, "rb") as content, atomic_writer(models / config_path.name) as copy:
         shutil.copyfileobj(content, copy)

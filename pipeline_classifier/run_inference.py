@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> SearchResult:
         path = args.filterbank or config.filterbank_path
         source = FilterbankPages(path, dms, config.page_samples, cleaning, config.page_overlap)
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
-    classifier = load_classifier(config, args.device, args.threshold)
+    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
     result = search(source, classifier, config.batch_size)
     write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
     print(report(result))

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> SearchResult:
     config = load_pipeline_config(args.config)
     dms, cleaning = config.front_end()
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
-    classifier = load_classifier(config, args.device, args.threshold)
+    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
     path = Path(args.filterbank or config.filterbank_path)
     if not args.filterbank and not path.exists():
         path = output_dir / path.name

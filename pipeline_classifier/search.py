@@ -14,6 +14,7 @@ from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
 from pipeline_classifier.plots import plot_event
 from pipeline_classifier.sources import ArrayPages, FilterbankPages
+from single_pulse_classifier_training.calibration import threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device
@@ -37,26 +38,60 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="config of the pipeline (default: %(default)s)")
     parser.add_argument("--output-dir", help="where results go (default: output_dir of the config)")
     parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
-    parser.add_argument(
+    decision = parser.add_mutually_exclusive_group()
+    decision.add_argument(
         "--threshold",
         type=float,
         help="probability from which a page is a pulse (default: the config's, else the model's)",
     )
+    decision.add_argument(
+        "--max-false-per-hour",
+        type=float,
+        metavar="RATE",
+        help="take the lowest threshold, of those stored in the model, with at most so many false pages per hour",
+    )
     parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
 
 
-def load_classifier(config: PipelineConfig, device: str | None = None, threshold: float | None = None) -> Classifier:
-    """The classifier that the config names; ``device`` and ``threshold`` win over the config's."""
+def load_classifier(
+    config: PipelineConfig,
+    device: str | None = None,
+    threshold: float | None = None,
+    max_false_per_hour: float | None = None,
+) -> Classifier:
+    """The classifier that the config names; the options of the command line win over the config's."""
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise InputError(f"--threshold {threshold} is no probability: valid is 0 to 1")
+    if max_false_per_hour is not None and not 0.0 < max_false_per_hour < np.inf:
+        raise InputError(f"--max-false-per-hour {max_false_per_hour:g} is no rate: valid are numbers above 0")
+    if threshold is None and max_false_per_hour is None:
+        threshold, max_false_per_hour = config.threshold, config.max_false_per_hour
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
     logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
-    return Classifier(checkpoint, chosen, config.threshold if threshold is None else threshold)
+    return Classifier(checkpoint, chosen, threshold, max_false_per_hour)
+
+
+def page_interval_s(source: FilterbankPages | ArrayPages) -> float:
+    """Seconds from one page to the next, NaN when unknown; pages that overlap come faster than one after the other."""
+    steps = np.diff(source.starts)
+    # The last page ends with the file, so that the step before it may be short.
+    return float((steps[:-1].max() if len(steps) > 1 else source.grid.n_time) * source.grid.tsamp)
 
 
 def search(source: FilterbankPages | ArrayPages, classifier: Classifier, batch_size: int) -> SearchResult:
-    """Classify every page of a source and measure the events."""
+    """Classify every page of a source and measure the events.
+
+    Raises
+    ------
+    InputError : no threshold of the model lets through as few false positives per hour as are asked for.
+    """
+    decision = {}
+    if classifier.max_false_per_hour is not None:
+        classifier.threshold, decision["false_per_hour"] = threshold_for_rate(
+            classifier.checkpoint.thresholds, classifier.max_false_per_hour, page_interval_s(source)
+        )
+    decision["threshold"] = float(classifier.threshold)
     predictions = np.full(source.n_pages, NOT_CLASSIFIED, dtype=np.int32)
     probabilities = np.full(source.n_pages, NOT_CLASSIFIED, dtype=np.float32)
     finder, events = EventFinder(source.grid), []
@@ -76,6 +111,7 @@ def search(source: FilterbankPages | ArrayPages, classifier: Classifier, batch_s
         logger.warning(
             "%s: %d of %d pages are constant or not finite", source.name, account["pages_unusable"], source.n_pages
         )
+    account |= decision
     account["pages_with_pulse"] = int((predictions == 1).sum())
     account["events"] = len(events)
     account["wall_s"] = round(time.monotonic() - began, 3)
@@ -121,7 +157,7 @@ def write_results(
 def report(result: SearchResult) -> str:
     """The account and the events as lines of text."""
     lines = [
-        f"{key:>24} {value:g}" if isinstance(value, float) else f"{key:>24} {value}"
+        f"{key:>24} {value:.9g}" if isinstance(value, float) else f"{key:>24} {value}"
         for key, value in result.account.items()
     ]
     lines += [f"{'written':>24} {path}" for path in result.files if path.suffix != ".png"]

@@ -1,0 +1,348 @@
+"""evaluate.py on a network whose logits are known: every number it gives follows from the images."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.evaluate import get_parser, run
+from single_pulse_classifier_training.training_models import build_model
+
+SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "evaluate.py"
+MODEL_NAME = "DM_time_binary_classificator_241002_3_GAP"
+RESOLUTION = 32
+SLOPE = 1 / 16
+TEMPERATURE = 2.0
+PAGE_S = 3.6  # a thousand pages an hour
+
+
+def grey_network() -> torch.nn.Module:
+    """A network for images of one grey level v: the logit of Pulse over Artefact is SLOPE (v - 128)."""
+    model = build_model(MODEL_NAME, RESOLUTION)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for convolution in (model.conv1, model.conv2, model.conv3):
+            convolution.weight[0, 0, 2, 2] = 1.0
+        model.fc2.weight[1, 0] = SLOPE
+        model.fc2.bias[1] = -128 * SLOPE
+    return model
+
+
+def grey_set(folder: Path, name: str, n_images: int, seed: int) -> dict:
+    """Images of one grey level each, Pulse with the probability sigmoid(margin / TEMPERATURE), and their files."""
+    random = np.random.default_rng(seed)
+    levels = random.integers(0, 256, n_images)
+    margin = SLOPE * (levels - 128)
+    labels = (random.random(n_images) < 1 / (1 + np.exp(-margin / TEMPERATURE))).astype(np.int64)
+    snr = np.where(labels == 1, levels / 10, np.nan).astype(np.float32)
+    images = np.broadcast_to(levels[:, None, None].astype(np.uint8), (n_images, RESOLUTION, RESOLUTION))
+    np.save(folder / f"{name}.npy", images)
+    np.save(folder / f"{name}_labels.npy", labels)
+    np.save(folder / f"{name}_groups.npy", np.arange(n_images))
+    np.save(folder / f"{name}_snr.npy", snr)
+    return {"files_by_resolution": {"default": f"{name}.npy"}, "labels": f"{name}_labels.npy",
+            "groups": f"{name}_groups.npy", "snr": f"{name}_snr.npy"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> tuple[Path, dict, dict]:
+    folder = tmp_path_factory.mktemp("data")
+    return folder, grey_set(folder, "training", 4000, 0), grey_set(folder, "test", 3000, 1)
+
+
+@pytest.fixture
+def job(sets, tmp_path) -> tuple[Path, Path]:
+    """A config with a test side, and a checkpoint with a training state, in a folder of their own."""
+    data, training, test = sets
+    config = training | {"path_to_files": str(data), "path_to_images": "out/", "resolution": RESOLUTION,
+                         "model_name": MODEL_NAME, "test_files": test, "batch_size": 256,
+                         "validation_fraction": 0.5}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(grey_network(), MODEL_NAME, RESOLUTION, tsamp_s=PAGE_S / 256, threshold=0.8,
+                            metrics={"epoch": 3}, thresholds=[{"threshold": 0.9, "false_per_hour": 7.0}])  # fmt: skip
+    save_checkpoint(tmp_path / "grey.pth", checkpoint, optimiser={"step": torch.tensor(5)}, epoch=3)
+    return tmp_path / "config.json", tmp_path / "grey.pth"
+
+
+def evaluate(*options: object) -> dict:
+    return run(get_parser().parse_args([str(option) for option in options]))
+
+
+def change(config: Path, **keys: object) -> Path:
+    config.write_text(json.dumps(json.loads(config.read_text()) | keys))
+    return config
+
+
+def without_test(config: Path, **keys: object) -> Path:
+    return change(config, test_files=None, **keys)
+
+
+def truth(data: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and margins of a set."""
+    levels = np.load(data / f"{name}.npy")[:, 0, 0].astype(float)
+    return np.load(data / f"{name}_labels.npy"), SLOPE * (levels - 128)
+
+
+def test_the_whole_job_through_the_command_line(job, sets):
+    config, path = job
+    command = [sys.executable, SCRIPT, config, path, "--device", "cpu"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    out = config.parent / "out"
+    names = ["evaluation_grey_test.png", "metrics_grey_test.json", "predictions_grey_test.npz"]
+    assert sorted(file.name for file in out.iterdir()) == names
+    with Image.open(out / names[0]) as image:
+        assert image.format == "PNG" and image.width > 1000
+    for name in names:
+        assert str(out / name) in done.stdout
+    assert "not random sky" in done.stdout
+
+    labels, margin = truth(sets[0], "test")
+    metrics = json.loads((out / names[1]).read_text())
+    assert (metrics["images"], metrics["pulses"], metrics["side"]) == (3000, labels.sum(), "test")
+    assert metrics["temperature"] == pytest.approx(TEMPERATURE, rel=0.07)
+    assert metrics["temperature_fitted_on"] == "validation"
+    error = metrics["expected_calibration_error"]
+    assert error["before"] > 0.05 and error["after"] < 0.03
+    likelihood = metrics["negative_log_likelihood"]
+    assert likelihood["before"] == pytest.approx(np.logaddexp(0, np.where(labels == 1, -margin, margin)).mean())
+    assert likelihood["after"] < likelihood["before"]
+
+    # The decision is the one of the threshold that the checkpoint had, with the temperature it had.
+    predicted = 1 / (1 + np.exp(-margin)) >= 0.8
+    assert metrics["confusion"] == {
+        "true_positives": (predicted & (labels == 1)).sum(),
+        "false_positives": (predicted & (labels == 0)).sum(),
+        "true_negatives": (~predicted & (labels == 0)).sum(),
+        "false_negatives": (~predicted & (labels == 1)).sum(),
+    }
+    assert metrics["recall"] == pytest.approx(predicted[labels == 1].mean())
+    difference = margin[labels == 1][:, None] - margin[labels == 0][None, :]
+    assert metrics["roc_auc"] == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
+    # S/N is a tenth of the grey level, and the threshold lies at the level 128 + 16 ln 4 = 150.2.
+    recall = {entry["snr"]: entry["recall"] for entry in metrics["recall_by_snr"]}
+    levels = np.load(sets[0] / "test.npy")[:, 0, 0][labels == 1]
+    assert recall == {"<6": 0, "6-8": 0, "8-10": 0, "10-15": 0,
+                      ">15": pytest.approx((levels >= 151).sum() / (levels >= 150).sum())}  # fmt: skip
+
+
+def test_thresholds_let_exactly_the_allowed_artefacts_through(job, sets):
+    labels, margin = truth(sets[0], "test")
+    metrics = evaluate(*job, "--false-per-hour", 100, 20, 0.1)
+    hours = (labels == 0).sum() * PAGE_S / 3600
+    assert metrics["pulse_free"] == {
+        "files": [], "pages": (labels == 0).sum(), "page_s": PAGE_S, "hours": pytest.approx(hours),
+        "rates_left_out": [0.1]}  # fmt: skip
+    probability = 1 / (1 + np.exp(-margin / metrics["temperature"]))
+    for entry, rate in zip(metrics["thresholds"], (100, 20), strict=True):
+        allowed = math.floor(rate * hours)
+        passed = (probability[labels == 0] >= entry["threshold"]).sum()
+        next_level = probability[labels == 0][probability[labels == 0] < entry["threshold"]].max()
+        assert passed <= allowed < (probability[labels == 0] >= next_level).sum()
+        assert entry["recall"] == pytest.approx((probability[labels == 1] >= entry["threshold"]).mean())
+        assert (entry["false_per_hour"], entry["page_s"]) == (rate, PAGE_S)
+
+
+def test_the_checkpoint_gets_what_was_measured_and_keeps_the_rest(job):
+    config, path = job
+    before = torch.load(path, weights_only=True)
+    metrics = evaluate(config, path)
+    after = torch.load(path, weights_only=True)
+    assert after["metrics"] == {"epoch": 3, "evaluation": json.loads(json.dumps(metrics))}
+    assert after["temperature"] == metrics["temperature"] and after["threshold"] == metrics["threshold"]
+    assert [set(entry) for entry in after["thresholds"]] == [{"threshold", "false_per_hour", "page_s"}] * 6
+    logit = math.log(0.8 / 0.2)
+    assert after["threshold"] == pytest.approx(1 / (1 + math.exp(-logit / metrics["temperature"])))
+    for name, tensor in before.pop("state_dict").items():
+        assert torch.equal(tensor, after["state_dict"][name]), name
+    changed = {"metrics", "temperature", "threshold", "thresholds"}
+    assert {key: value for key, value in before.items() if key not in changed} == {
+        key: value for key, value in after.items() if key not in changed | {"state_dict"}
+    }
+    assert after["training"] == {"optimiser": {"step": torch.tensor(5)}, "epoch": 3}
+    assert load_checkpoint(path, "cpu").temperature == metrics["temperature"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["config.json", "grey.pth", "out"]
+
+    again = evaluate(config, path)
+    assert again.pop("threshold") == pytest.approx(metrics.pop("threshold"), rel=1e-12)
+    assert again == metrics, "a calibrated checkpoint measures the same as before"
+
+
+def test_the_default_threshold_by_its_false_positives(job, sets):
+    config, path = job
+    metrics = evaluate(config, path, "--max-false-per-hour", 50)
+    checkpoint = load_checkpoint(path, "cpu")
+    entry = next(entry for entry in checkpoint.thresholds if entry["false_per_hour"] == 50)
+    assert checkpoint.threshold == entry["threshold"] == metrics["threshold"]
+    assert 0 < metrics["confusion"]["false_positives"] <= 50 * metrics["pulse_free"]["hours"]
+
+
+def test_keep_checkpoint_leaves_every_byte(job):
+    config, path = job
+    content = path.read_bytes()
+    evaluate(config, path, "--keep-checkpoint", "--output-dir", config.parent / "elsewhere")
+    assert path.read_bytes() == content
+    assert len(list((config.parent / "elsewhere").iterdir())) == 3
+
+
+@pytest.mark.parametrize("options", [(), ("--max-false-per-hour", 50, "--false-per-hour", 10, 20)])
+def test_metrics_again_from_the_predictions_alone(job, options):
+    config, path = job
+    metrics = evaluate(config, path, *options)
+    out = config.parent / "out"
+    first = (out / "metrics_grey_test.json").read_bytes()
+    path.unlink()
+    config.unlink()
+    assert evaluate("--predictions", out / "predictions_grey_test.npz", "--output-dir", config.parent / "x") == metrics
+    assert (config.parent / "x" / "metrics_grey_test.json").read_bytes() == first
+    other = evaluate("--predictions", out / "predictions_grey_test.npz", "--page-s", 2 * PAGE_S)
+    assert other["pulse_free"]["hours"] == pytest.approx(2 * metrics["pulse_free"]["hours"])
+    assert sorted(file.suffix for file in (config.parent / "x").iterdir()) == [".json", ".png"]
+
+
+def test_without_a_test_side_the_validation_side_is_evaluated(job):
+    config, path = job
+    metrics = evaluate(without_test(config), path, "--keep-checkpoint")
+    assert metrics["side"] == "validation" and 1900 < metrics["images"] < 2100
+    training = evaluate(config, path, "--keep-checkpoint", "--side", "training")
+    assert training["images"] + metrics["images"] == 4000
+    assert training["temperature"] == metrics["temperature"], "always fitted on the validation side"
+    assert (config.parent / "out" / "predictions_grey_training.npz").exists()
+
+
+def test_pulse_free_files_set_the_rates(job):
+    config, path = job
+    levels = np.arange(100, 200, dtype=np.uint8)
+    files = [config.parent / "sky_1.npy", config.parent / "sky_2.npy"]
+    for file, part in zip(files, np.split(levels, 2)):
+        np.save(file, np.broadcast_to(part[:, None, None], (50, RESOLUTION, RESOLUTION)))
+    metrics = evaluate(config, path, "--pulse-free", *files, "--page-s", 36, "--max-false-per-hour", 3)  # an hour
+    assert metrics["pulse_free"]["files"] == ["sky_1.npy", "sky_2.npy"]
+    assert metrics["pulse_free"]["pages"] == 100 and metrics["pulse_free"]["hours"] == pytest.approx(1)
+    probability = 1 / (1 + np.exp(-SLOPE * (levels - 128.0) / metrics["temperature"]))
+    passed = {entry["false_per_hour"]: (probability >= entry["threshold"]).sum() for entry in metrics["thresholds"]}
+    assert passed == {1000: 100, 200: 100, 100: 100, 30: 30, 10: 10, 3: 3, 1: 1}
+
+
+def test_without_a_page_length_the_old_thresholds_move_with_the_temperature(job):
+    config, path = job
+    checkpoint = load_checkpoint(path, "cpu")
+    checkpoint.tsamp_s = None
+    save_checkpoint(path, checkpoint)
+    metrics = evaluate(config, path)
+    assert metrics["thresholds"] == [] and metrics["pulse_free"] is None
+    (entry,) = load_checkpoint(path, "cpu").thresholds
+    moved = 1 / (1 + math.exp(-math.log(9) / metrics["temperature"]))
+    assert entry == {"threshold": pytest.approx(moved), "false_per_hour": 7.0}
+    assert evaluate(change(config, tsamp_s=PAGE_S / 256), path)["pulse_free"]["page_s"] == PAGE_S
+
+
+def test_bare_weights_are_evaluated_and_left_as_they_are(job):
+    config, path = job
+    torch.save(grey_network().state_dict(), path)
+    content = path.read_bytes()
+    metrics = evaluate(config, path, "--page-s", PAGE_S)
+    assert metrics["threshold"] == 0.5 and metrics["temperature"] == pytest.approx(TEMPERATURE, rel=0.07)
+    assert path.read_bytes() == content
+
+
+def test_a_set_without_snr_has_no_recall_by_snr(job, sets):
+    config, path = job
+    assert evaluate(without_test(config, snr=None), path)["recall_by_snr"] is None
+
+
+def mistake(kind: str, config: Path, path: Path) -> list[object]:
+    """Make one mistake; return the command line."""
+    folder = config.parent
+    match kind:
+        case "another network":
+            change(config, model_name="resnet18")
+        case "another resolution":
+            change(config, resolution=64)
+        case "no test side":
+            return [without_test(config), path, "--side", "test"]
+        case "rate without page length":
+            checkpoint = load_checkpoint(path, "cpu")
+            checkpoint.tsamp_s = None
+            save_checkpoint(path, checkpoint)
+            return [config, path, "--max-false-per-hour", 10]
+        case "rate too low":
+            return [config, path, "--max-false-per-hour", 0.01]
+        case "pulse-free missing":
+            return [config, path, "--pulse-free", folder / "sky.npy"]
+        case "pulse-free no images":
+            (folder / "sky.npy").write_bytes(b"sky")
+            return [config, path, "--pulse-free", folder / "sky.npy"]
+        case "pulse-free resolution":
+            np.save(folder / "sky.npy", np.zeros((3, 64, 64), np.uint8))
+            return [config, path, "--pulse-free", folder / "sky.npy"]
+        case "page length":
+            return [config, path, "--page-s", 0]
+        case "rate":
+            return [config, path, "--false-per-hour", 10, -1]
+        case "nothing given":
+            return []
+        case "config alone":
+            return [config]
+        case "both":
+            return [config, path, "--predictions", folder / "predictions.npz"]
+        case "predictions":
+            np.savez(folder / "predictions.npz", labels=np.zeros(3))
+            return ["--predictions", folder / "predictions.npz"]
+        case "predictions npy":
+            np.save(folder / "predictions.npy", np.zeros(3))
+            return ["--predictions", folder / "predictions.npy"]
+        case "damaged weights":
+            checkpoint = load_checkpoint(path, "cpu")
+            checkpoint.model.fc2.bias.data[0] = math.nan
+            save_checkpoint(path, checkpoint)
+    return [config, path]
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("another network", "grey.pth .*GAP.*resnet18"),
+        ("another resolution", "grey.pth .*32.*64"),
+        ("no test side", "--side test.*training, validation"),
+        ("rate without page length", "--max-false-per-hour.*--page-s"),
+        ("rate too low", "--max-false-per-hour 0.01 .*valid are rates from 0[.]"),
+        ("pulse-free no images", "--pulse-free .*sky.npy"),
+        ("pulse-free resolution", "sky.npy .*64 x 64.*32"),
+        ("page length", "--page-s 0"),
+        ("rate", "--false-per-hour -1"),
+        ("nothing given", "config.json and checkpoint.pth"),
+        ("config alone", "checkpoint.pth"),
+        ("both", "config.json .*--predictions"),
+        ("predictions", "predictions.npz is no predictions file"),
+        ("predictions npy", "predictions.npy is no predictions file"),
+        ("damaged weights", "not finite"),
+    ],
+)
+def test_a_mistake_is_named_in_one_sentence_and_nothing_is_written(job, kind, named):
+    config, path = job
+    options = mistake(kind, config, path)
+    content = path.read_bytes()
+    with pytest.raises(InputError, match=named) as error:
+        evaluate(*options)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == content
+    assert not [file for file in config.parent.rglob("*") if file.suffix in (".json", ".png", ".npz", ".tmp")
+                and file.stem not in ("config", "predictions")]  # fmt: skip
+
+
+def test_the_command_line_ends_with_code_2(job):
+    config, path = job
+    command = [sys.executable, SCRIPT, *mistake("pulse-free missing", config, path)]
+    done = subprocess.run(list(map(str, command)), cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("evaluate.py: error: ") and "sky.npy" in done.stderr
