@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from single_pulse_classifier_training.cli import InputError
 
-RESIDENT_BYTES = 64 * 1024**2
-
 
 class DMTimeImages(Dataset):
     """Images that stay on disk (memory-mapped) until their batch is asked for.
@@ -31,7 +29,6 @@ class DMTimeImages(Dataset):
         self.paths, self.labels, self.resolution = [Path(path) for path in paths], labels, resolution
         self.files = [_open_images(path, resolution) for path in self.paths]
         self.starts = np.cumsum([0, *(len(images) for images in self.files)])
-        self._resident = 0
         if self.starts[-1] != len(labels):
             names = ", ".join(str(path) for path in self.paths)
             raise InputError(f"there are {len(labels)} labels, but {self.starts[-1]} images in {names}")
@@ -51,7 +48,7 @@ class DMTimeImages(Dataset):
         for file in np.unique(file_of):
             chosen = file_of == file
             batch[chosen, 0] = self.files[file][indices[chosen] - self.starts[file]]
-        self.forget(batch.nbytes)
+            forget(self.files[file])
         return torch.from_numpy(batch), torch.from_numpy(self.labels[indices])
 
     def chunks(self, n_images: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -60,19 +57,17 @@ class DMTimeImages(Dataset):
             for first in range(0, len(images), n_images):
                 chunk = images[first : first + n_images]
                 yield int(start) + first, chunk
-                self.forget(chunk.nbytes)
-
-    def forget(self, n_bytes: int) -> None:
-        """Count bytes as read; past ``RESIDENT_BYTES`` of them the memory maps give their memory back."""
-        self._resident += n_bytes
-        if self._resident > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            for images in self.files:
-                images._mmap.madvise(mmap.MADV_DONTNEED)
-            self._resident = 0
+                forget(images)
 
     def __reduce__(self):
         # A worker process opens the files again: a pickled memory map would carry the whole set.
         return DMTimeImages, (self.paths, self.labels, self.resolution)
+
+
+def forget(images: np.memmap) -> None:
+    """Give the memory of a map back, which the system counts as this process's although it is the disk's cache."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        images._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def keep_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

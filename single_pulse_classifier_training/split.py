@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ImageFiles, TrainingConfig
-from single_pulse_classifier_training.dataset import DMTimeImages, load_groups, load_labels, load_snr
+from single_pulse_classifier_training.dataset import DMTimeImages, forget, load_groups, load_labels, load_snr
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def find_events(dataset: DMTimeImages) -> np.ndarray:
                 last = min(first + PAIRS_PER_CHUNK, len(images) - lag)
                 before, after = images[first:last], images[first + lag : last + lag]
                 shifted = shifted_copies(before, after, resampled=lag > 1)
-                dataset.forget(before.nbytes)
+                forget(images)
                 # A page and its shifted copy are of one event, and so is all that lies between them.
                 for place in range(1, lag + 1):
                     joined[first + place : last + place] |= shifted
