@@ -50,7 +50,7 @@ class Checkpoint:
     normaliser : "minmax" or "robust", how the pages it was trained on were brought to 0..255
     dms : DM of each row of the training pages, lowest first, pc cm^-3; None if unknown
     tsamp_s : sampling time of the training pages, seconds; None if unknown
-    thresholds : [{"threshold": probability, "false_per_hour": measured false positives per hour}, ...]
+    thresholds : [{"threshold": probability, "false_per_hour": measured false pages per hour, "page_s": their length}]
     threshold : probability of Pulse from which a page counts as one
     temperature : the logits are divided by it before softmax (Guo et al. 2017, arXiv:1706.04599)
     metrics, config, versions : measured values, the training config, the versions of the libraries

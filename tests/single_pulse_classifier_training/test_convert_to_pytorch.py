@@ -222,6 +222,31 @@ def test_softmax_equals_keras_large(tmp_path, variant, resolution, layout):
     assert_converts(tmp_path, variant, resolution, layout, n=8)
 
 
+def test_a_converted_model_is_evaluated_and_used_like_any_other(tmp_path):
+    """Its temperature and thresholds are stored, and run_inference gives the probabilities that Keras gives."""
+    model, images = make_keras("3", 32), make_images(32, 200)
+    model.save(tmp_path / "old.h5")
+    (path,) = run(tmp_path / "old.h5")
+    odds = keras_softmax(model, images)[:, 1]
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", np.random.default_rng(0).random(200) < odds)
+    config = {"path_to_files": "./", "resolution": 32, "model_name": NAME + "3", "labels": "labels.npy",
+              "files_by_resolution": {"32": "images.npy"}, "tsamp_s": 0.01}  # fmt: skip
+    (tmp_path / "training.json").write_text(json.dumps(config))
+    evaluation = [ROOT / "single_pulse_classifier_training" / "evaluate.py", tmp_path / "training.json", path]
+    subprocess.run([sys.executable, *evaluation], check=True, capture_output=True)
+    checkpoint = load_checkpoint(path, "cpu")
+    assert checkpoint.thresholds and checkpoint.metrics["evaluation"]["images"] > 20
+
+    pipeline = {"path_to_models": "./", "name_of_the_model": path.name, "model_name": NAME + "3", "resolution": 32}
+    (tmp_path / "pipeline.json").write_text(json.dumps(pipeline))
+    inference = [ROOT / "pipeline_classifier" / "run_inference.py", "-c", tmp_path / "pipeline.json", "--output-dir",
+                 tmp_path, "--no-plots", "--pages", tmp_path / "images.npy"]  # fmt: skip
+    subprocess.run([sys.executable, *inference], check=True, capture_output=True)
+    calibrated = 1 / (1 + ((1 - odds) / odds) ** (1 / checkpoint.temperature))
+    assert np.abs(np.load(tmp_path / "probabilities_images.npy") - calibrated).max() < 1e-5
+
+
 @pytest.mark.parametrize("variant", ["3_dropout", "3_GAP"])
 def test_later_variants_are_told_apart_in_a_whole_model(tmp_path, variant):
     model, images = make_keras(variant, 128), make_images(128, 8)
