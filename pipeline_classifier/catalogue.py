@@ -29,7 +29,9 @@ class Event:
     width_ms : of that boxcar
     probability : the network's, highest of the pages of the event
     first_page, last_page : the adjacent positive pages it was found in
-    width_samples : width in samples
+    width_samples : width in columns of the page
+    time_downsample : samples of the observation in a column of those pages
+    dm_stack : number of their stack of trial DMs
     """
 
     time_s: float
@@ -41,6 +43,8 @@ class Event:
     first_page: int
     last_page: int
     width_samples: int
+    time_downsample: int = 1
+    dm_stack: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,13 @@ class EventFinder:
 
     Parameters
     ----------
-    grid : of the source's pages
+    grid : of the pages
+    time_downsample, dm_stack : what the events say of their pages
     """
 
-    def __init__(self, grid: PageGrid) -> None:
+    def __init__(self, grid: PageGrid, time_downsample: int = 1, dm_stack: int = 0) -> None:
         self.grid = grid
+        self.time_downsample, self.dm_stack = time_downsample, dm_stack
         self._held: PageBatch | None = None
         self._probabilities = np.empty(0, dtype=np.float32)
         self._positive = np.empty(0, dtype=bool)
@@ -216,6 +222,8 @@ class EventFinder:
             first_page=first_page,
             last_page=last_page,
             width_samples=peak.width,
+            time_downsample=self.time_downsample,
+            dm_stack=self.dm_stack,
         )
 
 
@@ -232,9 +240,10 @@ def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
             reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
             margin = (2 * brighter.width_ms + event.width_ms) / 1e3
             if min(reach, 0) - margin <= event.time_s - brighter.time_s <= max(reach, 0) + margin:
-                first_page = min(event.first_page, brighter.first_page)
-                last_page = max(event.last_page, brighter.last_page)
-                kept[i] = replace(brighter, first_page=first_page, last_page=last_page)
+                if (event.time_downsample, event.dm_stack) == (brighter.time_downsample, brighter.dm_stack):
+                    first_page = min(event.first_page, brighter.first_page)
+                    last_page = max(event.last_page, brighter.last_page)
+                    kept[i] = replace(brighter, first_page=first_page, last_page=last_page)
                 break
         else:
             kept.append(event)

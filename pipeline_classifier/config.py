@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline_classifier.rfi import Cleaning
 from single_pulse_classifier_training.cli import InputError
@@ -97,15 +97,25 @@ class PipelineConfig(ConfigFile):
 
     output_dir: Name = "./"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: int = Field(default=64, ge=1, le=4096)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     page_samples: int = Field(default=256, ge=16, le=65536)
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)
+    time_downsample: list[Literal[1, 2, 4, 8, 16, 32, 64]] = Field(default=[1], min_length=1)
+    exact_dedispersion: bool = False
     dms: float | None = Field(default=None, ge=0, le=1e5)
     ddm: float | None = Field(default=None, ge=1e-6, le=1e4)
     ndm: int | None = Field(default=None, ge=2, le=4096)
     zaplist: list[Band] = []
+
+    @field_validator("time_downsample")
+    @classmethod
+    def _in_order(cls, factors: list[int]) -> list[int]:
+        if factors != sorted(set(factors)):
+            raise ValueError("the factors must ascend, each named once")
+        return factors
 
     @model_validator(mode="after")
     def _one_decision(self) -> Self:

@@ -220,7 +220,7 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
         chosen = label_starts(events, source.grid, source.filterbank.nsamples, args.shifts, args.sky_pages, rng)
         chosen = LabelledStarts(chosen.start, chosen.is_pulse, chosen.group + groups, chosen.snr)
         groups = int(chosen.group.max(initial=groups - 1)) + 1
-        source.starts = chosen.start
+        source.choose(chosen.start)
         planned.append((source, chosen))
     if not sum(len(chosen.start) for _, chosen in planned):
         raise InputError(

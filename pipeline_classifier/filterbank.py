@@ -10,7 +10,7 @@ import os
 import struct
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 
@@ -99,9 +99,12 @@ class Header:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of one unpacked sample: uint8 up to 8 bits, uint16 or float32; int8 and int16 where signed."""
+        """Type of one unpacked sample: uint8 up to 8 bits, uint16 or float32; int8 and int16 where signed.
+
+        Signed samples are in two's complement, of 2 and 4 bits too; a single bit has no sign.
+        """
         kind = {16: "<u2", 32: "<f4"}.get(self.nbits, "u1")
-        return np.dtype(kind.replace("u", "i") if self.signed and self.nbits >= 8 else kind)
+        return np.dtype(kind.replace("u", "i") if self.signed and self.nbits > 1 else kind)
 
     def check(self, name: str | Path) -> None:
         """Raise InputError, naming the file, for the first value that no real observation has."""
@@ -111,9 +114,9 @@ class Header:
             (self.nbits in NBITS, "nbits", ", ".join(map(str, NBITS))),
             (1 <= self.nifs <= 4, "nifs", "1 to 4"),
             (1e-9 <= self.tsamp < 10, "tsamp", "1e-9 to 10 seconds"),
-            (0 < self.fch1 <= 1e7, "fch1", "above 0 and up to 1e7 MHz"),
+            (1e-3 <= self.fch1 <= 1e7, "fch1", "1e-3 to 1e7 MHz"),
             (1e-6 <= abs(self.foff) <= 1e6, "foff", "1e-6 to 1e6 MHz, or its negative"),
-            (lowest > 0 and highest <= 1e7, "foff", "one that keeps every channel above 0 and up to 1e7 MHz"),
+            (lowest >= 1e-3 and highest <= 1e7, "foff", "one that keeps every channel within 1e-3 to 1e7 MHz"),
             (0 <= self.tstart <= 1e6, "tstart", "an MJD from 0 to 1e6"),
             (self.nifs * self.nchans * self.nbits % 8 == 0, "nchans", "one whose samples fill whole bytes"),
         ):
@@ -257,7 +260,8 @@ class Filterbank:
                 f"{self.path}: became shorter while it was read, to {raw.size} of {count} values at "
                 f"sample {start}; valid: a file that is complete"
             )
-        samples = (raw if header.nbits >= 8 else unpack(raw, header.nbits)).reshape(m, header.nifs, header.nchans)
+        samples = raw if header.nbits >= 8 else unpack(raw, header.nbits, header.dtype.kind == "i")
+        samples = samples.reshape(m, header.nifs, header.nchans)
         if header.nifs == 1:
             samples = samples[:, 0]
         elif self.ifs != "sum":
@@ -265,28 +269,33 @@ class Filterbank:
         else:
             wide = np.float32 if header.nbits == 32 else np.uint16 if header.dtype == np.uint8 else np.int32
             samples = samples.sum(axis=1, dtype=wide)
-        return np.ascontiguousarray(samples[:, ::-1] if header.ascending else samples)
+        # A copy, as a reversed array of one channel passes for contiguous, with a negative stride that torch refuses.
+        return samples[:, ::-1].copy() if header.ascending else np.ascontiguousarray(samples)
 
 
 @functools.cache
-def _unpacking_table(nbits: int) -> np.ndarray:
+def _unpacking_table(nbits: int, signed: bool) -> np.ndarray:
     """The 8 / nbits samples of each byte, as one unsigned integer of that many bytes: shape (256,)."""
     shifts = np.arange(0, 8, nbits)
-    samples = (np.arange(256)[:, None] >> shifts & (1 << nbits) - 1).astype(np.uint8)
-    return samples.view(f"u{len(shifts)}").ravel()
+    samples = np.arange(256)[:, None] >> shifts & (1 << nbits) - 1
+    sign = 1 << nbits - 1 if signed else 0
+    return ((samples ^ sign) - sign).astype(np.uint8).view(f"u{len(shifts)}").ravel()
 
 
-def unpack(packed: np.ndarray, nbits: int) -> np.ndarray:
-    """Samples of 1, 2 or 4 bits, lowest bits first: uint8 (n,) to uint8 (n * 8 / nbits,)."""
-    return _unpacking_table(nbits)[packed].view(np.uint8)
+def unpack(packed: np.ndarray, nbits: int, signed: bool = False) -> np.ndarray:
+    """Samples of 1, 2 or 4 bits, lowest bits first: uint8 (n,) to uint8, or int8 if signed, (n * 8 / nbits,)."""
+    return _unpacking_table(nbits, signed)[packed].view(np.int8 if signed else np.uint8)
 
 
 def pack(samples: np.ndarray, nbits: int) -> np.ndarray:
-    """The reverse of `unpack`. Raises ValueError for a sample that does not fit into nbits."""
-    if samples.size and samples.max() >> nbits:
-        raise ValueError(f"a sample of {samples.max()} does not fit into {nbits} bits")
+    """The reverse of `unpack`, from uint8 or int8. Raises ValueError for a sample that does not fit into nbits."""
+    lowest = -(1 << nbits - 1) if samples.dtype.kind == "i" else 0
+    for extreme in (samples.min(), samples.max()) if samples.size else ():
+        if not 0 <= int(extreme) - lowest < 1 << nbits:
+            raise ValueError(f"a sample of {extreme} does not fit into {nbits} bits")
     shifts = np.arange(0, 8, nbits, dtype=np.uint8)
-    return np.bitwise_or.reduce(samples.reshape(-1, len(shifts)) << shifts, axis=1)
+    bits = samples.view(np.uint8) & np.uint8((1 << nbits) - 1)
+    return np.bitwise_or.reduce(bits.reshape(-1, len(shifts)) << shifts, axis=1)
 
 
 def write_header(file: BinaryIO, header: Header) -> None:
@@ -324,7 +333,7 @@ class FilterbankWriter:
             raise InputError(f"{self.path}: {self.path.parent} is not a folder; valid: a file in a folder that exists")
         self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
 
-    def __enter__(self) -> "FilterbankWriter":
+    def __enter__(self) -> Self:
         self.file = open(self.temporary, "wb")
         write_header(self.file, self.header)
         return self
@@ -338,7 +347,7 @@ class FilterbankWriter:
             )
         self.file.write(np.ascontiguousarray(block if header.nbits >= 8 else pack(block, header.nbits)).data)
 
-    def __exit__(self, error: type | None, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         try:
             self.file.close()
             if error is None:

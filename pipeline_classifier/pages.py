@@ -4,7 +4,6 @@ A page is a (n_dm, n_time) float32 DM-time plane: row 0 is the lowest DM, column
 the top channel of the band. An image is what a network sees: uint8 (resolution, resolution), row 0 the *highest* DM.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,15 +56,21 @@ class PageBatch:
     ----------
     pages : (B, n_dm, n_time) float32 pages, or uint8 images that are normalised already
     starts : (B,) int64, first sample of each page
-    first : number of the first page of the batch in its source
+    first : number of the first page of the batch in its layer
+    layer : number of the layer (DM stack and time resolution) in its source
     """
 
     pages: np.ndarray
     starts: np.ndarray
     first: int
+    layer: int = 0
 
     def __len__(self) -> int:
         return len(self.pages)
+
+    def __getitem__(self, part: slice) -> "PageBatch":
+        first = self.first + range(len(self))[part].start
+        return PageBatch(self.pages[part], self.starts[part], first, self.layer)
 
 
 def page_starts(n_samples: int, n_time: int, overlap: float = 0.0) -> np.ndarray:
@@ -79,43 +84,27 @@ def page_starts(n_samples: int, n_time: int, overlap: float = 0.0) -> np.ndarray
     return np.append(np.arange(0, last, step), last)
 
 
-def cut_pages(planes: Iterable[np.ndarray], starts: np.ndarray, n_time: int, batch_size: int) -> Iterator[PageBatch]:
-    """Cut pages out of a stream of dedispersed planes.
+def cut_pages(plane: np.ndarray, columns: np.ndarray, n_time: int, scale: float) -> np.ndarray:
+    """Cut pages out of a dedispersed plane.
 
     Parameters
     ----------
-    planes : (n_dm, m) float32 planes that follow each other without a gap, from sample 0
-    starts : (N,) first samples of the pages, ascending; they may overlap or leave gaps
-    n_time : samples in a page
-    batch_size : most pages in a batch
+    plane : (n_dm, n) integers
+    columns : (B,) first columns of the pages, at most ``n - n_time``
+    n_time : columns of a page
+    scale : factor for the values
 
-    Yields
-    ------
-    PageBatch
-        in order; a page that reaches past the end of the stream is filled with zeros.
+    Returns
+    -------
+    (B, n_dm, n_time) float32
     """
-    done, held, held_start = 0, None, 0
-
-    def batches(count: int) -> Iterator[PageBatch]:
-        windows = np.lib.stride_tricks.sliding_window_view(held, n_time, axis=1)
-        for first in range(done, done + count, batch_size):
-            chosen = starts[first : min(first + batch_size, done + count)]
-            pages = np.ascontiguousarray(windows[:, chosen - held_start].transpose(1, 0, 2))
-            yield PageBatch(pages, chosen, first)
-
-    for plane in planes:
-        held = plane if held is None or held.shape[1] == 0 else np.concatenate([held, plane], axis=1)
-        count = int(np.searchsorted(starts, held_start + held.shape[1] - n_time, side="right")) - done
-        if count > 0:
-            yield from batches(count)
-            done += count
-        keep_from = starts[done] if done < len(starts) else held_start + held.shape[1]
-        drop = min(max(0, keep_from - held_start), held.shape[1])
-        held, held_start = held[:, drop:].copy(), held_start + drop
-    if held is not None and done < len(starts):
-        room = starts[-1] + n_time - held_start - held.shape[1]
-        held = np.pad(held, ((0, 0), (0, max(0, room))))
-        yield from batches(len(starts) - done)
+    windows = np.lib.stride_tricks.sliding_window_view(plane, n_time, axis=1).transpose(1, 0, 2)
+    steps = np.unique(np.diff(columns))
+    if len(steps) == 1 and steps[0] > 0:
+        chosen = windows[columns[0] : columns[-1] + 1 : steps[0]]
+    else:
+        chosen = windows[columns]
+    return np.multiply(chosen, np.float32(scale), dtype=np.float32, casting="unsafe")
 
 
 def to_images(
@@ -139,27 +128,30 @@ def to_images(
     values = torch.from_numpy(pages).to(device)
     if normaliser == "minmax":
         low, high = values.amin(dim=(1, 2)), values.amax(dim=(1, 2))
-        offset, extent = low, high - low
+        extent = high - low
         unusable = ~(torch.isfinite(low) & torch.isfinite(high) & (high > low))
+        # Divided before it is multiplied, as in the original, so that the maximum is 255 and not 254.99998.
+        scaled = (values - low[:, None, None]).div_(extent[:, None, None]).mul_(255.0)
     elif normaliser == "robust":
         low, high = ROBUST_RANGE
         median, sigma = robust_noise(values)
-        offset, extent = median + low * sigma, (high - low) * sigma
         unusable = ~(torch.isfinite(values.sum(dim=(1, 2))) & (sigma > 0))
+        gain = 255.0 / ((high - low) * sigma)
+        scaled = torch.addcmul((-(median + low * sigma) * gain)[:, None, None], values, gain[:, None, None])
     else:
         raise ValueError(f"normaliser {normaliser!r} is not one of {', '.join(NORMALISERS)}")
-    # Divided before it is multiplied, as in the original, so that the maximum is 255 and not 254.99998.
-    scaled = (values - offset[:, None, None]).div_(extent[:, None, None]).mul_(255.0).clamp_(0.0, 255.0)
-    scaled[unusable] = 0.0
-    return resize(scaled.flip(1).to(torch.uint8), resolution), unusable
+    images = scaled.clamp_(0.0, 255.0).to(torch.uint8).flip(1)
+    images[unusable] = 0
+    return resize(images, resolution), unusable
 
 
 def robust_noise(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Median and noise (1.4826 median absolute deviation, else standard deviation) of each (B, n_dm, n_time) page.
 
-    Every fourth row and second column serve: neighbouring DM rows share most of their noise.
+    Every eighth row and fourth column serve, if they are 2048 values: neighbouring DM rows share most of their noise.
     """
-    sample = values[:, ::4, ::2].flatten(1)
+    small = values.shape[1] * values.shape[2] < 65536
+    sample = (values if small else values[:, ::8, ::4]).flatten(1)
     median = sample.median(dim=1).values
     sigma = 1.4826 * (sample - median[:, None]).abs().median(dim=1).values
     spread = sample.std(dim=1, correction=0)

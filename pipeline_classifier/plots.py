@@ -28,17 +28,16 @@ def plot_event(path: Path, event: Event, source: "FilterbankPages | ArrayPages")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
 
-    row = int(np.argmin(np.abs(source.grid.dms - event.dm_pc_cm3))) if np.isfinite(source.grid.dms).all() else None
+    row = int(np.argmin(np.abs(cutout.dms - event.dm_pc_cm3))) if np.isfinite(cutout.dms).all() else None
     profile = cutout.plane.max(axis=0) if row is None else cutout.plane[row]
     times = (cutout.start + np.arange(len(profile))) * unit
     panels[0].step(times, profile, where="mid", color="black", linewidth=0.9)
-    panels[0].axvspan(
-        -event.width_samples / 2 * unit, event.width_samples / 2 * unit, color="tab:orange", alpha=0.3, lw=0
-    )
+    half_width = event.width_samples * event.time_downsample / 2 * unit
+    panels[0].axvspan(-half_width, half_width, color="tab:orange", alpha=0.3, lw=0)
     panels[0].set_ylabel("S/N per sample" if known_time else "intensity")
     if cutout.spectrum is not None:
         _draw_spectrum(panels[1], cutout, event, edges)
-    _draw_plane(panels[-1], cutout, event, source.grid.dms, edges)
+    _draw_plane(panels[-1], cutout, event, edges)
     panels[-1].set_xlabel("time from the pulse (ms)" if known_time else "time from the page's centre (samples)")
     panels[-1].set_xlim(edges)
     figure.suptitle(_title(event, source.name), fontsize=9)
@@ -77,7 +76,8 @@ def _draw_spectrum(axis, cutout: "Cutout", event: Event, edges: tuple[float, flo
     axis.set_ylabel("frequency (MHz)")
 
 
-def _draw_plane(axis, cutout: "Cutout", event: Event, dms: np.ndarray, edges: tuple[float, float]) -> None:
+def _draw_plane(axis, cutout: "Cutout", event: Event, edges: tuple[float, float]) -> None:
+    dms = cutout.dms
     known_dm = np.isfinite(dms).all()
     half_step = (dms[-1] - dms[0]) / (len(dms) - 1) / 2 if known_dm else 0.5
     bottom, top = (dms[0] - half_step, dms[-1] + half_step) if known_dm else (-0.5, len(dms) - 0.5)

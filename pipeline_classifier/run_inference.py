@@ -2,6 +2,7 @@
 
   python run_inference.py -c config.json                           the filterbank that the config names
   python run_inference.py --filterbank file.fil --output-dir out   another filterbank
+  python run_inference.py --filterbank a_1.fil a_2.fil             one observation in several files, without gaps
   python run_inference.py --pages batch.npy                        candidates that are dedispersed already
 
 A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM), which the model's normaliser turns into
@@ -23,8 +24,16 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier.config import load_pipeline_config
-from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, report, search, write_results
-from pipeline_classifier.sources import ArrayPages, FilterbankPages
+from pipeline_classifier.search import (
+    SearchResult,
+    add_search_options,
+    load_classifier,
+    open_filterbank,
+    report,
+    search,
+    write_results,
+)
+from pipeline_classifier.sources import ArrayPages
 from single_pulse_classifier_training.cli import run_script
 from single_pulse_classifier_training.runtime import make_output_folder
 
@@ -33,7 +42,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_search_options(parser)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--filterbank", help="SIGPROC filterbank file (default: the config's)")
+    what.add_argument(
+        "--filterbank",
+        nargs="+",
+        metavar="FILE",
+        help="SIGPROC filterbank file, or several that follow each other in time (default: the config's)",
+    )
     what.add_argument("--pages", help=".npy batch of dedispersed pages or images")
     return parser
 
@@ -41,15 +55,13 @@ def get_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> SearchResult:
     """Do what the command line asks for; return the result."""
     config = load_pipeline_config(args.config)
-    dms, cleaning = config.front_end()
     if args.pages:
-        source = ArrayPages(args.pages, dms)
+        source = ArrayPages(args.pages, config.front_end()[0])
     else:
-        path = args.filterbank or config.filterbank_path
-        source = FilterbankPages(path, dms, config.page_samples, cleaning, config.page_overlap)
+        source = open_filterbank(args.filterbank or config.filterbank_path, config)
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
-    result = search(source, classifier, config.batch_size)
+    result = search(source, classifier, config.threads)
     write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
     print(report(result))
     return result

@@ -20,10 +20,17 @@ if __name__ == "__main__":
 
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.recovery import compare, summary
-from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, report, search, write_results
+from pipeline_classifier.search import (
+    SearchResult,
+    add_search_options,
+    load_classifier,
+    open_filterbank,
+    report,
+    search,
+    write_results,
+)
 from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, truth_path
-from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
 
@@ -68,7 +75,6 @@ def simulate_missing(path: Path, args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> SearchResult:
     """Do what the command line asks for; return the result."""
     config = load_pipeline_config(args.config)
-    dms, cleaning = config.front_end()
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
     path = Path(args.filterbank or config.filterbank_path)
@@ -76,8 +82,8 @@ def run(args: argparse.Namespace) -> SearchResult:
         path = output_dir / path.name
         simulate_missing(path, args)
 
-    source = FilterbankPages(path, dms, config.page_samples, cleaning, config.page_overlap)
-    result = search(source, classifier, config.batch_size)
+    source = open_filterbank(path, config)
+    result = search(source, classifier, config.threads)
     write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
     print(report(result))
     if truth_path(path).exists():

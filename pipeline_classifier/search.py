@@ -2,18 +2,25 @@
 
 import argparse
 import logging
+import os
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from pipeline_classifier.catalogue import Event, EventFinder, merge_duplicates, write_candidates
 from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
+from pipeline_classifier.pages import PageBatch
 from pipeline_classifier.plots import plot_event
-from pipeline_classifier.sources import ArrayPages, FilterbankPages
+from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source
 from single_pulse_classifier_training.calibration import threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError
@@ -22,15 +29,37 @@ from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, cho
 logger = logging.getLogger(__name__)
 
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class LayerResult:
+    """Class and probability of each page of a layer, -1 where not classified."""
+
+    layer: Layer
+    predictions: np.ndarray
+    probabilities: np.ndarray
+
+
 @dataclass
 class SearchResult:
     """What a run found, the account of what it did, and the files it wrote."""
 
-    predictions: np.ndarray
-    probabilities: np.ndarray
+    layers: list[LayerResult]
     events: list[Event]
     account: dict[str, float]
     files: list[Path] = field(default_factory=list)
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Of the first layer."""
+        return self.layers[0].predictions
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of the first layer."""
+        return self.layers[0].probabilities
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -69,17 +98,55 @@ def load_classifier(
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
     logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
-    return Classifier(checkpoint, chosen, threshold, max_false_per_hour)
+    return Classifier(checkpoint, chosen, threshold, max_false_per_hour, config.batch_size)
 
 
-def page_interval_s(source: FilterbankPages | ArrayPages) -> float:
-    """Seconds from one page to the next, NaN when unknown; pages that overlap come faster than one after the other."""
-    steps = np.diff(source.starts)
-    # The last page ends with the file, so that the step before it may be short.
-    return float((steps[:-1].max() if len(steps) > 1 else source.grid.n_time) * source.grid.tsamp)
+def open_filterbank(path: str | Path | Sequence[str | Path], config: PipelineConfig) -> FilterbankPages:
+    """The pages of a filterbank file, or of several that follow each other, as the config wants them."""
+    dms, cleaning = config.front_end()
+    return FilterbankPages(
+        path,
+        dms,
+        config.page_samples,
+        cleaning,
+        config.page_overlap,
+        time_downsample=config.time_downsample,
+        exact=config.exact_dedispersion,
+    )
 
 
-def search(source: FilterbankPages | ArrayPages, classifier: Classifier, batch_size: int) -> SearchResult:
+def page_interval_s(source: Source) -> float:
+    """Seconds from one page to the next over all layers, NaN when unknown."""
+    pages_per_s = 0.0
+    for layer in source.layers:
+        steps = np.diff(layer.starts)
+        # The last page ends with the file, so that the step before it may be short.
+        step = steps[:-1].max() if len(steps) > 1 else layer.grid.n_time
+        pages_per_s += 1.0 / (step * layer.grid.tsamp)
+    return 1.0 / pages_per_s
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
+) -> Iterator[Result]:
+    """``function`` of each item, in order, computed by several threads that are at most one item each ahead.
+
+    Parameters
+    ----------
+    threads : None: one per core. torch uses no threads of its own in them: two layers of threads hinder each other.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending: deque = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def search(source: Source, classifier: Classifier, threads: int | None = None) -> SearchResult:
     """Classify every page of a source and measure the events.
 
     Raises
@@ -92,39 +159,56 @@ def search(source: FilterbankPages | ArrayPages, classifier: Classifier, batch_s
             classifier.checkpoint.thresholds, classifier.max_false_per_hour, page_interval_s(source)
         )
     decision["threshold"] = float(classifier.threshold)
-    predictions = np.full(source.n_pages, NOT_CLASSIFIED, dtype=np.int32)
-    probabilities = np.full(source.n_pages, NOT_CLASSIFIED, dtype=np.float32)
-    finder, events = EventFinder(source.grid), []
-    began = time.monotonic()
-    with tqdm(total=source.n_pages, unit="page", desc=source.name, disable=None) as bar:
-        for batch in source.batches(batch_size):
-            chosen = slice(batch.first, batch.first + len(batch))
-            predictions[chosen], probabilities[chosen] = classifier.classify(batch)
-            events += finder.add(batch, predictions[chosen], probabilities[chosen])
-            bar.update(len(batch))
-    events = merge_duplicates(events + finder.finish(), source.grid)
-    account = dict(source.account)
-    account["pages"] = source.n_pages
-    account["pages_classified"] = int((predictions != NOT_CLASSIFIED).sum())
-    account["pages_unusable"] = source.n_pages - account["pages_classified"]
-    if account["pages_unusable"]:
-        logger.warning(
-            "%s: %d of %d pages are constant or not finite", source.name, account["pages_unusable"], source.n_pages
+    layers = [
+        LayerResult(
+            layer,
+            np.full(len(layer.starts), NOT_CLASSIFIED, dtype=np.int32),
+            np.full(len(layer.starts), NOT_CLASSIFIED, dtype=np.float32),
         )
-    account |= decision
-    account["pages_with_pulse"] = int((predictions == 1).sum())
+        for layer in source.layers
+    ]
+    finders = [EventFinder(layer.grid, layer.time_downsample, layer.dm_stack) for layer in source.layers]
+    events: list[Event] = []
+
+    def classified(block: Block) -> list[tuple[PageBatch, np.ndarray, np.ndarray]]:
+        return [(batch, *classifier.classify(batch)) for batch in source.pages(block)]
+
+    began = time.monotonic()
+    total = sum(len(layer.starts) for layer in source.layers)
+    with tqdm(total=total, unit="page", desc=source.name, disable=None) as bar:
+        for batches in map_in_order(classified, source.blocks(), threads):
+            for batch, predictions, probabilities in batches:
+                chosen = slice(batch.first, batch.first + len(batch))
+                layers[batch.layer].predictions[chosen] = predictions
+                layers[batch.layer].probabilities[chosen] = probabilities
+                events += finders[batch.layer].add(batch, predictions, probabilities)
+                bar.update(len(batch))
+    for finder in finders:
+        events += finder.finish()
+    events = merge_duplicates(events, source.grid)
+    account = dict(source.account) | count_pages(source, layers) | decision
+    account["pages_with_pulse"] = int(sum((result.predictions == 1).sum() for result in layers))
     account["events"] = len(events)
     account["wall_s"] = round(time.monotonic() - began, 3)
     if "samples_read" in account:
         duration_s = account["samples_read"] * source.grid.tsamp
         account["duration_s"] = round(duration_s, 3)
         account["times_real_time"] = round(duration_s / max(account["wall_s"], 1e-9), 1)
-    return SearchResult(predictions, probabilities, events, account)
+    return SearchResult(layers, events, account)
+
+
+def count_pages(source: Source, layers: list[LayerResult]) -> dict[str, int]:
+    """Pages of all layers, classified and unusable ones, for the account."""
+    pages = sum(len(result.predictions) for result in layers)
+    classified = int(sum((result.predictions != NOT_CLASSIFIED).sum() for result in layers))
+    if classified < pages:
+        logger.warning("%s: %d of %d pages are constant or not finite", source.name, pages - classified, pages)
+    return {"pages": pages, "pages_classified": classified, "pages_unusable": pages - classified}
 
 
 def write_results(
     result: SearchResult,
-    source: FilterbankPages | ArrayPages,
+    source: Source,
     output_dir: Path,
     n_spectra: int | None = None,
     plots: bool = True,
@@ -139,11 +223,13 @@ def write_results(
     missing = max(0, (n_spectra or 0) - source.n_pages)
     if n_spectra and n_spectra != source.n_pages:
         logger.warning("n_spectra is %d, the source has %d pages: every page counts", n_spectra, source.n_pages)
-    for kind, values in (("predictions", result.predictions), ("probabilities", result.probabilities)):
-        path = output_dir / f"{kind}_{name}.npy"
-        with atomic_writer(path) as file:
-            np.save(file, np.pad(values, (0, missing), constant_values=NOT_CLASSIFIED))
-        result.files.append(path)
+    for layer in result.layers:
+        for kind, values in (("predictions", layer.predictions), ("probabilities", layer.probabilities)):
+            path = output_dir / f"{kind}_{name}{layer.layer.suffix}.npy"
+            expected = missing if layer is result.layers[0] else 0
+            with atomic_writer(path) as file:
+                np.save(file, np.pad(values, (0, expected), constant_values=NOT_CLASSIFIED))
+            result.files.append(path)
     path = output_dir / f"candidates_{name}.csv"
     write_candidates(path, result.events)
     result.files.append(path)

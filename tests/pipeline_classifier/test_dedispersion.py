@@ -1,7 +1,10 @@
 """Dedispersion: the cold-plasma law, and the tree against the brute-force sum, bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +12,8 @@ from pipeline_classifier.dedispersion import (
     DedispersionTree,
     accumulator_dtype,
     brute_force,
+    channel_delays,
+    delay_quanta,
     delays_in_samples,
     dispersion_delay,
     quantise,
@@ -36,27 +41,90 @@ def test_known_delays():
     n=st.integers(1, 60),
     stretch=st.integers(1, 60),
     seed=st.integers(0, 99),
+    exact=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_the_tree_is_the_brute_force_sum(nchans, top, bandwidth, lowest, step, n_dm, tsamp, n, stretch, seed):
+def test_the_tree_is_the_brute_force_sum(nchans, top, bandwidth, lowest, step, n_dm, tsamp, n, stretch, seed, exact):
     frequencies = np.linspace(top, top * (1 - bandwidth), nchans)
-    delays = delays_in_samples(lowest + step * np.arange(n_dm), frequencies, tsamp)
-    delays = np.minimum(delays, 5000)
-    tree = DedispersionTree(delays)
-    tree.STRETCH = stretch
+    dms = lowest + step * np.arange(n_dm)
+    delays = np.minimum(channel_delays(dms, frequencies, tsamp), 5000)
+    tree = DedispersionTree(delays, None if exact else delay_quanta(dms, frequencies, tsamp))
+    tree.stretch = stretch
+    if exact:
+        np.testing.assert_array_equal(tree.delays, np.rint(delays))
     data = np.random.default_rng(seed).integers(-127, 128, (nchans, n + tree.max_delay)).astype(np.int16)
     summed = tree(data, n)
     assert summed.dtype == data.dtype
-    np.testing.assert_array_equal(summed, brute_force(data, delays, n))
+    np.testing.assert_array_equal(summed, brute_force(data, tree.delays, n))
     assert tree.additions <= n_dm * (nchans - 1)
 
 
 def test_the_tree_on_the_default_grid_is_exact_and_cheaper():
     delays = delays_in_samples(0.5 * np.arange(256), EFFELSBERG.frequencies, EFFELSBERG.tsamp)
-    tree = DedispersionTree(delays)
+    tree = DedispersionTree(channel_delays(0.5 * np.arange(256), EFFELSBERG.frequencies, EFFELSBERG.tsamp))
     data = np.random.default_rng(0).integers(-100, 100, (256, 500 + tree.max_delay)).astype(np.int16)
     np.testing.assert_array_equal(tree(data, 500), brute_force(data, delays, 500))
     assert tree.additions < 256 * 255 / 3
+
+
+DMS = 0.5 * np.arange(256)
+FREQUENCIES = 1510 - (np.arange(256) + 0.5) * 300 / 256
+
+
+def smeared_pulse(dm: float, tsamp: float, width: float, phase: float) -> np.ndarray:
+    """A noiseless boxcar pulse (256, n), ``width`` samples long and smeared inside each channel, at sample 200."""
+    n = 400 + int(channel_delays(DMS, FREQUENCIES, tsamp).max()) + 50
+    edges = np.arange(n + 1) - 0.5
+    pulse = np.zeros((256, n))
+    for part in (np.arange(16) + 0.5) / 16 - 0.5:
+        frequencies = FREQUENCIES + part * 300 / 256
+        arrival = 200 + phase + dispersion_delay(dm, frequencies, FREQUENCIES[0]) / tsamp
+        fluence = np.clip((edges - arrival[:, None]) / width + 0.5, 0, 1)
+        pulse += np.diff(fluence, axis=1)
+    return pulse
+
+
+def best_snr(pulse: np.ndarray, delays: np.ndarray) -> float:
+    """Highest matched-boxcar S/N over the trial DMs given, for unit noise a channel."""
+    series = np.stack([sum(row[d : d + 400] for row, d in zip(pulse, shifts)) for shifts in delays])
+    summed = np.pad(np.cumsum(series, axis=1), ((0, 0), (1, 0)))
+    return max((summed[:, w:] - summed[:, :-w]).max() / np.sqrt(w) for w in range(1, 80))
+
+
+@pytest.mark.parametrize("tsamp", [128e-6, 54.6e-6])
+@pytest.mark.parametrize("dm", [30.2, 56.77, 120.0])
+@pytest.mark.parametrize(("width_s", "least"), [(1e-3, 0.98), (None, 0.95)])
+def test_the_fast_tree_keeps_the_signal(tsamp, dm, width_s, least):
+    """S/N against exact dedispersion, the worst of several phases: 0.98 for 1 ms, 0.95 for two samples."""
+    exact = delays_in_samples(DMS, FREQUENCIES, tsamp)
+    tree = DedispersionTree(exact_delays := channel_delays(DMS, FREQUENCIES, tsamp), delay_quanta(DMS, FREQUENCIES, tsamp))
+    assert tree.additions < DedispersionTree(exact_delays).additions / 1.8
+    nearest = slice(max(0, round(2 * dm) - 2), round(2 * dm) + 3)
+    width = width_s / tsamp if width_s else 2.0
+    kept = []
+    for phase in (0.0, 0.2, 0.4, 0.6, 0.8):
+        pulse = smeared_pulse(dm, tsamp, width, phase)
+        kept.append(best_snr(pulse, tree.delays[nearest]) / best_snr(pulse, exact[nearest]))
+    assert min(kept) >= least
+
+
+def test_every_thread_has_memory_of_its_own():
+    tree = DedispersionTree(channel_delays(DMS, FREQUENCIES, 1e-3), delay_quanta(DMS, FREQUENCIES, 1e-3))
+    blocks = np.random.default_rng(0).integers(-100, 100, (8, 256, 3000 + tree.max_delay)).astype(np.int16)
+    alone = [tree(block, 3000) for block in blocks]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda block: tree(block, 3000), blocks))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("exact", [True, False])
+def test_gpu_and_cpu_agree(exact):
+    delays, quanta = channel_delays(DMS, FREQUENCIES, 1e-4), delay_quanta(DMS, FREQUENCIES, 1e-4)
+    cpu, gpu = (DedispersionTree(delays, None if exact else quanta, device) for device in ("cpu", "cuda"))
+    data = np.random.default_rng(0).integers(-100, 100, (256, 50_000 + cpu.max_delay)).astype(np.int16)
+    np.testing.assert_array_equal(cpu(data, 50_000), gpu(data, 50_000))
 
 
 @given(nchans=st.sampled_from([1, 2, 255, 258, 259, 1024, 1025, 5000]), sign=st.sampled_from([-1.0, 1.0]))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.filterbank import Filterbank, FilterbankWriter, Header, pack, read_header, write_header
+from pipeline_classifier.filterbank import Filterbank, FilterbankWriter, Header, pack, read_header, unpack, write_header
 from single_pulse_classifier_training.cli import InputError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -41,8 +41,8 @@ def random_samples(header: Header, nsamples: int = 50) -> np.ndarray:
     shape = (nsamples, header.nchans) if header.nifs == 1 else (nsamples, header.nifs, header.nchans)
     if header.nbits == 32:
         return rng.standard_normal(shape, dtype=np.float32)
-    limits = np.iinfo(header.dtype)
-    return rng.integers(limits.min, min(limits.max, 2**header.nbits - 1), shape, header.dtype, endpoint=True)
+    lowest = -(1 << header.nbits - 1) if header.dtype.kind == "i" else 0
+    return rng.integers(lowest, lowest + 2**header.nbits, shape).astype(header.dtype)
 
 
 @given(st.builds(
@@ -99,7 +99,7 @@ def test_anything_after_the_first_keyword(tmp_path, content):
 
 @pytest.mark.parametrize("keyword, value", [
     ("nchans", 0), ("nchans", 2**30), ("nbits", 3), ("nifs", 0), ("tsamp", 0.0), ("tsamp", float("nan")),
-    ("fch1", -5.0), ("fch1", float("inf")), ("foff", 0.0), ("foff", -200.0), ("tstart", float("nan"))])
+    ("fch1", -5.0), ("fch1", 1e-300), ("fch1", float("inf")), ("foff", 0.0), ("foff", -200.0), ("tstart", float("nan"))])
 def test_an_impossible_value_is_named(tmp_path, keyword, value):
     path = tmp_path / "a.fil"
     path.write_bytes(header_bytes(replace(HEADER, **{keyword: value})) + bytes(400))
@@ -134,7 +134,7 @@ def test_files_that_are_no_observation(tmp_path):
 
 
 @pytest.mark.parametrize("foff", [-1.25, 1.25])
-@pytest.mark.parametrize("nbits, signed", [(1, 0), (2, 0), (4, 0), (8, 0), (8, 1), (16, 0), (16, 1), (32, 0)])
+@pytest.mark.parametrize("nbits, signed", [(1, 0), (1, 1), (2, 0), (2, 1), (4, 0), (4, 1), (8, 0), (8, 1), (16, 0), (16, 1), (32, 0)])
 def test_what_was_written_is_read(tmp_path, nbits, signed, foff):
     header = replace(HEADER, nbits=nbits, signed=bool(signed), foff=foff)
     samples = random_samples(header)
@@ -149,16 +149,28 @@ def test_what_was_written_is_read(tmp_path, nbits, signed, foff):
     np.testing.assert_allclose(np.diff(filterbank.frequencies), -1.25)
 
 
+def test_a_single_channel_has_no_negative_stride(tmp_path):
+    header = replace(HEADER, nchans=1, foff=0.5)
+    samples = random_samples(header)
+    read = write(tmp_path / "a.fil", header, samples).read(0, 50)
+    np.testing.assert_array_equal(read, samples)
+    assert min(read.strides) > 0
+
+
 def test_the_lowest_bits_of_a_byte_come_first():
     assert pack(np.array([1, 0, 0, 0, 0, 0, 0, 1], np.uint8), 1) == 0b10000001
     assert pack(np.array([3, 0, 1, 2], np.uint8), 2) == 0b10010011
     assert pack(np.array([5, 12], np.uint8), 4) == 0xC5
-    with pytest.raises(ValueError, match="does not fit"):
-        pack(np.array([16, 0], np.uint8), 4)
+    # Two's complement: -1 is all ones, the lowest value the highest bit alone.
+    assert pack(np.array([-1, -8], np.int8), 4) == 0x8F
+    assert list(unpack(np.array([0x8F], np.uint8), 4, signed=True)) == [-1, -8]
+    for wrong in (np.array([16, 0], np.uint8), np.array([8, 0], np.int8), np.array([-9, 0], np.int8)):
+        with pytest.raises(ValueError, match="does not fit"):
+            pack(wrong, 4)
 
 
 @pytest.mark.parametrize("nbits, signed, summed", [
-    (2, False, np.uint16), (8, False, np.uint16), (8, True, np.int32), (16, False, np.int32), (32, False, np.float32)])
+    (2, False, np.uint16), (4, True, np.int32), (8, False, np.uint16), (8, True, np.int32), (16, False, np.int32), (32, False, np.float32)])
 def test_ifs_are_summed_or_chosen(tmp_path, nbits, signed, summed):
     header = replace(HEADER, nbits=nbits, signed=signed, nifs=3, foff=0.5)
     samples = random_samples(header)
@@ -183,10 +195,9 @@ def test_a_file_cut_off_in_mid_sample(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="expected uint8"):
-        with FilterbankWriter(tmp_path / "a.fil", HEADER) as file:
-            file.write(random_samples(HEADER))
-            file.write(np.zeros((3, 16), np.float32))
+    with pytest.raises(ValueError, match="expected uint8"), FilterbankWriter(tmp_path / "a.fil", HEADER) as file:
+        file.write(random_samples(HEADER))
+        file.write(np.zeros((3, 16), np.float32))
     assert list(tmp_path.iterdir()) == []
 
 

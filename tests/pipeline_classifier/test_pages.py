@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.pages import PageGrid, cut_pages, page_starts, resize, to_images
+from pipeline_classifier.pages import PageBatch, PageGrid, cut_pages, page_starts, resize, to_images
 
 quick = settings(max_examples=200, deadline=None)
 
@@ -23,33 +23,25 @@ def test_every_sample_is_in_a_page(n_samples, n_time, overlap):
     assert (np.diff(starts)[:-1] == max(1, round(n_time * (1 - overlap)))).all()
 
 
-@given(data=st.data(), n_time=st.integers(1, 20), batch_size=st.integers(1, 7))
+@given(data=st.data(), n=st.integers(20, 200), n_time=st.integers(1, 20), step=st.integers(1, 9))
 @quick
-def test_pages_are_slices_of_the_stream(data, n_time, batch_size):
-    blocks = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=6))
-    n = sum(blocks)
-    starts = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=30).map(sorted)))
-    stream = np.random.default_rng(0).standard_normal((3, n)).astype(np.float32)
-    padded = np.pad(stream, ((0, 0), (0, n_time)))
-    planes = np.split(stream, np.cumsum(blocks)[:-1], axis=1)
-    seen = 0
-    for batch in cut_pages(iter(planes), starts, n_time, batch_size):
-        assert batch.first == seen and 1 <= len(batch) <= batch_size and batch.pages.dtype == np.float32
-        np.testing.assert_array_equal(batch.starts, starts[seen : seen + len(batch)])
-        for page, start in zip(batch.pages, batch.starts):
-            np.testing.assert_array_equal(page, padded[:, start : start + n_time])
-        seen += len(batch)
-    assert seen == len(starts)
+def test_pages_are_scaled_slices_of_the_plane(data, n, n_time, step):
+    plane = np.random.default_rng(0).integers(-3000, 3000, (3, n)).astype(np.int16)
+    irregular = np.array(data.draw(st.lists(st.integers(0, n - n_time), min_size=1, max_size=30).map(sorted)))
+    for columns in (irregular, np.arange(0, n - n_time + 1, step)):
+        pages = cut_pages(plane, columns, n_time, 0.25)
+        assert pages.dtype == np.float32 and pages.shape == (len(columns), 3, n_time)
+        for page, column in zip(pages, columns):
+            np.testing.assert_array_equal(page, 0.25 * plane[:, column : column + n_time])
 
 
-@given(n=st.integers(1, 300), n_time=st.integers(16, 64), overlap=st.sampled_from([0, 0.25, 0.5, 0.9]))
-@quick
-def test_the_regular_grid_over_blocks(n, n_time, overlap):
-    stream = np.arange(1, n + 1, dtype=np.float32)[None]
-    starts = page_starts(n, n_time, overlap)
-    pages = np.concatenate([batch.pages for batch in cut_pages(np.array_split(stream, 7, axis=1), starts, n_time, 4)])
-    columns = starts[:, None] + np.arange(n_time)
-    np.testing.assert_array_equal(pages[:, 0], np.where(columns < n, columns + 1, 0))
+@given(count=st.integers(1, 9), first=st.integers(0, 100), a=st.integers(0, 8), b=st.integers(0, 12))
+def test_a_part_of_a_batch_knows_its_place(count, first, a, b):
+    batch = PageBatch(np.arange(count), 10 * np.arange(count), first, layer=2)
+    part = batch[a:b]
+    assert part.layer == 2 and len(part) == max(0, min(b, count) - min(a, count))
+    for number, page, start in zip(range(part.first, part.first + len(part)), part.pages, part.starts):
+        assert number == first + page and start == 10 * page
 
 
 def test_the_sweep_of_a_grid():

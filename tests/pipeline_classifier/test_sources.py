@@ -9,6 +9,7 @@ import pytest
 
 from pipeline_classifier import sources
 from pipeline_classifier.catalogue import Event, find_peaks
+from pipeline_classifier.dedispersion import brute_force, delays_in_samples, quantise
 from pipeline_classifier.filterbank import FilterbankWriter, Header
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.rfi import Cleaning
@@ -66,19 +67,66 @@ def test_the_block_length_does_not_matter(observation, monkeypatch, block_sample
     assert abs(dm - expected[0]) <= 2 and abs(time_s - expected[1]) <= 1e-3 and snr == pytest.approx(expected[2], rel=0.05)
 
 
-@pytest.mark.parametrize("block_samples", [2048, 3001, 8192])
-def test_dedispersion_goes_on_across_block_edges(observation, monkeypatch, block_samples):
-    """With the cleaning replaced by one that has no statistics, the planes are the same to the bit."""
-    def scale_only(block, frequencies, tsamp, settings):
-        return ((block.T.astype(np.float32) - 100) / 10), np.ones(block.shape[1], dtype=bool)
+@pytest.fixture
+def scaled_only(monkeypatch):
+    """Cleaning that has no statistics: what is left does not depend on the blocks at all."""
+    monkeypatch.setattr(
+        sources, "clean", lambda block, *_: ((block.T.astype(np.float32) - 100) / 10, np.ones(block.shape[1], bool))
+    )
 
-    monkeypatch.setattr(sources, "clean", scale_only)
+
+@pytest.mark.parametrize("block_samples", [2048, 3001, 8192])
+def test_dedispersion_goes_on_across_block_edges(observation, monkeypatch, scaled_only, block_samples):
     monkeypatch.setattr(sources, "BLOCK_SAMPLES", NSAMPLES)
-    [whole] = FilterbankPages(observation, DMS).planes()
+    whole = stream(FilterbankPages(observation, DMS))
     monkeypatch.setattr(sources, "BLOCK_SAMPLES", block_samples)
-    blocks = list(FilterbankPages(observation, DMS).planes())
-    assert len(blocks) > 1 and whole.shape == (64, NSAMPLES)
-    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
+    source = FilterbankPages(observation, DMS)
+    assert len(list(source.blocks())) > 1
+    np.testing.assert_array_equal(stream(source), whole)
+
+
+def test_exact_dedispersion_is_the_brute_force_sum(observation, scaled_only):
+    source = FilterbankPages(observation, DMS, exact=True)
+    data = source.cleaned(0, NSAMPLES)[0]
+    delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)
+    integers = np.zeros((64, NSAMPLES + delays.max()), np.int16)
+    summed = brute_force(quantise(data, integers), delays, NSAMPLES)
+    np.testing.assert_array_equal(stream(source), np.float32(1 / 64) * summed.astype(np.float32))
+
+
+def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_SAMPLES", 4096)
+    source = FilterbankPages(observation, DMS, n_time=128, time_downsample=(1, 4, 16), overlap=0.5)
+    assert [layer.suffix for layer in source.layers] == ["", "_x4", "_x16"]
+    pages = [[], [], []]
+    for block in source.blocks():
+        for batch in source.pages(block):
+            pages[batch.layer].append(batch)
+    fine = stream(FilterbankPages(observation, DMS, n_time=128))
+    for layer, batches, factor in zip(source.layers, pages, (1, 4, 16)):
+        assert layer.grid.tsamp == pytest.approx(factor * HEADER.tsamp)
+        starts = np.concatenate([batch.starts for batch in batches])
+        np.testing.assert_array_equal(starts, layer.starts)
+        assert [batch.first for batch in batches] == list(np.cumsum([0, *map(len, batches)])[:-1])
+        columns = -(-NSAMPLES // factor)
+        assert starts[0] == 0 and starts[-1] + 128 == columns
+        coarse = np.pad(fine[:, :NSAMPLES], ((0, 0), (0, columns * factor - NSAMPLES)))
+        coarse = coarse.reshape(64, columns, factor).sum(axis=2) / np.sqrt(factor)
+        whole = np.concatenate([batch.pages for batch in batches])
+        # Past the end of the file the sweep still brings samples in; the last column of a layer sums over it.
+        np.testing.assert_allclose(whole[:-3], np.stack([coarse[:, s : s + 128] for s in starts[:-3]]), atol=1e-4)
+
+
+def test_stacks_of_trial_dms_are_the_rows_of_one_grid(observation, scaled_only, monkeypatch):
+    monkeypatch.setattr(sources, "STACK_DMS", 24)
+    source = FilterbankPages(observation, DMS, exact=True)
+    assert [len(layer.grid.dms) for layer in source.layers] == [24, 24, 16]
+    assert [layer.suffix for layer in source.layers] == ["", "_dms1", "_dms2"]
+    [block, *_] = source.blocks()
+    stacked = np.concatenate([batch.pages for batch in source.pages(block)], axis=1)
+    monkeypatch.setattr(sources, "STACK_DMS", 64)
+    whole = FilterbankPages(observation, DMS, exact=True)
+    np.testing.assert_array_equal(stacked, whole.pages(next(whole.blocks()))[0].pages)
 
 
 def test_the_memory_of_a_block_is_bounded(observation, monkeypatch):
@@ -86,7 +134,7 @@ def test_the_memory_of_a_block_is_bounded(observation, monkeypatch):
     source = FilterbankPages(observation, DMS)
     edges = source.block_edges()
     assert edges[0] == 0 and edges[-1] == NSAMPLES and (np.diff(edges) > 0).all()
-    assert np.diff(edges)[:-1].max() + source.account["samples_swept_past_end"] <= 4000
+    assert np.diff(edges)[:-1].max() + source.max_delay <= 4000
 
 
 def test_batches_are_the_same_pages(observation):

@@ -1,0 +1,274 @@
+"""What is in a filterbank file, and will the config work on it?
+
+  python check_input.py file.fil                      with the default config
+  python check_input.py file.fil -c config.json       with another one
+  python check_input.py a.fil b.fil c.fil             files that follow each other in time, as one observation
+  python check_input.py file.fil --json               the same numbers as one JSON object
+  python check_input.py file.fil --no-timing          without the measurement of speed, which takes some seconds
+
+The last line is the verdict: "OK", "OK with warnings: ..." (exit code 0) or "NOT USABLE: ..." (exit code 2).
+Samples are looked at in a few stretches of the file. The memory is that of run_inference.py, and estimated to within a
+factor of two; the speed is measured on this machine, on one block of the (first) file for each thread.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+
+from pipeline_classifier import sources
+from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
+from pipeline_classifier.dedispersion import DISPERSION_CONSTANT, accumulator_dtype, dispersion_delay
+from pipeline_classifier.filterbank import Filterbank
+from pipeline_classifier.input_report import NOT_USABLE, OK, WARNINGS, Report, find_losses, find_obstacles, text
+from pipeline_classifier.joined_filterbank import JoinedFilterbank
+from pipeline_classifier.rfi import Cleaning, zapped
+from pipeline_classifier.search import load_classifier, map_in_order, open_filterbank
+from single_pulse_classifier_training.cli import InputError, run_script
+
+STRETCHES = 4
+STRETCH_SAMPLES = 2048
+STRETCH_BYTES = 16 << 20
+FEWEST_BITS_TO_SATURATE = 4  # of fewer bits the outermost levels are in normal use
+
+PROGRAM_BYTES = 400 << 20
+"""Resident memory of Python, torch and a network before any sample is read."""
+ACTIVATIONS_PER_PIXEL = 30
+"""float32 values that the network holds at once for each pixel of an image."""
+LARGEST_TIMED = {"nchans": 1 << 14, "ndm": 1 << 10, "block_bytes": 1 << 30, "pages": 1 << 23}
+"""Above any of these a measurement of speed would take more than some ten seconds."""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="SIGPROC filterbank; several are one observation")
+    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="config of the pipeline (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--no-timing", action="store_true", help="do not measure the speed")
+    return parser
+
+
+def check(files: Sequence[str | Path], config: PipelineConfig, classifier: Classifier, timing: bool = True) -> Report:
+    """Everything about an observation that decides whether, and how well, the config can search it.
+
+    Parameters
+    ----------
+    files : one SIGPROC file, or several that follow each other in time
+    config, classifier : what it is to be searched with
+    timing : whether to measure the speed
+
+    Returns
+    -------
+    dict
+        numbers by name, with their units in the names, None where not known; ``verdict`` and its ``reasons``. A file
+        that cannot be read has nothing but these two.
+    """
+    dms, cleaning = config.front_end()
+    report: Report = {"files": [str(file) for file in files]}
+    try:
+        filterbank = Filterbank(files[0]) if len(files) == 1 else JoinedFilterbank(files)
+        report |= header(filterbank) | search_grid(filterbank, dms, cleaning, config) | sample_values(filterbank)
+        report |= memory(filterbank, report, config, classifier.checkpoint.resolution)
+        obstacles = find_obstacles(report)
+        if timing and not obstacles:
+            report |= speed(filterbank, report, config, classifier)
+    except (InputError, OSError) as error:
+        obstacles = [str(error)]
+    warnings = [] if obstacles else find_losses(report)
+    verdict = NOT_USABLE if obstacles else WARNINGS if warnings else OK
+    return report | {"verdict": verdict, "reasons": obstacles or warnings}
+
+
+def header(filterbank: Filterbank | JoinedFilterbank) -> Report:
+    """What the header says, in plain units, and how many samples there really are."""
+    head = filterbank.header
+    # Half a millisecond, as isoformat cuts off and does not round.
+    start = datetime(1858, 11, 17, tzinfo=UTC) + timedelta(days=head.tstart, microseconds=500)
+    return {
+        "source_name": head.source_name,
+        "nbits": head.nbits,
+        "sample_type": {"u": "unsigned", "i": "signed", "f": "floating point"}[head.dtype.kind],
+        "nifs": head.nifs,
+        "f_top_mhz": float(filterbank.frequencies[0]),
+        "f_bottom_mhz": float(filterbank.frequencies[-1]),
+        "ascending": head.ascending,
+        "nchans": head.nchans,
+        "channel_width_mhz": abs(head.foff),
+        "tsamp_s": head.tsamp,
+        "nsamples": filterbank.nsamples,
+        "duration_s": filterbank.nsamples * head.tsamp,
+        "tstart_mjd": head.tstart,
+        "start_utc": start.isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00") if head.tstart else None,
+        "bytes_left_over": filterbank.bytes_left_over,
+    }
+
+
+def search_grid(
+    filterbank: Filterbank | JoinedFilterbank, dms: np.ndarray, cleaning: Cleaning, config: PipelineConfig
+) -> Report:
+    """Trial DMs and pages against what dispersion does in this band at this sampling.
+
+    The smearing inside a channel is that of the bottom one, ``2 K DM width / f^3`` (Lorimer & Kramer 2005, Handbook of
+    Pulsar Astronomy, sect. 4.1.1); that by the DM step is the sweep of half a step, the most a pulse is off a trial.
+    """
+    tsamp, nsamples = filterbank.tsamp, filterbank.nsamples
+    top, bottom = filterbank.frequencies[[0, -1]]
+    sweeps_s = dispersion_delay(dms, bottom, top)
+    channel_s = 2 * DISPERSION_CONSTANT * dms * abs(filterbank.header.foff) / bottom**3
+    half_step_s = float(dispersion_delay((dms[1] - dms[0]) / 2, bottom, top))
+    page_s = config.page_samples * tsamp * max(config.time_downsample)
+    rows = np.unique(np.linspace(0, len(dms) - 1, 5).round().astype(int))
+    beyond_file, beyond_page = dms[sweeps_s > nsamples * tsamp], dms[channel_s > page_s]
+    stacks = -(-len(dms) // sources.STACK_DMS)
+    return {
+        "dm_lowest": float(dms[0]),
+        "dm_highest": float(dms[-1]),
+        "dm_step": float(dms[1] - dms[0]),
+        "ndm": len(dms),
+        "page_samples": config.page_samples,
+        "time_downsample": list(config.time_downsample),
+        "longest_page_s": page_s,
+        "pages": stacks * sum(count_pages(nsamples, factor, config) for factor in config.time_downsample),
+        "sweeps": [
+            {
+                "dm": float(dms[row]),
+                "sweep_s": float(sweeps_s[row]),
+                "sweep_samples": float(sweeps_s[row] / tsamp),
+                "sweep_pages": float(sweeps_s[row] / page_s),
+                "sweep_files": float(sweeps_s[row] / (nsamples * tsamp)),
+                "channel_smearing_ms": float(channel_s[row] * 1e3),
+                "channel_smearing_samples": float(channel_s[row] / tsamp),
+            }
+            for row in rows
+        ],
+        "dm_step_smearing_ms": half_step_s * 1e3,
+        "dm_step_smearing_samples": half_step_s / tsamp,
+        "samples_swept_past_end": int(min(math.ceil(sweeps_s[-1] / tsamp), nsamples)),
+        "dms_swept_past_file": len(beyond_file),
+        "first_dm_swept_past_file": float(beyond_file[0]) if len(beyond_file) else None,
+        "dms_smeared_past_page": len(beyond_page),
+        "first_dm_smeared_past_page": float(beyond_page[0]) if len(beyond_page) else None,
+        "baseline_window_s": cleaning.baseline_window_s,
+        "zaplist_mhz": [list(band) for band in cleaning.zaplist],
+        "channels_zapped": int(zapped(filterbank.frequencies, cleaning.zaplist).sum()),
+    }
+
+
+def count_pages(nsamples: int, factor: int, config: PipelineConfig) -> int:
+    """Pages of one stack of DMs at one time resolution: the length of `pages.page_starts`, without making them."""
+    step = max(1, round(config.page_samples * (1.0 - config.page_overlap)))
+    return -(-max(0, -(-nsamples // factor) - config.page_samples) // step) + 1
+
+
+def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
+    """Dead channels, and samples at the ends of their range, in a few stretches over the whole observation.
+
+    A channel is dead if it is constant, or not finite, in every stretch. Saturated samples are counted in the others.
+    """
+    head = filterbank.header
+    length = int(min(STRETCH_SAMPLES, filterbank.nsamples, max(2, STRETCH_BYTES // (8 * head.nifs * head.nchans))))
+    last = filterbank.nsamples - length
+    starts = sorted({last * k // (STRETCHES - 1) for k in range(STRETCHES)})
+    limits = None
+    if head.dtype.kind in "iu" and head.nbits >= FEWEST_BITS_TO_SATURATE:
+        lowest = -(1 << head.nbits - 1) if head.dtype.kind == "i" else 0
+        ifs = head.nifs if filterbank.ifs == "sum" else 1
+        limits = ifs * lowest, ifs * (lowest + (1 << head.nbits) - 1)
+    dead = np.ones(head.nchans, dtype=bool)
+    saturated, not_finite = np.zeros(head.nchans, dtype=np.int64), 0
+    for start in starts:
+        block = filterbank.read(start, length)
+        finite = np.isfinite(block).all(axis=0)
+        dead &= ~finite | (block.min(axis=0) == block.max(axis=0))
+        not_finite += block.size - int(np.isfinite(block).sum())
+        if limits is not None:
+            saturated += ((block == limits[0]) | (block == limits[1])).sum(axis=0)
+    live_samples = len(starts) * length * int((~dead).sum())
+    return {
+        "samples_looked_at": len(starts) * length,
+        "channels_dead": int(dead.sum()),
+        "dead_channel_fraction": float(dead.mean()),
+        "saturated_fraction": None if limits is None else float(saturated[~dead].sum() / max(1, live_samples)),
+        "not_finite_fraction": not_finite / (len(starts) * length * head.nchans),
+    }
+
+
+def memory(
+    filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, resolution: int
+) -> Report:
+    """Memory that run_inference.py needs, from what sources.py holds at once in each thread."""
+    nchans, nsamples = filterbank.nchans, filterbank.nsamples
+    delay = math.ceil(report["sweeps"][-1]["sweep_samples"])
+    page = config.page_samples * max(config.time_downsample)
+    length = sources.block_length(nchans, delay, page)
+    blocks = max(1, round(nsamples / length))
+    samples = min(nsamples, length if blocks > 1 else 3 * length // 2) + page
+    rows = min(report["ndm"], sources.STACK_DMS)
+    integer = accumulator_dtype(nchans).itemsize
+    # While it is cleaned a block is there as it was read and three times as float32; later as float32 and integers, and
+    # the tree holds a stretch of at least two delays of it, with partial sums.
+    stretch = min(samples, max(8192, 4 * delay)) + delay
+    cleaning = nchans * min(nsamples, samples + delay) * (filterbank.header.dtype.itemsize + 12)
+    dedispersion = nchans * (4 * min(nsamples, samples + delay) + integer * (samples + delay))
+    dedispersion += 3 * integer * nchans * stretch + integer * rows * (samples + stretch)
+    pages_in_block = report["pages"] * min(1.0, length / nsamples)
+    pages = 2 * 4 * pages_in_block * rows * config.page_samples
+    network = 4 * config.batch_size * resolution**2 * ACTIVATIONS_PER_PIXEL
+    threads = min(config.threads or len(os.sched_getaffinity(0)), blocks)
+    block_bytes = int(max(cleaning, dedispersion) + pages + network)
+    plan_bytes = 40 * report["ndm"] * nchans
+    return {
+        "threads": threads,
+        "block_samples": min(length, nsamples),
+        "block_bytes": block_bytes,
+        "memory_bytes": PROGRAM_BYTES + plan_bytes + threads * block_bytes + 16 * report["pages"],
+        "machine_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def speed(
+    filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, classifier: Classifier
+) -> Report:
+    """Speed of reading, cleaning, dedispersion and classification, from a block for each thread; None if too large."""
+    unknown = {"timed_s": None, "times_real_time": None, "expected_run_s": None}
+    if any(report[key] > largest for key, largest in LARGEST_TIMED.items()):
+        return unknown
+    source = open_filterbank(filterbank.path, config)
+    blocks = list(islice(source.blocks(), report["threads"]))
+    began = time.monotonic()
+    for _ in map_in_order(lambda block: [classifier.classify(p) for p in source.pages(block)], blocks, config.threads):
+        pass
+    wall_s = time.monotonic() - began
+    timed_s = sum(block.end - block.start for block in blocks) * filterbank.tsamp
+    factor = timed_s / wall_s
+    return {"timed_s": timed_s, "times_real_time": factor, "expected_run_s": report["duration_s"] / factor}
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Check, print, and leave with exit code 2 if the observation cannot be used."""
+    config = load_pipeline_config(args.config)
+    report = check(args.files, config, load_classifier(config), not args.no_timing)
+    print(json.dumps(report, indent=2, allow_nan=False) if args.json else text(report))
+    if report["verdict"] == NOT_USABLE:
+        sys.exit(2)
+    return report
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

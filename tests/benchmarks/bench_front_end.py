@@ -1,0 +1,132 @@
+"""Speed and memory of the front end: `python tests/benchmarks/bench_front_end.py`, or `make bench`.
+
+60 s of noise, 256 channels from 1210 to 1510 MHz, 8 bit, 256 trial DMs from 0 to 127.5 pc cm^-3, all cores. Each row is
+a process of its own. Prints a table.
+
+  dedispersion     alone, in memory, with the fast tree and with the exact sum
+  .fil to pages    read, clean, dedisperse, cut, normalise
+  memory           peak of ".fil to pages", also for a file ten times as long
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+from pipeline_classifier import dedispersion
+from pipeline_classifier.filterbank import FilterbankWriter, Header
+from pipeline_classifier.pages import to_images
+from pipeline_classifier.search import map_in_order
+from pipeline_classifier.sources import FilterbankPages
+
+DURATION_S = 60
+REPETITIONS = 3
+DMS = 0.5 * np.arange(256)
+FREQUENCIES = 1510 - (np.arange(256) + 0.5) * 300 / 256
+
+
+def write_observation(path: Path, tsamp: float, duration_s: float) -> None:
+    """Noise; the same second again and again, to write it fast."""
+    header = Header(nchans=256, nbits=8, tsamp=tsamp, fch1=FREQUENCIES[0], foff=-300 / 256, tstart=59000.0)
+    second = np.random.default_rng(0).normal(100, 10, (round(1 / tsamp), 256)).astype(np.uint8)
+    with FilterbankWriter(path, header) as file:
+        for _ in range(round(duration_s)):
+            file.write(second)
+
+
+def dedisperse(tsamp: float, exact: bool) -> float:
+    """Seconds for the whole observation."""
+    delays = dedispersion.channel_delays(DMS, FREQUENCIES, tsamp)
+    tree = dedispersion.DedispersionTree(
+        delays, None if exact else dedispersion.delay_quanta(DMS, FREQUENCIES, tsamp)
+    )
+    n = round(DURATION_S / tsamp)
+    data = np.random.default_rng(0).integers(-30, 30, (256, n + tree.max_delay), np.int8).astype(np.int16)
+    out = np.empty((256, n), np.int16)
+    edges = np.append(np.arange(0, n, 2 * tree.stretch), n)
+
+    def piece(number: int) -> None:
+        start, end = edges[number], edges[number + 1]
+        tree(data[:, start : end + tree.max_delay], end - start, out[:, start:end])
+
+    return best_of(lambda: list(map_in_order(piece, range(len(edges) - 1))))
+
+
+def to_pages(path: Path, repetitions: int = REPETITIONS) -> float:
+    """Seconds from the file to normalised images."""
+    source = FilterbankPages(path, DMS)
+
+    def images(block) -> None:
+        for batch in source.pages(block):
+            for first in range(0, len(batch), 32):
+                to_images(batch.pages[first : first + 32], "robust", 256)
+
+    return best_of(lambda: list(map_in_order(images, source.blocks())), repetitions)
+
+
+def best_of(job, repetitions: int = REPETITIONS) -> float:
+    times = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def run_child(*options: object) -> tuple[float, float]:
+    """Times real time, and peak memory in MB, of one measurement in a process of its own."""
+    command = [sys.executable, __file__, *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    return float(text), usage.ru_maxrss / 1e3
+
+
+def table() -> None:
+    cores = len(os.sched_getaffinity(0))
+    print(f"front end, x real time, {cores} cores, torch {torch.__version__}, numpy {np.__version__}")
+    print("| | 128 us | 54.6 us |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {"dedispersion, fast tree": [], "dedispersion, exact": [], ".fil to pages": [], "peak memory, MB": []}
+        for tsamp in (128e-6, 54.6e-6):
+            path = Path(folder) / "a.fil"
+            write_observation(path, tsamp, DURATION_S)
+            rows["dedispersion, fast tree"].append(run_child("--tsamp", tsamp)[0])
+            rows["dedispersion, exact"].append(run_child("--tsamp", tsamp, "--exact")[0])
+            speed, memory = run_child("--file", path)
+            rows[".fil to pages"].append(speed)
+            rows["peak memory, MB"].append(memory)
+        for name, values in rows.items():
+            print(f"| {name} | " + " | ".join(f"{value:.0f}" for value in values) + " |")
+        write_observation(path, 128e-6, 10 * DURATION_S)
+        print(f"peak memory for ten times the length: {run_child('--file', path, '--once')[1]:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tsamp", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--exact", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.tsamp:
+        print(DURATION_S / dedisperse(args.tsamp, args.exact))
+    elif args.file:
+        print(DURATION_S / to_pages(args.file, 1 if args.once else REPETITIONS))
+    else:
+        table()
+
+
+if __name__ == "__main__":
+    main()
