@@ -1,0 +1,110 @@
+"""Real rings and real processes for tests; nothing of either is left behind, whatever happens."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline_classifier.sysv import Segment, Semaphores
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 20.0
+
+
+class Child:
+    """A Python process that runs ``code``: it says lines, and is told lines."""
+
+    def __init__(self, code: str, *args: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd=ROOT,
+        )
+
+    def says(self) -> str:
+        """The next line; waits for it."""
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
+        assert ready, "the process says nothing"
+        return self.process.stdout.readline().strip()
+
+    def tell(self, line: str = "go") -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(PATIENCE_S)
+
+    def ends(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Child]]:
+    """Start a process: ``start(code, *args)``."""
+    children = []
+
+    def start_child(code: str, *args: object) -> Child:
+        children.append(Child(code, *args))
+        return children[-1]
+
+    yield start_child
+    for child in children:
+        if child.process.poll() is None:
+            child.kill()
+        child.process.stdin.close()
+        child.process.stdout.close()
+
+
+def ring_parts(key: int) -> dict[str, list[dict[str, int]]]:
+    """What the kernel has under the keys of a stream: ``shm`` and ``sem``, a dictionary of numbers each."""
+    found = {}
+    for kind in ("shm", "sem"):
+        names, *rows = (line.split() for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines())
+        parts = [{name: int(value, 8 if name == "perms" else 10) for name, value in zip(names, row)} for row in rows]
+        found[kind] = [part for part in parts if (part["key"] - key) % 0x10000 < 2 and 0 <= part["key"] - key < 1 << 23]
+    return found
+
+
+@contextmanager
+def free_key() -> Iterator[int]:
+    """A key of this process alone (22 bits of its id), swept before and after."""
+    pid = os.getpid()
+    key = 0x40000000 | (pid >> 15 & 0x7F) << 23 | (pid & 0x7FFF) << 1
+    sweep(key)
+    try:
+        yield key
+    finally:
+        sweep(key)
+
+
+def sweep(key: int) -> None:
+    parts = ring_parts(key)
+    for part in parts["shm"]:
+        segment = Segment(part["key"])
+        segment.remove()
+        segment.detach()
+    for part in parts["sem"]:
+        Semaphores(part["key"], part["nsems"]).remove()
+    assert not any(ring_parts(key).values())
+
+
+@pytest.fixture
+def ring_key(start) -> Iterator[int]:
+    """A key for one stream; what is made under it goes at the end."""
+    with free_key() as key:
+        yield key
+
+
+@pytest.fixture
+def parts_of() -> Callable[[int], dict]:
+    return ring_parts
