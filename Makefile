@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TEST_PACKAGES := 'pytest>=8' 'hypothesis>=6.100' 'keras>=3.5'
+KERAS_VENV ?= .venv-keras
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate test test-slow default-model clean
+.PHONY: help simulate test test-slow bench default-model clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,8 +29,17 @@ test: $(VENV)/installed-tests ## run the tests (a few minutes)
 test-slow: $(VENV)/installed-tests ## run the long tests too
 	$(RUN) -m pytest -m 'slow or not slow'
 
+$(KERAS_VENV)/bin/python:
+	$(PYTHON) -m venv $(KERAS_VENV)
+	$(KERAS_VENV)/bin/pip install --quiet tensorflow==2.21.0 || rm -rf $(KERAS_VENV)
+
+bench: $(VENV)/installed $(KERAS_VENV)/bin/python ## measure training and inference against Keras (ten minutes)
+	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_training.py
+	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_inference.py
+	$(RUN) tests/benchmarks/bench_memory.py
+
 default-model: $(VENV)/installed ## train the default model again (about half an hour, 8 GB in /tmp)
 	$(RUN) pipeline_classifier/make_default_model.py --work-dir /tmp/default_model
 
-clean: ## remove .venv and what make simulate wrote
-	rm -rf $(VENV) simulation_output
+clean: ## remove the environments and what make simulate wrote
+	rm -rf $(VENV) .venv-keras simulation_output

@@ -151,6 +151,11 @@ class EventFinder:
         self._positive = np.concatenate([self._positive, predictions == 1])
         return self._close(held, final=False)
 
+    @property
+    def until_s(self) -> float:
+        """Events that are still to come are not earlier than this; seconds."""
+        return -np.inf if self._held is None else float(self._held.starts[0] * self.grid.tsamp)
+
     def finish(self) -> list[Event]:
         """Return the events of the run that the end of the source cut."""
         return [] if self._held is None else self._close(self._held, final=True)
@@ -227,39 +232,102 @@ class EventFinder:
         )
 
 
-def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
-    """Drop every event that lies in the bow tie of a brighter one, which takes over its pages; sort by time.
+def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
+    """Group the numbers of events that are one pulse, each group and all of them brightest first.
 
-    A bright pulse is seen in several pages at wrong trial DMs, with pages between them that the network refused.
+    A bright pulse is seen in several pages at wrong trial DMs, with pages between them that the network refused: what
+    lies in the bow tie of a brighter event belongs to it.
     """
-    if not np.isfinite(grid.tsamp):
-        return list(events)
-    kept: list[Event] = []
-    for event in sorted(events, key=lambda event: -event.snr):
-        for i, brighter in enumerate(kept):
+    groups: list[list[int]] = []
+    for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
+        event = events[number]
+        for group in groups:
+            brighter = events[group[0]]
             reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
             margin = (2 * brighter.width_ms + event.width_ms) / 1e3
             if min(reach, 0) - margin <= event.time_s - brighter.time_s <= max(reach, 0) + margin:
-                if (event.time_downsample, event.dm_stack) == (brighter.time_downsample, brighter.dm_stack):
-                    first_page = min(event.first_page, brighter.first_page)
-                    last_page = max(event.last_page, brighter.last_page)
-                    kept[i] = replace(brighter, first_page=first_page, last_page=last_page)
+                group.append(number)
                 break
         else:
-            kept.append(event)
-    return sorted(kept, key=lambda event: (event.time_s, event.first_page))
+            groups.append([number])
+    return groups
+
+
+def _merged(events: Sequence[Event]) -> Event:
+    """The first of the events, which takes over the pages of the others of its layer."""
+    layer = (events[0].time_downsample, events[0].dm_stack)
+    pages = [(e.first_page, e.last_page) for e in events if (e.time_downsample, e.dm_stack) == layer]
+    return replace(events[0], first_page=min(pages)[0], last_page=max(last for _, last in pages))
+
+
+def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
+    """One event for each group of ``duplicates``, sorted by time; all as they are if times are not known."""
+    if not np.isfinite(grid.tsamp):
+        return list(events)
+    merged = [_merged([events[number] for number in group]) for group in duplicates(events, grid)]
+    return sorted(merged, key=lambda event: (event.time_s, event.first_page))
+
+
+class EventMerger:
+    """``merge_duplicates`` for events that come one after the other: the same events, each as soon as it is settled.
+
+    Whether an event stands depends on the brighter ones within ``reach_s`` of it, and those on brighter ones again. It
+    is settled when all of them have come; its pages are, when the fainter ones within reach are settled too.
+
+    Parameters
+    ----------
+    grid : of the pages; the sweep over its DMs and its longest boxcar bound ``reach_s``, seconds
+    """
+
+    def __init__(self, grid: PageGrid) -> None:
+        self.grid = grid
+        self.reach_s = (float(grid.sweep(grid.dms[-1] - grid.dms[0])) + 3 * (grid.n_time // 2) + 1) * grid.tsamp
+        self._pending: list[Event] = []
+
+    def add(self, events: Sequence[Event], until_s: float) -> list[Event]:
+        """Take events, and give out those that are settled, in order of time.
+
+        Parameters
+        ----------
+        until_s : no event that is still to come is earlier; infinity gives out all
+        """
+        self._pending += events
+        if not self._pending or not np.isfinite(self.grid.tsamp):
+            ready, self._pending = self._pending, []
+            return ready
+        order = sorted(range(len(self._pending)), key=lambda number: -self._pending[number].snr)
+        times = np.array([self._pending[number].time_s for number in order])
+        near = np.abs(times[:, None] - times) <= self.reach_s
+        unsettled = times + self.reach_s >= until_s
+        for rank in range(len(order)):  # brightest first
+            unsettled[rank] |= (near[rank, :rank] & unsettled[:rank]).any()
+        unsettled = (near & unsettled).any(axis=1)
+        # In order of time: what comes after an unsettled event waits for it.
+        waits_from = times[unsettled].min(initial=until_s)
+        waits = {order[rank] for rank in np.flatnonzero(unsettled | (times >= waits_from))}
+        groups = [group for group in duplicates(self._pending, self.grid) if group[0] not in waits]
+        ready = [_merged([self._pending[number] for number in group]) for group in groups]
+        gone = {number for group in groups for number in group}
+        self._pending = [event for number, event in enumerate(self._pending) if number not in gone]
+        return sorted(ready, key=lambda event: (event.time_s, event.first_page))
 
 
 FORMATS = {"time_s": ".6f", "mjd": ".11f", "dm_pc_cm3": ".3f", "snr": ".2f", "width_ms": ".4f", "probability": ".6f"}
 
 
-def write_candidates(path: Path, events: Sequence[Event]) -> None:
-    """Write one CSV row per event; a number that is not known is left empty."""
+def candidate_lines(events: Sequence[Event], heading: bool = False) -> str:
+    """CSV, one line per event, after the names of the columns if asked for; a number that is not known is left empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Event))
+    if heading:
+        writer.writerow(field.name for field in fields(Event))
     for event in events:
         row = asdict(event)
         writer.writerow("" if value != value else format(value, FORMATS.get(key, "")) for key, value in row.items())
+    return text.getvalue()
+
+
+def write_candidates(path: Path, events: Sequence[Event]) -> None:
+    """Write a CSV file of events, whole or not at all."""
     with atomic_writer(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(candidate_lines(events, heading=True).encode())

@@ -168,7 +168,7 @@ def search_grid(
 
 def count_pages(nsamples: int, factor: int, config: PipelineConfig) -> int:
     """Pages of one stack of DMs at one time resolution: the length of `pages.page_starts`, without making them."""
-    step = max(1, round(config.page_samples * (1.0 - config.page_overlap)))
+    step = max(1, round(config.page_samples * (1.0 - config.overlap())))
     return -(-max(0, -(-nsamples // factor) - config.page_samples) // step) + 1
 
 

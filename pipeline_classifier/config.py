@@ -8,12 +8,15 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline_classifier.baseline import BIN
+from pipeline_classifier.psrdada import parse_key
 from pipeline_classifier.rfi import Cleaning
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ConfigFile, Name, load_config
 
 logger = logging.getLogger(__name__)
 
+RFI_FILTERS = {"zdot": 0, "zero": 0, "kadaneF": 2, "kadaneT": 2, "mask": 2}  # TransientX's; how many numbers follow
 Band = Annotated[list[float], Field(min_length=2, max_length=2)]
 DEFAULT_CONFIG = Path(__file__).with_name("config.json")
 
@@ -23,15 +26,15 @@ class _Section(BaseModel):
 
 
 class Preprocess(_Section):
-    td: int = Field(default=1, ge=1)
-    fd: int = Field(default=1, ge=1)
-    zapthre: float = 3.0
-    filltype: str = "mean"
+    td: int = Field(default=1, ge=1, le=4096)
+    fd: int = Field(default=1, ge=1, le=4096)
+    zapthre: float = Field(default=Cleaning.zap_threshold, gt=0)
+    filltype: Literal["mean", "rand"] = "mean"
 
 
 class Downsample(_Section):
-    td: int = Field(default=1, ge=1)
-    fd: int = Field(default=1, ge=1)
+    td: int = Field(default=1, ge=1, le=4096)
+    fd: int = Field(default=1, ge=1, le=4096)
 
 
 class Baseline(_Section):
@@ -39,14 +42,26 @@ class Baseline(_Section):
 
 
 class Rfi(_Section):
-    filltype: str = "mean"
-    thremask: float = 7.0
-    threKadaneF: float = 10.0  # noqa: N815 (TransientX's own key)
-    threKadaneT: float = 7.0  # noqa: N815
-    widthlimit: float = 0.05
-    bandlimitKT: float = 10.0  # noqa: N815
+    filltype: Literal["mean", "rand"] = "mean"
+    thremask: float = Field(default=Cleaning.mask_threshold, gt=0)
+    threKadaneF: float = Field(default=Cleaning.kadane_threshold, gt=0)
+    threKadaneT: float = 7.0
+    widthlimit: float = Field(default=Cleaning.kadane_width_s, gt=0, allow_inf_nan=False)
+    bandlimitKT: float = 10.0
     zaplist: list[Band] = []
     rfilist: list[list[str]] = [["zdot"]]
+
+    @field_validator("rfilist")
+    @classmethod
+    def _known_filters(cls, filters: list[list[str]]) -> list[list[str]]:
+        for name, *numbers in filter(None, filters):
+            if name not in RFI_FILTERS:
+                raise ValueError(f"{name!r} is no filter: valid are {', '.join(RFI_FILTERS)}")
+            if len(numbers) != RFI_FILTERS[name] or not all(number.isdigit() and int(number) for number in numbers):
+                raise ValueError(
+                    f"{[name, *numbers]}: after {name!r} come {RFI_FILTERS[name]} whole numbers above 0, as text"
+                )
+        return [entry for entry in filters if entry]
 
 
 class Subdedispersion(_Section):
@@ -54,12 +69,11 @@ class Subdedispersion(_Section):
     dms: float = Field(default=0.0, ge=0, le=1e5)
     ddm: float = Field(default=0.5, ge=1e-6, le=1e4)
     ndm: int = Field(default=256, ge=2, le=4096)
-    overlap: float = 0.0
+    overlap: float = Field(default=0.0, ge=0, le=0.9)
 
 
 class FrontEndConfig(ConfigFile):
-    """TransientX's dbdedispdb_config.json. What the dry run and ``--filterbank`` take from it: baseline.width (s),
-    rfi.zaplist (MHz), zdot in rfi.rfilist, and the DM grid dms, ddm, ndm."""
+    """TransientX's dbdedispdb_config.json; README.md says what our own front end makes of every key."""
 
     preprocesslite: Preprocess = Preprocess()
     downsample: Downsample = Downsample()
@@ -67,11 +81,40 @@ class FrontEndConfig(ConfigFile):
     rfi: Rfi = Rfi()
     subdedispersion: Subdedispersion = Subdedispersion()
 
+    def cleaning(self, zaplist: tuple[tuple[float, float], ...]) -> Cleaning:
+        """The settings of rfi.py; of several entries of one kind in rfi.rfilist the first counts."""
+        entries = self.rfi.rfilist
+        kadane = next((entry for entry in entries if entry[0] == "kadaneF"), None)
+        return Cleaning(
+            baseline_window_s=self.baseline.width,
+            zero_dm=next((entry[0] for entry in entries if entry[0] in ("zdot", "zero")), None),
+            zap_threshold=self.preprocesslite.zapthre,
+            mask_threshold=self.rfi.thremask,
+            zaplist=zaplist,
+            kadane_channels=int(kadane[2]) if kadane else 0,
+            kadane_threshold=self.rfi.threKadaneF,
+            kadane_width_s=self.rfi.widthlimit,
+            td=self.preprocesslite.td * self.downsample.td,
+            fd=self.preprocesslite.fd * self.downsample.fd,
+        )
+
     def not_implemented(self) -> list[str]:
-        """Settings that ask for something which our own front end does not do."""
-        asked = [f"rfi.rfilist {' '.join(entry)}" for entry in self.rfi.rfilist if entry[:1] != ["zdot"]]
-        for section, values in (("preprocesslite", self.preprocesslite), ("downsample", self.downsample)):
-            asked += [f"{section}.{key} {getattr(values, key)}" for key in ("td", "fd") if getattr(values, key) != 1]
+        """What the file asks for and our own front end does not do, each with what it does instead."""
+        asked = []
+        for entry in self.rfi.rfilist:
+            if entry[0] == "kadaneT":
+                asked.append(
+                    f"rfi.rfilist {entry}: it would drop bright pulses; zdot and zero drop undispersed impulses"
+                )
+            elif entry[0] == "mask":
+                asked.append(f"rfi.rfilist {entry}: it would drop bright pulses; whole channels are masked")
+            elif entry[0] == "kadaneF" and int(entry[1]) != BIN:
+                asked.append(f"rfi.rfilist {entry}: kadaneF averages {BIN} samples here")
+        if sum(entry[0] in ("zdot", "zero") for entry in self.rfi.rfilist) > 1:
+            asked.append("rfi.rfilist: more than one of zdot and zero; the first is done, another would change nothing")
+        for section, values in (("preprocesslite", self.preprocesslite), ("rfi", self.rfi)):
+            if values.filltype == "rand":
+                asked.append(f"{section}.filltype 'rand': what is masked adds nothing to any sum here, as with 'mean'")
         return asked
 
 
@@ -109,6 +152,19 @@ class PipelineConfig(ConfigFile):
     ddm: float | None = Field(default=None, ge=1e-6, le=1e4)
     ndm: int | None = Field(default=None, ge=2, le=4096)
     zaplist: list[Band] = []
+    max_latency_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    idle_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    stop_at_end_of_data: bool = False
+    make_rings_with: Literal["own", "dada_db"] = "own"
+
+    @field_validator("key_input", "key_output")
+    @classmethod
+    def _key_of_a_ring(cls, key: str | int) -> str:
+        # A JSON number stands for its digits: 1111 is dada_db -k 1111, which is hexadecimal.
+        try:
+            return f"{parse_key(str(key)):x}"
+        except InputError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("time_downsample")
     @classmethod
@@ -136,10 +192,9 @@ class PipelineConfig(ConfigFile):
 
     def front_end(self) -> tuple[np.ndarray, Cleaning]:
         """Trial DMs (n_dm,) in pc cm^-3 and cleaning: the TransientX file's, over which keys of this config win."""
-        path = self.path_to_a_transientx_config
-        transientx = load_config(self.resolve(path), FrontEndConfig) if path else FrontEndConfig()
+        transientx = self._transientx()
         for setting in transientx.not_implemented():
-            logger.warning("%s asks for %s, which our own front end does not do", path, setting)
+            logger.warning("%s, %s", self.path_to_a_transientx_config, setting)
         grid = transientx.subdedispersion
         dms = grid.dms if self.dms is None else self.dms
         ddm = grid.ddm if self.ddm is None else self.ddm
@@ -148,8 +203,17 @@ class PipelineConfig(ConfigFile):
         for low, high in zaplist:
             if not low <= high:
                 raise InputError(f"zaplist entry [{low}, {high}]: the lower frequency in MHz must come first")
-        zero_dm = ["zdot"] in transientx.rfi.rfilist
-        return dms + ddm * np.arange(ndm), Cleaning(transientx.baseline.width, zero_dm, zaplist=zaplist)
+        return dms + ddm * np.arange(ndm), transientx.cleaning(zaplist)
+
+    def overlap(self) -> float:
+        """Share of a page that the next one repeats: page_overlap, or else the TransientX file's overlap."""
+        if "page_overlap" in self.model_fields_set:
+            return self.page_overlap
+        return self._transientx().subdedispersion.overlap
+
+    def _transientx(self) -> FrontEndConfig:
+        path = self.path_to_a_transientx_config
+        return load_config(self.resolve(path), FrontEndConfig) if path else FrontEndConfig()
 
 
 def load_pipeline_config(path: str | Path) -> PipelineConfig:

@@ -217,7 +217,7 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
             events = events_from_cands(Path(args.cands[i]), source.grid, tuple(args.pulse_dm), tuple(args.artefact_dm))
         else:
             events = events_from_truth(truth_path(path), source.grid)
-        chosen = label_starts(events, source.grid, source.filterbank.nsamples, args.shifts, args.sky_pages, rng)
+        chosen = label_starts(events, source.grid, source.nsamples, args.shifts, args.sky_pages, rng)
         chosen = LabelledStarts(chosen.start, chosen.is_pulse, chosen.group + groups, chosen.snr)
         groups = int(chosen.group.max(initial=groups - 1)) + 1
         source.choose(chosen.start)

@@ -1,14 +1,21 @@
 """Cleaning: from raw samples to channels of zero mean and unit noise, without the interference that can be told."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-CLIP = 3.0  # sigma; a pulse must not raise the baseline or the noise that is subtracted from under it
-STATISTICS_BIN = 16  # samples averaged to see slow changes of one channel
+from pipeline_classifier import dedispersion
+from pipeline_classifier.baseline import BIN, CLIP, TILE, Interpolation, Sums, bin_sums, residual, running_baseline
+from pipeline_classifier.channel_mask import ChannelFigures, long_stretches, wild_channels
+
 FEWEST_SAMPLES = 256  # statistics of fewer samples than this mask no channel
+SPIKE = 0.75  # sigma; a sample whose mean over the channels, each clipped, is beyond is interference
+FOOT = 4.0  # sigma of the smoothed zero-DM series down to which a spike's surroundings belong to it
+SMOOTHING = 9  # samples
+BIN_POWER = 25.0  # most that one bin's mean, squared, may count in units of its variance
 
 
 @dataclass(frozen=True)
@@ -17,62 +24,55 @@ class Cleaning:
 
     Attributes
     ----------
-    baseline_window_s : length of the running mean that is subtracted from every channel; 0 subtracts the mean alone.
-        Pulses must be shorter: one of a tenth of the window loses about a tenth of its S/N.
-    zero_dm : regress every channel against the mean of all channels (zdot), which takes out undispersed interference.
-    channel_threshold : robust sigmas at which a channel's statistic is out of line with the other channels'.
+    baseline_window_s : length of the running mean that is subtracted from every channel, at least 80 samples; 0
+        subtracts the mean alone. Pulses must be shorter: one of a tenth of the window loses about a tenth of its S/N.
+    zero_dm : what is done about undispersed interference: "zdot" regresses every channel against the mean of all
+        channels, "zero" subtracts that mean; both drop the samples of strong impulses. None: nothing.
+    zap_threshold : inter-quartile ranges by which a channel's skewness, kurtosis and other figures may be off the band's
+    mask_threshold : robust sigmas by which a channel's figures may differ from those of near channels (IQRM)
     zaplist : [[f_low, f_high], ...] in MHz, bands that are never used.
+    kadane_channels : neighbouring channels taken together to find long narrow-band signals; 0: not sought
+    kadane_threshold : their S/N
+    kadane_width_s : and least length
+    td, fd : samples and channels that `downsample` averages before the cleaning
     """
 
     baseline_window_s: float = 0.2
-    zero_dm: bool = True
-    channel_threshold: float = 5.0
+    zero_dm: Literal["zdot", "zero"] | None = "zdot"
+    zap_threshold: float = 3.0
+    mask_threshold: float = 7.0
     zaplist: tuple[tuple[float, float], ...] = ()
+    kadane_channels: int = 0
+    kadane_threshold: float = 10.0
+    kadane_width_s: float = 0.05
+    td: int = 1
+    fd: int = 1
 
 
-def clean(
-    block: np.ndarray, frequencies: np.ndarray, tsamp: float, settings: Cleaning
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clean one block of an observation.
+def downsample(
+    block: np.ndarray, frequencies: np.ndarray, tsamp: float, td: int, fd: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Average ``td`` samples and ``fd`` channels; what is left over at the ends is dropped.
 
     Parameters
     ----------
     block : (n, nchans) samples as read
     frequencies : (nchans,) MHz
     tsamp : seconds
-    settings : what to do
 
     Returns
     -------
-    data : (nchans, n) float32, zero mean and unit noise in every channel; masked channels are zero
-    good : (nchans,) bool, channels in use
-
-    Notes
-    -----
-    Channel masking compares, with the other channels', the noise level (against a running median over the band), the
-    ratio of the standard deviation to that of the clipped samples (impulses), and the variance of means over
-    `STATISTICS_BIN` samples (slow or periodic carriers), in the manner of IQRM (Morello et al. 2022, MNRAS 510, 1393);
-    limits are set with the median absolute deviation. Zero-DM regression: Men et al. 2019, MNRAS 488,
-    3957 (zero-DM matched filter); the plain subtraction is Eatough et al. 2009, MNRAS 395, 410.
+    block : (n // td, nchans // fd) float32, or as it was if both factors are 1
+    frequencies : (nchans // fd,) MHz, centres of the new channels
+    tsamp : seconds
     """
-    data = torch.from_numpy(np.ascontiguousarray(block.T)).to(torch.float32)
-    finite = torch.isfinite(data).all(dim=1)
-    data[~finite] = 0.0
-    data -= data.mean(dim=1, keepdim=True)
-    level = clipped_std(data)
-    good = finite & (level > 0) & ~torch.from_numpy(zapped(frequencies, settings.zaplist))
-    data *= torch.where(good, 1.0 / level, 0.0)[:, None]
-
-    subtract_baseline(data, max(1, round(settings.baseline_window_s / tsamp)))
-    if data.shape[1] >= FEWEST_SAMPLES:
-        good &= ~wild_channels(data, level, good, settings.channel_threshold)
-        data[~good] = 0.0
-    if settings.zero_dm:
-        regress_zero_dm(data, good)
-    noise = clipped_std(data)
-    good &= noise > 0
-    data *= torch.where(good, 1.0 / noise, 0.0)[:, None]
-    return data.numpy(), good.numpy()
+    if td == fd == 1:
+        return block, frequencies, tsamp
+    n, nchans = len(block) // td, block.shape[1] // fd
+    block = block[: n * td, : nchans * fd]
+    channels = block.reshape(n * td, nchans, fd).mean(axis=2, dtype=np.float32) if fd > 1 else block
+    averaged = channels.reshape(n, td, nchans).mean(axis=1, dtype=np.float32) if td > 1 else channels
+    return averaged, frequencies[: nchans * fd].reshape(nchans, fd).mean(axis=1), tsamp * td
 
 
 def zapped(frequencies: np.ndarray, zaplist: tuple[tuple[float, float], ...]) -> np.ndarray:
@@ -83,69 +83,244 @@ def zapped(frequencies: np.ndarray, zaplist: tuple[tuple[float, float], ...]) ->
     return mask
 
 
-def clipped_std(data: torch.Tensor) -> torch.Tensor:
-    """Standard deviation about zero (nchans,) of every fourth sample, with outliers clipped at `CLIP` sigma."""
-    sample = data[:, ::4] if data.shape[1] >= 4 * FEWEST_SAMPLES else data
-    std = sample.square().mean(dim=1).sqrt()
-    for _ in range(3):
-        limit = (CLIP * std)[:, None]
-        std = torch.minimum(sample.abs(), limit).square().mean(dim=1).sqrt()
-    return std
-
-
-def subtract_baseline(data: torch.Tensor, window: int) -> None:
-    """Subtract from each channel of (nchans, n), in place, the running mean over ``window`` clipped samples."""
-    n = data.shape[1]
-    clipped = data.clamp(-CLIP, CLIP)
-    if window <= 1 or window >= n:
-        data -= clipped.mean(dim=1, keepdim=True)
-        return
-    step = max(1, window // 5)
-    fine = F.avg_pool1d(clipped[None], step, step, ceil_mode=True)
-    running = F.avg_pool1d(fine, 5, 1, padding=2, count_include_pad=False)
-    stretched = F.interpolate(running, size=running.shape[2] * step, mode="linear", align_corners=False)
-    data -= stretched[0, :, :n]
-
-
-def wild_channels(data: torch.Tensor, level: torch.Tensor, good: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Channels (nchans,) bool whose statistics are out of line with the band's.
+def clean(
+    block: np.ndarray, frequencies: np.ndarray, tsamp: float, settings: Cleaning, out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clean one block of an observation.
 
     Parameters
     ----------
-    data : (nchans, n) of unit noise
-    level : (nchans,) noise level of the raw samples, counts
-    good : (nchans,) bool, the channels to compare
-    threshold : robust sigmas
+    block : (n, nchans) samples as read
+    frequencies : (nchans,) MHz
+    tsamp : seconds
+    settings : what to do
+    out : (nchans, >= n) memory for the result: float32, or integers, which get what `dedispersion.quantise` makes of
+        it. Columns past n become zero.
+
+    Returns
+    -------
+    data : (nchans, n) float32, zero mean and unit noise in every channel; masked channels are zero. ``out`` if given.
+    good : (nchans,) bool, channels in use
+
+    Notes
+    -----
+    Sums over `BIN` samples give noise levels, baseline (`running_baseline`) and channel mask
+    (`channel_mask.wild_channels`); a second pass gives the zero-DM series, a third one the result. Zero-DM regression:
+    Men et al. 2019, MNRAS 488, 3957 (zdot); plain subtraction: Eatough et al. 2009, MNRAS 395, 410; samples of strong
+    undispersed impulses become zero (`spikes`).
     """
-    clipped = clipped_std(data).clamp_min(1e-6)
-    impulses = data.square().mean(dim=1).sqrt() / clipped
-    means = F.avg_pool1d(data[None], STATISTICS_BIN)[0]
-    slow = means.square().mean(dim=1) * STATISTICS_BIN / clipped.square()
-    loudness = torch.log(level.clamp_min(1e-6)) - running_median(torch.log(level.clamp_min(1e-6)), good, 31)
-    wild = torch.zeros_like(good)
-    # The floors keep a bright or band-limited pulse, which raises these figures a little, from being masked.
-    for statistic, floor, two_sided in ((loudness, 0.3, True), (impulses, 0.15, False), (slow, 0.7, False)):
-        centre = statistic[good].median() if good.any() else torch.tensor(0.0)
-        spread = 1.4826 * (statistic[good] - centre).abs().median() if good.any() else torch.tensor(0.0)
-        excess = statistic - centre
-        wild |= (excess.abs() if two_sided else excess) > torch.clamp(threshold * spread, min=floor)
-    return wild
+    n, nchans = block.shape
+    raw = torch.from_numpy(np.ascontiguousarray(block))
+    good = torch.from_numpy(~zapped(frequencies, settings.zaplist))
+    if raw.is_floating_point():
+        finite = torch.isfinite(raw).all(dim=0)
+        raw = raw if finite.all() else torch.where(finite, raw, 0.0)
+        good &= finite
+    out = np.empty((nchans, n), dtype=np.float32) if out is None else out
+    out[:, n:] = 0
+    if n < FEWEST_SAMPLES:
+        _store(_clean_short(raw, good, settings.zero_dm), out[:, :n])
+        return out, good.numpy()
+
+    sums = bin_sums(raw)
+    good &= sums.level > 0
+    step, nodes = running_baseline(sums, good, settings.baseline_window_s / tsamp)
+    rest = residual(sums, step, nodes)
+    wild = wild_channels(figures(sums, rest, good), good.numpy(), settings.zap_threshold, settings.mask_threshold)
+    good &= torch.from_numpy(~wild)
+    scale = torch.where(good, 1.0 / sums.level, 0.0)
+    between = Interpolation(n, step, len(nodes))
+    if settings.zero_dm and good.any():
+        noise = 1.4826 * float((rest @ scale).abs().median()) / int(good.sum())
+        zero_dm = zero_dm_series(raw, nodes, between, scale, settings.zero_dm, noise)
+    else:
+        zero_dm = ZeroDm(torch.zeros(n), torch.zeros(nchans), torch.ones(nchans), torch.zeros(n, dtype=torch.bool))
+    _write(raw, nodes, between, scale, zero_dm, out)
+    if settings.kadane_channels:
+        least = int(settings.kadane_width_s / tsamp / BIN)
+        for channels, samples in narrow_band_signals(
+            rest * scale, good, settings.kadane_channels, least, settings.kadane_threshold
+        ):
+            out[channels, samples] = 0
+    return out, good.numpy()
 
 
-def running_median(values: torch.Tensor, good: torch.Tensor, width: int) -> torch.Tensor:
-    """Median of ``values`` (nchans,) over the ``width`` neighbouring channels, among the good ones alone."""
-    known = torch.where(good, values, torch.nan)
-    padded = F.pad(known, (width // 2, width // 2), value=torch.nan)
-    median = padded.unfold(0, width, 1).nanmedian(dim=1).values
-    return torch.nan_to_num(median)
+def _clean_short(raw: torch.Tensor, good: torch.Tensor, zero_dm: str | None) -> torch.Tensor:
+    """Too few samples for statistics: (nchans, n) of zero mean and unit variance; ``good`` changes in place."""
+    data = raw.to(torch.float32).t().contiguous()
+    data -= data.mean(dim=1, keepdim=True)
+    for last in (False, True):
+        noise = data.square().mean(dim=1).sqrt()
+        good &= noise > 0
+        data *= torch.where(good, 1.0 / noise, 0.0)[:, None]
+        if zero_dm and good.sum() > 1 and not last:
+            series = data.sum(dim=0) / good.sum()
+            share = data @ series / (series @ series).clamp_min(1e-30) if zero_dm == "zdot" else good.to(torch.float32)
+            data.addr_(share, series, alpha=-1.0)
+    return data
 
 
-def regress_zero_dm(data: torch.Tensor, good: torch.Tensor) -> None:
-    """Subtract from each good channel, in place, its least-squares share of the mean over all good channels."""
-    if good.sum() < 2:
-        return
-    zero_dm = data.sum(dim=0) / good.sum()
-    power = zero_dm @ zero_dm
-    if power > 0:
-        share = (data @ zero_dm) / power
-        data.addr_(share, zero_dm, alpha=-1.0)
+def figures(sums: Sums, rest: torch.Tensor, good: torch.Tensor) -> ChannelFigures:
+    """What tells bad channels; bins in which the whole band is off at once (impulses, drop-outs) do not count."""
+    level = torch.where(good, sums.level, 1.0)
+    power = (rest / level).square_()
+    weight = good.to(torch.float32) / good.sum().clamp_min(1)
+    usual = power.clamp(max=CLIP**2) @ weight < 4.0 / BIN + SPIKE**2
+    weight = usual.to(torch.float32) / usual.sum().clamp_min(1)
+    within = weight @ sums.variances[: len(rest)] / level.square()
+    between = weight @ power
+    # A pulse fills a few bins, however bright it is; a carrier many.
+    slowness = weight @ power.mul_(BIN).clamp_(max=BIN_POWER)
+    return ChannelFigures(
+        torch.log(level).numpy(),
+        (within + between).sqrt().numpy(),
+        slowness.numpy(),
+        sums.skewness.numpy(),
+        sums.kurtosis.numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class ZeroDm:
+    """What to subtract from every channel, and where.
+
+    Attributes
+    ----------
+    series : (n,) mean over the good channels, sigma
+    share : (nchans,) by which it is subtracted
+    noise : (nchans,) noise of a channel after that, sigma
+    blank : (n,) bool, samples to drop
+    """
+
+    series: torch.Tensor
+    share: torch.Tensor
+    noise: torch.Tensor
+    blank: torch.Tensor
+
+
+def zero_dm_series(
+    raw: torch.Tensor, nodes: torch.Tensor, between: Interpolation, scale: torch.Tensor, kind: str, slow_noise: float
+) -> ZeroDm:
+    """The second pass over a block: its mean over the good channels, and each channel's least-squares share of it.
+
+    In the regression the mean is clipped at `CLIP` sigma as an instrument variable, and samples beyond `SPIKE` take no
+    part, so that the share is that of lasting interference and not of one impulse or one bright pulse.
+
+    Parameters
+    ----------
+    raw : (n, nchans)
+    nodes : (n_nodes, nchans) baseline, counts
+    scale : (nchans,) by which samples less the baseline are to be multiplied; 0 for bad channels
+    kind : "zdot" or "zero"
+    slow_noise : robust sigma of the mean over `BIN` samples and the good channels
+    """
+    n, nchans = raw.shape
+    n_good = int((scale > 0).sum())
+    limit = max(SPIKE, 6.0 / n_good**0.5)
+    clip = CLIP * max(slow_noise, n_good**-0.5)
+    weight = scale / n_good
+    tile_nodes = between.per_tile((nodes @ weight)[:, None])
+    off = torch.bmm(between.weights, tile_nodes)[..., 0]
+    series = torch.zeros_like(off)
+    usual = torch.zeros_like(off)
+    product = torch.zeros(nchans)
+    x = torch.empty((TILE, nchans))
+    for first, z, base, z_usual in zip(range(0, n, TILE), series, off, usual, strict=True):
+        rows = raw[first : first + TILE]
+        m = len(rows)
+        tile = x[:m].copy_(rows)
+        torch.mv(tile, weight, out=z[:m]).sub_(base[:m])
+        torch.mul(z[:m].clamp(-clip, clip), z[:m].abs() <= limit, out=z_usual[:m])
+        product.addmv_(tile.t(), z_usual[:m])
+    power = (usual * series).sum().clamp_min(1e-30)
+    of_nodes = torch.bmm(usual[:, None], between.weights)[:, 0]
+    index = torch.tensor(between.first_node)[:, None] + torch.arange(of_nodes.shape[1])
+    product -= torch.zeros(len(nodes)).index_add_(0, index.flatten(), of_nodes.flatten()) @ nodes
+    share = scale * product / power
+    subtracted = share if kind == "zdot" else (scale > 0).to(torch.float32)
+    noise = (1.0 + power / n * subtracted * (subtracted - 2 * share)).clamp_min(0.25).sqrt()
+
+    series = series.flatten()[:n]
+    hits = torch.zeros(n, dtype=torch.bool)
+    beyond = (series.abs() > limit).nonzero()[:, 0]
+    if len(beyond):
+        base = torch.bmm(between.weights.flatten(0, 1)[beyond, None], between.per_tile(nodes)[beyond // TILE])[:, 0]
+        clipped = ((raw[beyond].to(torch.float32) - base) * scale).clamp_(-CLIP, CLIP).sum(dim=1) / n_good
+        hits[beyond] = clipped.abs() > limit
+    return ZeroDm(series, subtracted, noise, spikes(series, hits, n_good))
+
+
+def spikes(series: torch.Tensor, hits: torch.Tensor, n_good: int) -> torch.Tensor:
+    """Samples (n,) bool of undispersed impulses: the hits, and what is about them up to the foot of the impulse.
+
+    A hit is a sample whose mean over all channels, each clipped at `CLIP` sigma, is beyond `SPIKE`: it is in most of the
+    band at once. A dispersed pulse is in a part of the channels at a time, none of which counts more than `CLIP`.
+    """
+    if not hits.any():
+        return hits
+    smooth = F.avg_pool1d(series[None], SMOOTHING, 1, padding=SMOOTHING // 2)[0]
+    high = hits | (smooth.abs() > FOOT / (n_good * SMOOTHING) ** 0.5)
+    run = torch.cumsum(high & ~F.pad(high, (1, 0))[:-1], dim=0)
+    with_hit = torch.zeros(int(run[-1]) + 1, dtype=torch.bool)
+    with_hit[run[hits]] = True
+    return high & with_hit[run]
+
+
+def _write(
+    raw: torch.Tensor,
+    nodes: torch.Tensor,
+    between: Interpolation,
+    scale: torch.Tensor,
+    zero_dm: ZeroDm,
+    out: np.ndarray,
+) -> None:
+    """The third pass: baseline and zero-DM share off, scaled, dropped samples zero, channels in rows."""
+    n, nchans = raw.shape
+    scale = scale / zero_dm.noise
+    share = torch.where(scale > 0, zero_dm.share / zero_dm.noise, 0.0)
+    series = F.pad(zero_dm.series, (0, -n % TILE)).view(-1, TILE, 1)
+    # Baseline and zero-DM share of a tile are one product of matrices.
+    profiles = torch.cat([between.weights, series], dim=2)
+    spectra = between.per_tile(nodes * scale)
+    spectra = torch.cat([spectra, share.expand(len(spectra), 1, nchans)], dim=1)
+    blank = F.pad(zero_dm.blank, (0, -n % TILE)).view(-1, TILE)
+    has_blank = blank.any(dim=1).tolist()
+    x = torch.empty((TILE, nchans))
+    turned = torch.empty((nchans, TILE))
+    for number, first in enumerate(range(0, n, TILE)):
+        rows = raw[first : first + TILE]
+        m = len(rows)
+        tile = x[:m].copy_(rows).mul_(scale).addmm_(profiles[number, :m], spectra[number], alpha=-1.0)
+        if has_blank[number]:
+            tile[blank[number, :m]] = 0.0
+        result = turned if m == TILE else torch.empty((nchans, m))
+        _store(result.copy_(tile.t()), out[:, first : first + m])
+
+
+def _store(data: torch.Tensor, out: np.ndarray) -> None:
+    """Put (nchans, n) float32 to its place, quantised if that is of integers."""
+    if out.dtype.kind == "i":
+        dedispersion.quantise(data.numpy(), out)
+    else:
+        out[:] = data.numpy()
+
+
+def narrow_band_signals(
+    rest: torch.Tensor, good: torch.Tensor, together: int, least: int, threshold: float
+) -> list[tuple[slice, slice]]:
+    """Channels and samples of long signals in ``together`` neighbouring channels.
+
+    Parameters
+    ----------
+    rest : (n_bins, nchans) means of `BIN` samples, sigma of one sample; 0 in bad channels
+    least : bins that a signal must exceed
+    """
+    n_bins, nchans = rest.shape
+    rest = (rest - (rest.sum(dim=1) / good.sum().clamp_min(1))[:, None]) * good * BIN**0.5
+    rest = F.pad(rest, (0, -nchans % together)).view(n_bins, -1, together).sum(dim=2)
+    members = F.pad(good.to(torch.float32), (0, -nchans % together)).view(-1, together).sum(dim=1)
+    groups, starts, ends = long_stretches(rest / members.clamp_min(1).sqrt(), least, threshold)
+    return [
+        (slice(group * together, (group + 1) * together), slice(start * BIN, end * BIN))
+        for group, start, end in zip(groups, starts, ends, strict=True)
+    ]

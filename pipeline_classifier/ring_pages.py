@@ -107,7 +107,9 @@ class RingPages:
     grid : PageGrid
     header : dict, empty but for the text if the ring gave none
     n_pages : pages yielded so far
-    account : blocks_read, transfers, samples_read, bytes_left_over, ring_blocks, ring_fullest; ``stopped`` says why
+    oldest_read : when the oldest page of the last batch was read, on the monotonic clock
+    account : blocks_read, transfers, samples_read, bytes_left_over, ring_blocks, ring_fullest; ``stopped`` says why. A
+        reason that somebody else puts there, from a signal handler or another thread, ends the stream within ``TICK_S``
 
     Raises
     ------
@@ -151,7 +153,7 @@ class RingPages:
         self._first_page = -(-bytes_before // self._image_bytes)
         self._skip = self._first_page * self._image_bytes - bytes_before
         self.n_pages = 0
-        self._warned = -math.inf
+        self.oldest_read = self._warned = -math.inf
 
     def close(self) -> None:
         """Let go of the ring."""
@@ -193,7 +195,7 @@ class RingPages:
             # A batch that is late takes along what is in the ring already: slow consumers get full batches.
             late = now - oldest >= self.max_latency_s and not more
             while waiting >= batch_size or (waiting and (late or self.account["stopped"])):
-                count = min(batch_size, waiting)
+                count, self.oldest_read = min(batch_size, waiting), oldest
                 yield self._batch(held[: count * size])
                 del held[: count * size]
                 waiting, oldest = waiting - count, now

@@ -1,14 +1,19 @@
-"""Classify the pages of an observation and list its single pulses.
+"""Classify the pages of an observation, live or on disk, and list its single pulses.
 
-  python run_inference.py -c config.json                           the filterbank that the config names
+  python run_inference.py -c config.json                           the PSRDADA ring key_output of the config, live
+  python run_inference.py -c config.json --filterbank              the filterbank that the config names
   python run_inference.py --filterbank file.fil --output-dir out   another filterbank
   python run_inference.py --filterbank a_1.fil a_2.fil             one observation in several files, without gaps
   python run_inference.py --pages batch.npy                        candidates that are dedispersed already
 
+A ring is waited for, and read until n_spectra pages came, none came for idle_timeout_s, its writer died, or SIGINT or
+SIGTERM. Its outputs have the name of the config's filterbank and grow while it is read, valid at any moment; beside them
+status_<name>.json says how it goes. No pictures are drawn.
+
 A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM), which the model's normaliser turns into
 images, or uint8 images as in a training set (row 0 = highest DM), which are taken as they are.
 
-Written to the output folder, each file whole or not at all:
+Written to the output folder, from files each one whole or not at all:
   predictions_<name>.npy     int32 per page: 1 pulse, 0 artefact, -1 not classified
   probabilities_<name>.npy   float32 per page, of being a pulse; -1 not classified
   candidates_<name>.csv      one row per event: time_s, mjd (top channel), dm_pc_cm3, snr, width_ms, probability, ...
@@ -24,6 +29,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.live import live_search, open_ring
 from pipeline_classifier.search import (
     SearchResult,
     add_search_options,
@@ -44,9 +50,9 @@ def get_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--filterbank",
-        nargs="+",
+        nargs="*",
         metavar="FILE",
-        help="SIGPROC filterbank file, or several that follow each other in time (default: the config's)",
+        help="SIGPROC filterbank file, or several that follow each other in time; without a FILE the config's",
     )
     what.add_argument("--pages", help=".npy batch of dedispersed pages or images")
     return parser
@@ -55,14 +61,19 @@ def get_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> SearchResult:
     """Do what the command line asks for; return the result."""
     config = load_pipeline_config(args.config)
+    source = None
     if args.pages:
         source = ArrayPages(args.pages, config.front_end()[0])
-    else:
+    elif args.filterbank is not None:
         source = open_filterbank(args.filterbank or config.filterbank_path, config)
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
-    result = search(source, classifier, config.threads)
-    write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
+    if source:
+        result = search(source, classifier, config.threads)
+        write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
+    else:
+        with open_ring(config) as ring:
+            result = live_search(ring, classifier, output_dir, config.n_spectra, config.threads)
     print(report(result))
     return result
 

@@ -3,6 +3,7 @@
   python run_pipeline_simulation.py                                  simulates an observation, and says what it found
   python run_pipeline_simulation.py -c config.json --output-dir out
   python run_pipeline_simulation.py -c config.json --filterbank file.fil --output-dir out
+  python run_pipeline_simulation.py -c config.json --through-ring    the pages go through a real PSRDADA ring, key_output
 
 Without --filterbank the file that the config names is searched; if it is not on disk, one is simulated under its name
 in the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside
@@ -19,7 +20,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.live import live_search, open_ring
 from pipeline_classifier.recovery import compare, summary
+from pipeline_classifier.replay import sent_through_ring
 from pipeline_classifier.search import (
     SearchResult,
     add_search_options,
@@ -53,6 +56,11 @@ def get_parser() -> argparse.ArgumentParser:
         default="mild",
         help="interference in a simulated observation (default: %(default)s)",
     )
+    parser.add_argument(
+        "--through-ring",
+        action="store_true",
+        help="another process sends the pages through a ring, and the live search reads them; no pictures are drawn",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of a simulated observation (default: %(default)s)")
     return parser
 
@@ -82,9 +90,16 @@ def run(args: argparse.Namespace) -> SearchResult:
         path = output_dir / path.name
         simulate_missing(path, args)
 
-    source = open_filterbank(path, config)
-    result = search(source, classifier, config.threads)
-    write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
+    if args.through_ring:
+        # The outputs have the name of the file that is sent, and its end is the end.
+        changes = {"name_of_the_filterbank": path.name, "n_spectra": None, "stop_at_end_of_data": True}
+        live_config = config.model_copy(update=changes)
+        with sent_through_ring(path, live_config) as ended, open_ring(live_config, ended) as source:
+            result = live_search(source, classifier, output_dir, config.n_spectra, config.threads, ended)
+    else:
+        source = open_filterbank(path, config)
+        result = search(source, classifier, config.threads)
+        write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
     print(report(result))
     if truth_path(path).exists():
         pulses = read_truth(truth_path(path))

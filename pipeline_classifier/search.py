@@ -20,6 +20,7 @@ from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
 from pipeline_classifier.pages import PageBatch
 from pipeline_classifier.plots import plot_event
+from pipeline_classifier.ring_pages import RingPages
 from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source
 from single_pulse_classifier_training.calibration import threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint
@@ -109,7 +110,7 @@ def open_filterbank(path: str | Path | Sequence[str | Path], config: PipelineCon
         dms,
         config.page_samples,
         cleaning,
-        config.page_overlap,
+        config.overlap(),
         time_downsample=config.time_downsample,
         exact=config.exact_dedispersion,
     )
@@ -153,12 +154,7 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
     ------
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
-    decision = {}
-    if classifier.max_false_per_hour is not None:
-        classifier.threshold, decision["false_per_hour"] = threshold_for_rate(
-            classifier.checkpoint.thresholds, classifier.max_false_per_hour, page_interval_s(source)
-        )
-    decision["threshold"] = float(classifier.threshold)
+    decision = set_threshold(classifier, page_interval_s(source))
     layers = [
         LayerResult(
             layer,
@@ -186,24 +182,40 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
     for finder in finders:
         events += finder.finish()
     events = merge_duplicates(events, source.grid)
-    account = dict(source.account) | count_pages(source, layers) | decision
+    return SearchResult(layers, events, account_of(source, layers, len(events), began) | decision)
+
+
+def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
+    """Set the threshold of a classifier that was given a rate in its place; return what was decided, for the account.
+
+    Raises
+    ------
+    InputError : no threshold of the model lets through as few false positives per hour as are asked for.
+    """
+    decision = {}
+    if classifier.max_false_per_hour is not None:
+        classifier.threshold, decision["false_per_hour"] = threshold_for_rate(
+            classifier.checkpoint.thresholds, classifier.max_false_per_hour, page_s
+        )
+    return decision | {"threshold": float(classifier.threshold)}
+
+
+def account_of(source: Source | RingPages, layers: list[LayerResult], events: int, began: float) -> dict[str, float]:
+    """The source's account, then pages and events of a search that ``began`` at that monotonic time."""
+    pages = sum(len(result.predictions) for result in layers)
+    classified = int(sum((result.predictions != NOT_CLASSIFIED).sum() for result in layers))
+    if classified < pages:
+        logger.warning("%s: %d of %d pages are constant or not finite", source.name, pages - classified, pages)
+    account = dict(source.account)
+    account |= {"pages": pages, "pages_classified": classified, "pages_unusable": pages - classified}
     account["pages_with_pulse"] = int(sum((result.predictions == 1).sum() for result in layers))
-    account["events"] = len(events)
+    account["events"] = events
     account["wall_s"] = round(time.monotonic() - began, 3)
     if "samples_read" in account:
         duration_s = account["samples_read"] * source.grid.tsamp
         account["duration_s"] = round(duration_s, 3)
         account["times_real_time"] = round(duration_s / max(account["wall_s"], 1e-9), 1)
-    return SearchResult(layers, events, account)
-
-
-def count_pages(source: Source, layers: list[LayerResult]) -> dict[str, int]:
-    """Pages of all layers, classified and unusable ones, for the account."""
-    pages = sum(len(result.predictions) for result in layers)
-    classified = int(sum((result.predictions != NOT_CLASSIFIED).sum() for result in layers))
-    if classified < pages:
-        logger.warning("%s: %d of %d pages are constant or not finite", source.name, pages - classified, pages)
-    return {"pages": pages, "pages_classified": classified, "pages_unusable": pages - classified}
+    return account
 
 
 def write_results(

@@ -15,7 +15,7 @@ from pipeline_classifier.dedispersion import dispersion_delay
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.joined_filterbank import JoinedFilterbank
 from pipeline_classifier.pages import PageBatch, PageGrid, cut_pages, page_starts
-from pipeline_classifier.rfi import Cleaning, clean, zapped
+from pipeline_classifier.rfi import Cleaning, clean, downsample, zapped
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,13 @@ class FilterbankPages(Source):
         self.filterbank = Filterbank(path) if isinstance(path, (str, Path)) else JoinedFilterbank(path)
         self.cleaning = cleaning
         self.name = self.filterbank.path.stem
-        frequencies, tsamp, nsamples = self.filterbank.frequencies, self.filterbank.tsamp, self.filterbank.nsamples
+        file = self.filterbank
+        nothing = np.empty((0, file.nchans), file.header.dtype)
+        _, self.frequencies, self.tsamp = downsample(nothing, file.frequencies, file.tsamp, cleaning.td, cleaning.fd)
+        self.nsamples = file.nsamples // cleaning.td
+        if not self.nsamples:
+            raise InputError(f"{file.path}: {file.nsamples} samples are less than one of td {cleaning.td}")
+        frequencies, tsamp, nsamples = self.frequencies, self.tsamp, self.nsamples
         if zapped(frequencies, cleaning.zaplist).all():
             raise InputError(
                 f"{self.filterbank.path}: zaplist {list(cleaning.zaplist)} leaves none of its {len(frequencies)} channels"
@@ -193,8 +199,8 @@ class FilterbankPages(Source):
 
     def block_edges(self) -> np.ndarray:
         """First sample of every block, and the end of the file; no block is shorter than half of the others."""
-        nsamples = self.filterbank.nsamples
-        length = block_length(self.filterbank.nchans, self.max_delay, self._longest_page())
+        nsamples = self.nsamples
+        length = block_length(len(self.frequencies), self.max_delay, self._longest_page())
         length -= length % max(layer.time_downsample for layer in self.layers)
         return np.append(np.arange(0, max(1, nsamples - length // 2), length), nsamples)
 
@@ -216,9 +222,9 @@ class FilterbankPages(Source):
     def pages(self, block: Block) -> list[PageBatch]:
         """The pages of a block, all of a layer in one batch."""
         samples = block.end - block.start + self._longest_page()
-        data, good = self.cleaned(block.start, samples + self.max_delay)
-        integers = np.empty((len(data), samples + self.max_delay), dedispersion.accumulator_dtype(len(data)))
-        dedispersion.quantise(data, integers)
+        dtype = dedispersion.accumulator_dtype(len(self.frequencies))
+        integers = np.empty((len(self.frequencies), samples + self.max_delay), dtype)
+        _, good = self.cleaned(block.start, samples + self.max_delay, integers)
         noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
         batches = []
         for number, layer in enumerate(self.layers):
@@ -241,17 +247,22 @@ class FilterbankPages(Source):
             self._channel_samples += channels * (block.end - block.start)
             self.account["channels_used"] = self._channel_samples / max(1, self.account["samples_read"])
 
-    def cleaned(self, start: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Cleaned samples (nchans, m <= n) float32 from ``start``, and the channels in use (nchans,) bool."""
-        block = self.filterbank.read(start, n)
-        return clean(block, self.filterbank.frequencies, self.filterbank.tsamp, self.cleaning)
+    def cleaned(self, start: int, n: int, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Cleaned samples (nchans, m <= n) float32 from ``start``, and the channels in use (nchans,) bool.
+
+        Integers ``out`` (nchans, >= n) get the samples as `dedispersion.quantise` gives them.
+        """
+        file, settings = self.filterbank, self.cleaning
+        block = file.read(start * settings.td, n * settings.td)
+        block, frequencies, tsamp = downsample(block, file.frequencies, file.tsamp, settings.td, settings.fd)
+        return clean(block, frequencies, tsamp, settings, out)
 
     def cutout(self, event: Event) -> Cutout:
         """Read, clean and dedisperse the surroundings of an event again: a page's length about its centre."""
-        frequencies, tsamp = self.filterbank.frequencies, self.filterbank.tsamp
+        frequencies, tsamp = self.frequencies, self.tsamp
         centre = int(event.time_s / tsamp)
         half = max(self.grid.n_time // 2, 3 * round(event.width_ms / 1e3 / tsamp))
-        start, end = max(0, centre - half), min(self.filterbank.nsamples, centre + half)
+        start, end = max(0, centre - half), min(self.nsamples, centre + half)
         read_from = max(0, start - BLOCK_SAMPLES // 4)  # the noise of a channel needs more than the cutout itself
         data, good = self.cleaned(read_from, end + self.max_delay - read_from + BLOCK_SAMPLES // 4)
         data = np.pad(data, ((0, 0), (0, max(0, end + self.max_delay - read_from - data.shape[1]))))

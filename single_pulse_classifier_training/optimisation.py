@@ -14,6 +14,9 @@ from single_pulse_classifier_training.config import TrainingConfig
 from single_pulse_classifier_training.distributed import Ranks
 
 
+SMALLEST_BF16_RESOLUTION = 64
+
+
 @dataclass
 class Learner:
     """A network with all that a training step needs.
@@ -125,5 +128,9 @@ def choose_precision(amp: str, resolution: int, device: torch.device) -> torch.d
     if amp == "bf16":
         return torch.bfloat16
     if amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    # On a CPU with such instructions 241002_3 trains 1.4 to 1.6 times as fast, but not the smallest images.
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if amp == "auto" and device.type == "cpu" and has_bf16 and resolution >= SMALLEST_BF16_RESOLUTION:
         return torch.bfloat16
     return None

@@ -44,6 +44,7 @@ from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import TrainingBatches, build_loader, ordered_batches
 from single_pulse_classifier_training.distributed import Ranks, process_group
+from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.metrics import ConfusionCounts
 from single_pulse_classifier_training.optimisation import Learner, build_learner
 from single_pulse_classifier_training.plots import plot_training_history
@@ -290,6 +291,7 @@ def run(args: argparse.Namespace) -> TrainingResult | None:
         raise InputError(f"--epochs {args.epochs}: valid are whole numbers from 1")
     config.num_epochs = args.epochs or config.num_epochs
     device = choose_device(args.device or config.device)
+    keep_freed_memory()
     with process_group(device) as ranks:
         if not ranks.is_writer:
             logging.disable(logging.WARNING)

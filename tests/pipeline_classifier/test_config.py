@@ -21,7 +21,7 @@ def test_the_default_config_finds_its_own_files():
     assert config.model_path.is_file()
     dms, cleaning = config.front_end()
     np.testing.assert_array_equal(dms, 0.5 * np.arange(256))
-    assert cleaning.zero_dm and cleaning.baseline_window_s == 0.2 and cleaning.zaplist == ()
+    assert cleaning.zero_dm == "zdot" and cleaning.baseline_window_s == 0.2 and cleaning.zaplist == ()
 
 
 def test_an_empty_config_is_the_default_job(tmp_path):
@@ -42,25 +42,58 @@ def test_the_transientx_config_is_honoured_and_our_keys_win(tmp_path):
     front_end = {
         "preprocesslite": {"td": 1, "fd": 1, "zapthre": 3.0, "filltype": "mean"},
         "baseline": {"width": 0.1},
-        "rfi": {"zaplist": [[1300, 1310.5]], "rfilist": [["kadaneF", "8", "4"]]},
+        "rfi": {"zaplist": [[1300, 1310.5]], "rfilist": [["kadaneF", "16", "4"]]},
         "subdedispersion": {"dms": 20, "ddm": 0.25, "ndm": 128, "overlap": 0.0},
     }
     (tmp_path / "tx.json").write_text(json.dumps(front_end))
     dms, cleaning = load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
     np.testing.assert_allclose(dms, 20 + 0.25 * np.arange(128))
-    assert (cleaning.baseline_window_s, cleaning.zero_dm, cleaning.zaplist) == (0.1, False, ((1300, 1310.5),))
+    assert (cleaning.baseline_window_s, cleaning.zero_dm, cleaning.zaplist) == (0.1, None, ((1300, 1310.5),))
     ours = {"dms": 5.0, "ddm": 2.0, "ndm": 16, "zaplist": [[1400.0, 1410.0]]}
     dms, cleaning = load(tmp_path, path_to_a_transientx_config="tx.json", **ours).front_end()
     np.testing.assert_allclose(dms, 5 + 2.0 * np.arange(16))
     assert cleaning.zaplist == ((1300, 1310.5), (1400, 1410))
 
 
-@pytest.mark.parametrize("front_end, named", [
+def front_end(folder: Path, content: dict, **ours):
+    (folder / "tx.json").write_text(json.dumps(content))
+    return load(folder, path_to_a_transientx_config="tx.json", **ours)
+
+
+def test_every_transientx_setting_reaches_the_cleaning(tmp_path):
+    content = {
+        "preprocesslite": {"td": 2, "fd": 1, "zapthre": 4.0},
+        "downsample": {"td": 3, "fd": 4},
+        "rfi": {"thremask": 9.0, "threKadaneF": 12.0, "widthlimit": 0.1, "rfilist": [["kadaneF", "16", "8"], ["zero"]]},
+        "subdedispersion": {"overlap": 0.25},
+    }
+    config = front_end(tmp_path, content)
+    cleaning = config.front_end()[1]
+    assert (cleaning.td, cleaning.fd, cleaning.zap_threshold, cleaning.mask_threshold) == (6, 4, 4.0, 9.0)
+    assert (cleaning.zero_dm, cleaning.kadane_channels, cleaning.kadane_threshold) == ("zero", 8, 12.0)
+    assert cleaning.kadane_width_s == 0.1 and config.overlap() == 0.25
+    assert front_end(tmp_path, content, page_overlap=0.5).overlap() == 0.5
+    assert load(tmp_path).overlap() == 0.0
+
+
+@pytest.mark.parametrize("rfi, said", [
+    ({"rfilist": [["kadaneT", "4", "8"]]}, "kadaneT"), ({"rfilist": [["mask", "4", "8"]]}, "mask"),
+    ({"rfilist": [["kadaneF", "4", "8"]]}, "averages 16 samples"), ({"rfilist": [["zdot"], ["zero"]]}, "first is done"),
+    ({"filltype": "rand"}, "filltype 'rand'"), ({"rfilist": [["zdot"]]}, None), ({"rfilist": []}, None)], ids=str)
+def test_what_is_not_done_is_said_at_the_start(tmp_path, caplog, rfi, said):
+    front_end(tmp_path, {"rfi": rfi}).front_end()
+    assert [said in record.getMessage() for record in caplog.records] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("content, named", [
     ({"subdedispersion": {"ddm": 0}}, "ddm"), ({"subdedispersion": {"dm_step": 1}}, "dm_step"),
     ({"baseline": {"width": "long"}}, "width"), ({"rfi": {"zaplist": [[1, 2, 3]]}}, "zaplist"), ({"rfi": 3}, "rfi"),
+    ({"rfi": {"rfilist": [["zdott"]]}}, "zdott.*kadaneT"), ({"rfi": {"rfilist": [["kadaneF", "4"]]}}, "whole numbers"),
+    ({"rfi": {"filltype": "median"}}, "filltype"), ({"preprocesslite": {"td": 0}}, "td"),
+    ({"subdedispersion": {"overlap": 1.0}}, "overlap"), ({"preprocesslite": {"zapthre": -1}}, "zapthre"),
     ({"rfi": {"zaplist": [[1500, 1400]]}}, "zaplist entry .1500.0, 1400.0.")], ids=str)
-def test_a_mistake_in_the_transientx_config_is_named(tmp_path, front_end, named):
-    (tmp_path / "tx.json").write_text(json.dumps(front_end))
+def test_a_mistake_in_the_transientx_config_is_named(tmp_path, content, named):
+    (tmp_path / "tx.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=named):
         load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline_classifier import sources
 from pipeline_classifier.catalogue import Event, find_peaks
 from pipeline_classifier.dedispersion import brute_force, delays_in_samples, quantise
-from pipeline_classifier.filterbank import FilterbankWriter, Header
+from pipeline_classifier.filterbank import Filterbank, FilterbankWriter, Header
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.rfi import Cleaning
 from pipeline_classifier.simulated_rfi import Rfi
@@ -70,9 +70,12 @@ def test_the_block_length_does_not_matter(observation, monkeypatch, block_sample
 @pytest.fixture
 def scaled_only(monkeypatch):
     """Cleaning that has no statistics: what is left does not depend on the blocks at all."""
-    monkeypatch.setattr(
-        sources, "clean", lambda block, *_: ((block.T.astype(np.float32) - 100) / 10, np.ones(block.shape[1], bool))
-    )
+
+    def scale(block, frequencies, tsamp, settings, out=None):
+        data = (block.T.astype(np.float32) - 100) / 10
+        return data if out is None else quantise(data, out), np.ones(block.shape[1], bool)
+
+    monkeypatch.setattr(sources, "clean", scale)
 
 
 @pytest.mark.parametrize("block_samples", [2048, 3001, 8192])
@@ -127,6 +130,37 @@ def test_stacks_of_trial_dms_are_the_rows_of_one_grid(observation, scaled_only, 
     monkeypatch.setattr(sources, "STACK_DMS", 64)
     whole = FilterbankPages(observation, DMS, exact=True)
     np.testing.assert_array_equal(stacked, whole.pages(next(whole.blocks()))[0].pages)
+
+
+def test_downsampling_keeps_the_pulse_and_changes_the_grid(observation):
+    source = FilterbankPages(observation, DMS, cleaning=Cleaning(td=4, fd=2))
+    assert source.grid.tsamp == pytest.approx(4 * HEADER.tsamp)
+    assert source.grid.f_top == pytest.approx(1527.5) and source.account["channels"] == 32
+    dm, time_s, snr = peak_of(source)
+    assert (dm, time_s) == (pytest.approx(56, abs=2), pytest.approx(3.3, abs=3e-3))
+    assert snr == pytest.approx(peak_of(FilterbankPages(observation, DMS))[2], rel=0.15)
+    assert source.account["samples"] == source.account["samples_read"] == NSAMPLES // 4
+
+
+def test_a_sweep_beyond_all_bounds_is_refused(tmp_path):
+    header = Header(nchans=64, nbits=8, tsamp=1e-9, fch1=1.0, foff=-0.01)
+    with FilterbankWriter(tmp_path / "a.fil", header) as file:
+        file.write(np.zeros((100, 64), dtype=np.uint8))
+    with pytest.raises(InputError, match="a.fil: DM 126 sweeps over"):
+        FilterbankPages(tmp_path / "a.fil", DMS)
+
+
+def test_files_that_follow_each_other_are_one_observation(tmp_path, observation):
+    whole = Filterbank(observation)
+    parts = []
+    for number, (first, last) in enumerate(((0, 7001), (7001, 9000), (9000, NSAMPLES))):
+        header = replace(whole.header, tstart=whole.tstart + first * whole.tsamp / 86400)
+        with FilterbankWriter(tmp_path / f"part{number}.fil", header) as file:
+            file.write(whole.read(first, last - first))
+        parts.append(tmp_path / f"part{number}.fil")
+    joined = FilterbankPages(parts[::-1], DMS)
+    assert joined.name == "part0" and joined.grid.tstart == 59000.0
+    np.testing.assert_array_equal(stream(joined), stream(FilterbankPages(observation, DMS)))
 
 
 def test_the_memory_of_a_block_is_bounded(observation, monkeypatch):

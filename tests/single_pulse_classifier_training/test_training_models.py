@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.training_models import build_model, models_htable
+from single_pulse_classifier_training.training_models import _pool_relu, build_model, models_htable
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "DM_time_binary_classificator_241002_"
@@ -63,18 +63,73 @@ def test_output_is_logits_and_depends_on_the_page(model_name):
     assert (logits.std(dim=0) > 0).all()
 
 
-def test_241002_3_computes_what_its_layers_say():
-    """Convolution, ReLU, pooling in the textbook order, from the network's own weights."""
-    torch.manual_seed(1)
-    model = build_model(PREFIX + "3", 32).eval()
-    x = pages = torch.rand(2, 1, 32, 32) * 255
+def textbook(model: torch.nn.Module, pages: torch.Tensor) -> torch.Tensor:
+    """241002_3 by its layers: convolution, ReLU, pooling in the textbook order, from the network's own weights."""
     relu, pool = torch.relu, torch.nn.MaxPool2d(2)
+    x = pool(relu(model.conv1(pages)))
+    x = pool(relu(model.conv2(x)))
+    x = relu(model.conv3(x)).reshape(len(pages), -1)
+    return model.fc2(relu(model.fc1(x)))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("resolution", [256, 128, 64, 32])
+def test_241002_3_computes_what_its_layers_say(resolution, dtype, tolerance, memory_format):
+    torch.manual_seed(1)
+    model = build_model(PREFIX + "3", resolution).eval().to(dtype=dtype, memory_format=memory_format)
+    pages = torch.rand(2, 1, resolution, resolution, dtype=dtype) * 255
     with torch.inference_mode():
-        x = pool(relu(model.conv1(x)))
-        x = pool(relu(model.conv2(x)))
-        x = relu(model.conv3(x)).reshape(2, -1)
-        expected = model.fc2(relu(model.fc1(x)))
-        assert torch.allclose(model(pages), expected, rtol=1e-5)
+        expected = textbook(model, pages)
+        assert (model(pages) - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("resolution", [256, 128, 32])
+def test_gradients_of_241002_3_are_those_of_its_layers(resolution):
+    """In float64, where no two values of a pooling window are equal by rounding."""
+    torch.manual_seed(4)
+    model = build_model(PREFIX + "3", resolution).to(torch.float64, memory_format=torch.channels_last)
+    pages = torch.rand(2, 1, resolution, resolution, dtype=torch.float64) * 255
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(textbook(model, pages).square().sum(), parameters)
+    got = torch.autograd.grad(model(pages).square().sum(), parameters)
+    for one, other in zip(got, expected):
+        assert (one - other).abs().max() < 1e-9 * other.abs().max()
+
+
+@pytest.mark.parametrize("resolution", [256, 64])
+def test_bfloat16_training_step_is_reproducible_and_as_good_as_that_of_the_plain_layers(resolution):
+    torch.manual_seed(5)
+    model = build_model(PREFIX + "3", resolution).to(memory_format=torch.channels_last)
+    pages = torch.randint(0, 256, (4, 1, resolution, resolution)).float()
+
+    def gradients(forward, enabled: bool = True) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = forward(pages)
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor([0, 1, 0, 1]))
+        return [gradient.flatten() for gradient in torch.autograd.grad(loss, list(model.parameters()))]
+
+    def plain(pages: torch.Tensor) -> torch.Tensor:
+        return textbook(model, pages)
+
+    first, second = gradients(model), gradients(model)
+    assert all(torch.equal(one, other) for one, other in zip(first, second))
+    for ours, theirs, exact in zip(first, gradients(plain), gradients(plain, enabled=False)):
+        ours, theirs = (torch.nn.functional.cosine_similarity(one, exact, dim=0) for one in (ours, theirs))
+        assert ours > theirs - 0.005
+
+
+@pytest.mark.parametrize("channels", [8, 12, 16])
+def test_pooling_gives_the_gradient_of_a_window_to_one_of_equal_maxima(channels):
+    """In bfloat16 equal values are common: the gradient of a window is neither lost nor counted twice."""
+    x = torch.randint(-2, 4, (3, channels, 10, 14)).to(torch.bfloat16).requires_grad_()
+    pooled = _pool_relu(x)
+    expected = torch.nn.functional.max_pool2d(x.detach(), 2).relu()
+    assert torch.equal(pooled, expected)
+    pooled.sum().backward()
+    of_window = torch.nn.functional.avg_pool2d(x.grad, 2, divisor_override=1)
+    assert torch.equal(of_window, (expected > 0).to(torch.bfloat16))
+    assert (x[x.grad > 0] == expected.repeat_interleave(2, 2).repeat_interleave(2, 3)[x.grad > 0]).all()
 
 
 def test_dropout_acts_in_training_only():

@@ -1,0 +1,147 @@
+"""The live search: pages of a ring classified as they come, by the pieces of search.py.
+
+What it finds equals, bit for bit, what ``search`` finds in the same pages. Its files are those of live_results.py.
+"""
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline_classifier.catalogue import EventFinder, EventMerger
+from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.live_results import LiveResults, Monitor
+from pipeline_classifier.psrdada import RingTimeout
+from pipeline_classifier.ring_pages import RingPages
+from pipeline_classifier.search import LayerResult, SearchResult, account_of, set_threshold
+from pipeline_classifier.sources import Layer
+from single_pulse_classifier_training.cli import InputError
+
+logger = logging.getLogger(__name__)
+
+ATTEMPT_S = 0.5
+
+
+def open_ring(
+    config: PipelineConfig, source_ended: Callable[[], str] | None = None, tstart: float = math.nan
+) -> RingPages:
+    """The pages of the ring ``key_output``; waits for ring and first page.
+
+    Parameters
+    ----------
+    source_ended : asked while it waits: why no page will come, or nothing
+    tstart : MJD of the first sample, if the header of the ring does not say
+
+    Raises
+    ------
+    RingTimeout : nothing came within ``idle_timeout_s``.
+    InputError : ``source_ended``, or the header makes no page.
+    """
+    dms, cleaning = config.front_end()
+    logger.info("waiting for the ring 0x%s", config.key_output)
+    deadline = time.monotonic() + config.idle_timeout_s
+    while True:
+        try:
+            source = RingPages(
+                config.key_output,
+                dms,
+                config.page_samples,
+                config.filterbank_path.stem,
+                config.n_spectra,
+                min(ATTEMPT_S, config.idle_timeout_s),
+                config.stop_at_end_of_data,
+                config.max_latency_s,
+                cleaning.td,
+            )
+            break
+        except RingTimeout as error:
+            if reason := source_ended() if source_ended else "":
+                raise InputError(f"no page came: {reason}") from error
+            if time.monotonic() >= deadline:
+                raise RingTimeout(f"{error} (tried again for idle_timeout_s, {config.idle_timeout_s:g} s)") from error
+    source.idle_timeout_s = config.idle_timeout_s
+    if math.isnan(source.grid.tstart):
+        source.grid = replace(source.grid, tstart=tstart)
+    return source
+
+
+@contextmanager
+def stop_on_signal(source: RingPages) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end the stream after the pages that were read; a second one is as ever."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, _: object) -> None:
+        restore()
+        source.account["stopped"] = signal.Signals(number).name
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def live_search(
+    source: RingPages,
+    classifier: Classifier,
+    output_dir: Path,
+    n_spectra: int | None = None,
+    threads: int | None = None,
+    source_ended: Callable[[], str] | None = None,
+) -> SearchResult:
+    """Classify every page of a ring until its stream ends, or a signal ends it; everything is written by then.
+
+    Parameters
+    ----------
+    n_spectra : pages expected; those that do not come stay -1
+    threads : None: one per core
+    source_ended : see ``Monitor``
+
+    Raises
+    ------
+    InputError : no threshold of the model lets through as few false positives per hour as are asked for.
+    """
+    decision = set_threshold(classifier, source.grid.n_time * source.grid.tsamp)
+    finder, merger = EventFinder(source.grid), EventMerger(source.grid)
+    threads, size = threads or len(os.sched_getaffinity(0)), classifier.batch_size
+    began = time.monotonic()
+    status_path = output_dir / f"status_{source.name}.json"
+    with (
+        stop_on_signal(source),
+        LiveResults(output_dir, source.name, n_spectra) as results,
+        Monitor(status_path, source, results, source_ended) as monitor,
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        tqdm(total=source.max_pages, unit="page", desc=source.name, disable=None) as bar,
+    ):
+        for batch in source.batches(threads * size):
+            parts = pool.map(classifier.classify, [batch[start : start + size] for start in range(0, len(batch), size)])
+            predictions, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+            results.add_pages(batch.first, predictions, probabilities)
+            monitor.latency_s = time.monotonic() - source.oldest_read
+            results.add_events(merger.add(finder.add(batch, predictions, probabilities), finder.until_s))
+            bar.update(len(batch))
+            bar.set_postfix_str(f"{results.events} events, {monitor.fill[0]} of {monitor.fill[1]} blocks full")
+        results.add_events(merger.add(finder.finish(), math.inf))
+    if n_spectra and source.n_pages < n_spectra:
+        logger.warning("n_spectra is %d, %d pages came (%s)", n_spectra, source.n_pages, source.account["stopped"])
+    starts = np.arange(source.n_pages) * source.grid.n_time
+    values = (file.values()[: source.n_pages] for file in (results.predictions, results.probabilities))
+    layers = [LayerResult(Layer(source.grid, starts), *values)]
+    account = account_of(source, layers, results.events, began) | decision
+    return SearchResult(layers, list(results.last_events), account, [*results.files, status_path])

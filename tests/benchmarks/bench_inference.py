@@ -1,0 +1,93 @@
+"""Pages/s of 241002_3 at 256: our classifier against Keras; a Markdown table on standard output.
+
+    make bench
+    python bench_inference.py --batch-sizes 1 32 64
+    KERAS_VENV=/path/to/environment python bench_inference.py
+
+Random uint8 pages. Keras is measured page by page, as the original used it, and with batches of 256.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+
+from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.pages import PageBatch
+from single_pulse_classifier_training.checkpoint import Checkpoint
+from single_pulse_classifier_training.cli import run_script
+from single_pulse_classifier_training.training_models import build_model
+from tests.benchmarks.measure import keras_python, machine, measure, measure_keras, print_table
+
+MODEL_NAME = "DM_time_binary_classificator_241002_3"
+RESOLUTION = 256
+N_PAGES = 1024
+N_REPEATS = 5
+
+
+def pages_per_s(batch_size: int) -> float:
+    """The best of several passes over the pages."""
+    shape = (N_PAGES if batch_size > 1 else N_PAGES // 8, RESOLUTION, RESOLUTION)
+    pages = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    checkpoint = Checkpoint(build_model(MODEL_NAME, RESOLUTION), MODEL_NAME, RESOLUTION)
+    classifier = Classifier(checkpoint, torch.device("cpu"))
+    batches = [
+        PageBatch(pages[first : first + batch_size], np.arange(len(pages))[first : first + batch_size], first)
+        for first in range(0, len(pages), batch_size)
+    ]
+    speeds = []
+    for _ in range(N_REPEATS + 1):
+        began = time.perf_counter()
+        for batch in batches:
+            classifier.classify(batch)
+        speeds.append(len(pages) / (time.perf_counter() - began))
+    return max(speeds[1:])
+
+
+def run(args: argparse.Namespace) -> list[list[object]]:
+    """Measure and print the table; returns its rows."""
+    if args.measure is not None:
+        print(json.dumps(pages_per_s(args.measure)))
+        return []
+    rows = []
+    for batch_size in args.batch_sizes:
+        measured = measure([sys.executable, __file__, "--measure", str(batch_size)])
+        rows.append([f"Classifier, batches of {batch_size}", float(measured.stdout), measured.peak_mb])
+    python, versions = keras_python(), f"PyTorch {torch.__version__}"
+    if python is not None:
+        keras, peak_mb = measure_keras(python, "infer", RESOLUTION, N_PAGES)
+        rows += [["Keras, page by page", keras["loop"], peak_mb], ["Keras, batches of 256", keras["predict"], peak_mb]]
+        versions += f"; {keras['version']}"
+        for row in rows:
+            row.append(f"{row[1] / keras['predict']:.2f}")
+
+    header = ["program", "pages/s", "peak MB"] + (["of Keras in batches"] if python is not None else [])
+    print(f"Inference of 241002_3 at {RESOLUTION}\n")
+    print_table(header, [[name, f"{speed:.0f}", f"{peak:.0f}", *ratio] for name, speed, peak, *ratio in rows])
+    print(f"\n{machine()}; {torch.get_num_threads()} threads; {versions}")
+    return rows
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 32, 64, 256], help="of our side (default: 1 32 64 256)"
+    )
+    parser.add_argument("--measure", type=int, metavar="BATCH_SIZE", help="print our pages/s for one batch size, and end")
+    return parser
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()
