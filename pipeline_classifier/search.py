@@ -25,6 +25,7 @@ from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source
 from single_pulse_classifier_training.calibration import threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,7 @@ def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
     ------
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
+    keep_freed_memory()
     decision = {}
     if classifier.max_false_per_hour is not None:
         classifier.threshold, decision["false_per_hour"] = threshold_for_rate(

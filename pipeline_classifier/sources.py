@@ -20,7 +20,7 @@ from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
 
-BLOCK_SAMPLES = 32768
+BLOCK_SAMPLES = 16384
 BLOCK_BYTES = 64 << 20  # most float32 bytes of one cleaned block, unless the dispersion sweep alone is longer
 STACK_DMS = 256
 PAGES_PER_BLOCK = 128

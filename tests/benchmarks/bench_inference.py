@@ -24,6 +24,7 @@ from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.pages import PageBatch
 from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.cli import run_script
+from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.training_models import build_model
 from tests.benchmarks.measure import keras_python, machine, measure, measure_keras, print_table
 
@@ -38,7 +39,8 @@ def pages_per_s(batch_size: int) -> float:
     shape = (N_PAGES if batch_size > 1 else N_PAGES // 8, RESOLUTION, RESOLUTION)
     pages = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     checkpoint = Checkpoint(build_model(MODEL_NAME, RESOLUTION), MODEL_NAME, RESOLUTION)
-    classifier = Classifier(checkpoint, torch.device("cpu"))
+    keep_freed_memory()
+    classifier = Classifier(checkpoint, torch.device("cpu"), batch_size=batch_size)
     batches = [
         PageBatch(pages[first : first + batch_size], np.arange(len(pages))[first : first + batch_size], first)
         for first in range(0, len(pages), batch_size)
