@@ -37,6 +37,8 @@ bench: $(VENV)/installed $(KERAS_VENV)/bin/python ## measure training and infere
 	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_training.py
 	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_inference.py
 	$(RUN) tests/benchmarks/bench_memory.py
+	$(RUN) tests/benchmarks/bench_ring.py
+	$(RUN) tests/benchmarks/bench_soak.py
 
 default-model: $(VENV)/installed ## train the default model again (about half an hour, 8 GB in /tmp)
 	$(RUN) pipeline_classifier/make_default_model.py --work-dir /tmp/default_model

@@ -195,15 +195,24 @@ class PipelineConfig(ConfigFile):
         transientx = self._transientx()
         for setting in transientx.not_implemented():
             logger.warning("%s, %s", self.path_to_a_transientx_config, setting)
-        grid = transientx.subdedispersion
-        dms = grid.dms if self.dms is None else self.dms
-        ddm = grid.ddm if self.ddm is None else self.ddm
-        ndm = grid.ndm if self.ndm is None else self.ndm
         zaplist = tuple((low, high) for low, high in [*transientx.rfi.zaplist, *self.zaplist])
         for low, high in zaplist:
             if not low <= high:
                 raise InputError(f"zaplist entry [{low}, {high}]: the lower frequency in MHz must come first")
-        return dms + ddm * np.arange(ndm), transientx.cleaning(zaplist)
+        return self.trial_dms(), transientx.cleaning(zaplist)
+
+    def trial_dms(self) -> np.ndarray:
+        """(n_dm,) in pc cm^-3."""
+        grid = self._transientx().subdedispersion
+        dms = grid.dms if self.dms is None else self.dms
+        ddm = grid.ddm if self.ddm is None else self.ddm
+        ndm = grid.ndm if self.ndm is None else self.ndm
+        return dms + ddm * np.arange(ndm)
+
+    def samples_per_column(self) -> int:
+        """Samples of the observation in one column of the pages that TransientX makes."""
+        transientx = self._transientx()
+        return transientx.preprocesslite.td * transientx.downsample.td
 
     def overlap(self) -> float:
         """Share of a page that the next one repeats: page_overlap, or else the TransientX file's overlap."""

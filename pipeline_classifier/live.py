@@ -48,7 +48,7 @@ def open_ring(
     RingTimeout : nothing came within ``idle_timeout_s``.
     InputError : ``source_ended``, or the header makes no page.
     """
-    dms, cleaning = config.front_end()
+    dms, samples_per_column = config.trial_dms(), config.samples_per_column()
     logger.info("waiting for the ring 0x%s", config.key_output)
     deadline = time.monotonic() + config.idle_timeout_s
     while True:
@@ -62,7 +62,7 @@ def open_ring(
                 min(ATTEMPT_S, config.idle_timeout_s),
                 config.stop_at_end_of_data,
                 config.max_latency_s,
-                cleaning.td,
+                samples_per_column,
             )
             break
         except RingTimeout as error:
@@ -76,10 +76,16 @@ def open_ring(
     return source
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """SIGINT, SIGTERM, and SIGHUP unless nohup has switched it off."""
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hang_up)
+
+
 @contextmanager
 def stop_on_signal(source: RingPages) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the stream after the pages that were read; a second one is as ever."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Let the first of ``ending_signals`` end the stream after the pages that were read; a second one is as ever."""
+    before = {number: signal.getsignal(number) for number in ending_signals()}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -121,11 +127,12 @@ def live_search(
     finder, merger = EventFinder(source.grid), EventMerger(source.grid)
     threads, size = threads or len(os.sched_getaffinity(0)), classifier.batch_size
     began = time.monotonic()
+    results = LiveResults(output_dir, source.name, n_spectra)
     status_path = output_dir / f"status_{source.name}.json"
     with (
         stop_on_signal(source),
-        LiveResults(output_dir, source.name, n_spectra) as results,
         Monitor(status_path, source, results, source_ended) as monitor,
+        results,  # closed before the monitor says that it ended
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         tqdm(total=source.max_pages, unit="page", desc=source.name, disable=None) as bar,
     ):

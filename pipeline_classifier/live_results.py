@@ -110,7 +110,7 @@ class LiveResults:
         self.predictions = GrowingNpy(self.files[0], np.int32, n_spectra)
         self.probabilities = GrowingNpy(self.files[1], np.float32, n_spectra)
         self._candidates = os.open(self.files[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
-        os.write(self._candidates, candidate_lines([], heading=True).encode())
+        self._append(candidate_lines([], heading=True))
         self.pages = self.events = 0
         self.last_events: deque[Event] = deque(maxlen=EVENTS_KEPT)
 
@@ -123,9 +123,14 @@ class LiveResults:
     def add_events(self, events: Sequence[Event]) -> None:
         """Append rows to the candidates."""
         if events:
-            os.write(self._candidates, candidate_lines(events).encode())
+            self._append(candidate_lines(events))
             self.events += len(events)
             self.last_events.extend(events)
+
+    def _append(self, lines: str) -> None:
+        content = lines.encode()
+        while content:  # a write may take a part only
+            content = content[os.write(self._candidates, content) :]
 
     def __enter__(self) -> Self:
         return self

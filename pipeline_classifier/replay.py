@@ -3,9 +3,12 @@
 import json
 import logging
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.pages import PageGrid
@@ -16,7 +19,9 @@ from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
 
-PAGES_PER_BLOCK = 4  # as with the original's ring: 1 MiB blocks
+PAGES_IN_RING = 64  # one in a block; as many as in the original's ring of 16 blocks
+
+SENDER_ENDS_S = 1.0
 
 
 def ring_header(grid: PageGrid) -> str:
@@ -59,11 +64,12 @@ def whole_pages(path: Path, config: PipelineConfig) -> FilterbankPages:
 
 def send_pages(path: Path, config: PipelineConfig) -> None:
     """Write header and pages to the ring ``key_output``, as one transfer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the reader decides
     source = whole_pages(path, config)
     with Writer(config.key_output, config.idle_timeout_s) as writer:
         writer.setHeader(ring_header(source.grid))
-        for batch in source.batches(PAGES_PER_BLOCK):
-            writer.write(batch.pages)
+        for batch in source.batches(PAGES_IN_RING):
+            writer.write(np.ascontiguousarray(batch.pages))
 
 
 @contextmanager
@@ -72,15 +78,23 @@ def sent_through_ring(path: Path, config: PipelineConfig) -> Iterator[Callable[[
 
     Yields
     ------
-    Whether no more pages will come, for ``live_search``.
+    Why no more pages will come, or nothing: for ``live_search``.
+
+    Raises
+    ------
+    InputError : the process failed.
     """
-    page_bytes = 4 * whole_pages(path, config).grid.n_time * len(config.front_end()[0])
-    create_rings(config.key_output, PAGES_PER_BLOCK * page_bytes)
+    n_dm, n_time = whole_pages(path, config).grid.shape
+    create_rings(config.key_output, 4 * n_dm * n_time, PAGES_IN_RING)
     sender = multiprocessing.get_context("spawn").Process(target=send_pages, args=(path, config), daemon=True)
     try:
         sender.start()
-        yield lambda: "" if sender.is_alive() else f"the sender ended with exit code {sender.exitcode}"
+        yield lambda: "" if sender.is_alive() else "the sender ended"
+        sender.join(SENDER_ENDS_S)
+        if sender.exitcode:
+            raise InputError(f"--through-ring: the process that sends {path} failed (exit code {sender.exitcode})")
     finally:
-        sender.terminate()
-        sender.join()
+        if sender.is_alive():
+            sender.terminate()
+            sender.join()
         destroy_rings(config.key_output)

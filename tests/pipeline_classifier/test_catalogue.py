@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.catalogue import Event, EventFinder, boxcar_widths, find_peaks, merge_duplicates, write_candidates
+from pipeline_classifier.catalogue import (
+    Event,
+    EventFinder,
+    EventMerger,
+    boxcar_widths,
+    find_peaks,
+    merge_duplicates,
+    write_candidates,
+)
 from pipeline_classifier.pages import PageBatch, PageGrid
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.recovery import compare
@@ -171,3 +179,41 @@ def test_what_was_found_of_known_pulses():
     recovery = compare(pulses, events, PageGrid(GRID.dms, N_TIME, 1e-4, 59000.0, 1530.0, 1211.25))
     assert recovery.event_of_pulse.tolist() == [0, -1, -1]
     assert recovery.false_events.tolist() == [False, True, True, True]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_events_that_come_one_after_the_other_are_merged_as_all_at_once(data):
+    """Each is written once, in order of time, when nothing that is still to come can change it."""
+    grid = PageGrid(0.5 * np.arange(256), 256, 1e-3, 59000.0, 1530.0, 1210.0)
+    count = data.draw(st.integers(0, 40))
+    crowd = data.draw(st.sampled_from([0.05, 0.3, 3.0]))  # seconds from one to the next, at most; reach is half a second
+    gaps = data.draw(st.lists(st.floats(0, crowd), min_size=count, max_size=count))
+    events = []
+    for number, time_s in enumerate(np.cumsum(gaps)):
+        snr = data.draw(st.sampled_from([6.0, 8.0, 10.0, 20.0, 50.0]))
+        dm, width = data.draw(st.sampled_from([0.0, 50.0, 60.0, 127.5])), data.draw(st.sampled_from([1.0, 8.0, 128.0]))
+        events.append(Event(float(time_s), 59000.0, dm, snr, width, 0.9, number, number, int(width)))
+    merger, got, came = EventMerger(grid), [], []
+    while len(came) < count:
+        # Events of one call come in any order; those of later calls are not earlier than ``until_s``.
+        portion = data.draw(st.permutations(events[len(came) : len(came) + data.draw(st.integers(1, 5))]))
+        came += portion
+        got += merger.add(portion, events[len(came)].time_s if len(came) < count else events[-1].time_s)
+    got += merger.add([], np.inf)
+    assert got == merge_duplicates(came, grid)
+
+
+def test_an_event_is_given_out_as_soon_as_no_later_one_can_reach_it():
+    grid = PageGrid(0.5 * np.arange(256), 256, 1e-3, 59000.0, 1530.0, 1210.0)
+    merger = EventMerger(grid)
+    assert 0.135 + 0.384 < merger.reach_s < 0.54, "the sweep of DM 127.5, and three boxcars of half a page"
+    bright, streak, other = (
+        Event(time_s, 59000.0, dm, snr, 1.0, 0.9, page, page, 1)
+        for time_s, dm, snr, page in [(10.0, 60.0, 50.0, 39), (10.02, 40.0, 9.0, 40), (12.0, 60.0, 9.0, 46)]
+    )
+    assert merger.add([bright], 10.1) == [], "a streak of it may come"
+    assert merger.add([streak], 10.5) == []
+    [merged] = merger.add([other], 12.0)
+    assert (merged.time_s, merged.first_page, merged.last_page) == (10.0, 39, 40)
+    assert merger.add([], 12.5) == [] and merger.add([], 12.6) == [other] and merger.add([], np.inf) == []

@@ -136,3 +136,17 @@ def test_a_dm_grid_beyond_reason_is_refused(tmp_path, key, value):
     (tmp_path / "grid.json").write_text(json.dumps({key: value}))
     with pytest.raises(InputError, match=f"key '{key}'"):
         load_pipeline_config(tmp_path / "grid.json")
+
+
+def test_keys_of_rings_are_hexadecimal_digits_however_they_are_written(tmp_path):
+    config = load(tmp_path, key_input=1111, key_output="0xDADA")
+    assert (config.key_input, config.key_output) == ("1111", "dada")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"key_output": "xyz"}, {"key_input": -1}, {"max_latency_s": 0}, {"idle_timeout_s": -1.0}, {"make_rings_with": "x"}],
+)
+def test_a_mistake_in_a_key_of_the_live_pipeline_is_named(tmp_path, keys):
+    with pytest.raises(InputError, match=next(iter(keys))):
+        load(tmp_path, **keys)

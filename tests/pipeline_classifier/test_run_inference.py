@@ -142,9 +142,9 @@ def test_a_wrong_page_count_loses_nothing(pages, tmp_path, n_spectra, length):
 def test_the_config_names_the_observation_and_the_threshold_decides(observation, tmp_path):
     config = write_config(tmp_path, path_to_filterbanks=str(observation.parent), name_of_the_filterbank=observation.name,
                           output_dir="results", threshold=0.0, ndm=128)
-    assert run_inference("-c", config, "--no-plots").returncode == 0
+    assert run_inference("-c", config, "--no-plots", "--filterbank").returncode == 0
     assert (np.load(tmp_path / "results" / "predictions_pulses.npy") == 1).all()
-    done = run_inference("-c", config, "--no-plots", "--threshold", 1)
+    done = run_inference("-c", config, "--filterbank", "--no-plots", "--threshold", 1)
     assert done.returncode == 0 and (np.load(tmp_path / "results" / "predictions_pulses.npy") == 0).mean() > 0.95
 
 

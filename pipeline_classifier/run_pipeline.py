@@ -1,0 +1,254 @@
+"""The live pipeline: a filterbank file through TransientX's front end and PSRDADA rings to predictions and events.
+
+  python run_pipeline.py -c config.json               makes the rings, starts the programs, classifies, cleans up
+  python run_pipeline.py -c config.json --dry-run     prints what would be started, and starts nothing
+
+  ring key_input    16 blocks of input_buffer_size bytes
+  ring key_output   16 blocks of 16 times as much
+  dada_fildb        reads the filterbank of the config into key_input
+  dada_dbdedispdb   cleans and dedisperses from key_input into key_output
+  this process      does what run_inference.py does with key_output
+
+The programs run in path_to_pulsarx_singularity_image (apptainer or singularity), or straight from PATH where the config
+names no image. Each writes to a log of its own in the output folder, <program>_<name>.log. The run ends when n_spectra
+pages came, when dada_dbdedispdb has ended and all pages are read, when no page came for idle_timeout_s, when a program
+fails, and on Ctrl-C or SIGTERM. Whatever ends it, the programs and rings that it started are gone afterwards, and none
+but those. Exit code 0, or 2 with one sentence if a program failed.
+"""
+
+import argparse
+import logging
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+
+from pipeline_classifier.children import Child, Command
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config
+from pipeline_classifier.filterbank import Filterbank
+from pipeline_classifier.live import ending_signals, live_search, open_ring
+from pipeline_classifier.psrdada import create_rings, destroy_rings, parse_key
+from pipeline_classifier.psrdada_ring import Ring
+from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, report
+from pipeline_classifier.sysv import Segment
+from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.runtime import make_output_folder
+
+logger = logging.getLogger(__name__)
+
+BLOCKS = 16
+INPUT_BLOCKS_PER_OUTPUT_BLOCK = 16
+RINGS_TIMEOUT_S = 10.0
+RUNTIMES = ("apptainer", "singularity")
+
+
+@dataclass(frozen=True)
+class RingPlan:
+    """A ring to be made: by ``command``, or by ourselves."""
+
+    key: str
+    block_bytes: int
+    command: Command | None
+
+    def __str__(self) -> str:
+        made = shlex.join(self.command.words) if self.command else "made by this process"
+        return f"ring 0x{self.key}: {BLOCKS} blocks of {self.block_bytes} bytes, {made}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run starts, in order."""
+
+    rings: tuple[RingPlan, ...]
+    programs: tuple[Command, ...]
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        return (*(ring.command for ring in self.rings if ring.command), *self.programs)
+
+    def __str__(self) -> str:
+        programs = (f"start {shlex.join(command.words)}\n  log {command.log}" for command in self.programs)
+        return "\n".join([*map(str, self.rings), *programs, f"read ring 0x{self.rings[-1].key}"])
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_search_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, and what is missing for it; start nothing")
+    return parser
+
+
+def in_image(image: Path | None, folders: list[Path], words: list[str]) -> tuple[str, ...]:
+    """The words that start a program, in an image if there is one, which sees the folders."""
+    if image is None:
+        return tuple(words)
+    runtime = next(filter(shutil.which, RUNTIMES), RUNTIMES[0])
+    binds = [word for folder in dict.fromkeys(folders) for word in ("--bind", str(folder))]
+    return (runtime, "exec", *binds, str(image), *words)
+
+
+def make_plan(config: PipelineConfig, output_dir: Path) -> Plan:
+    """What the config asks for."""
+    if config.path_to_a_transientx_config is None:
+        raise InputError("path_to_a_transientx_config is not set: dada_dbdedispdb needs TransientX's config file")
+    filterbank, transientx = config.filterbank_path, config.resolve(config.path_to_a_transientx_config)
+    named = (config.path_to_pulsarx_singularity_image, config.path_to_tensorflow_psrdada_singularity_image)
+    pulsarx, psrdada = (config.resolve(image) if image else None for image in named)
+    folders = [filterbank.parent, transientx.parent]
+
+    def log(program: str) -> Path:
+        return output_dir / f"{program}_{filterbank.stem}.log"
+
+    def ring(key: str, block_bytes: int) -> RingPlan:
+        if config.make_rings_with == "own":
+            return RingPlan(key, block_bytes, None)
+        words = in_image(psrdada or pulsarx, [], ["dada_db", "-k", key, "-b", str(block_bytes), "-n", str(BLOCKS)])
+        return RingPlan(key, block_bytes, Command("dada_db", words, log(f"dada_db_{key}")))
+
+    keys = str(config.key_input), str(config.key_output)
+    sizes = config.input_buffer_size, config.input_buffer_size * INPUT_BLOCKS_PER_OUTPUT_BLOCK
+    fildb = ["dada_fildb", "--key_output", keys[0], "-f", str(filterbank)]
+    dedispdb = ["dada_dbdedispdb", "--key_input", keys[0], "--key_output", keys[1], "-c", str(transientx)]
+    dedispdb += ["-t", str(config.threads_for_transientx)]
+    programs = (Command(words[0], in_image(pulsarx, folders, words), log(words[0])) for words in (fildb, dedispdb))
+    return Plan(tuple(map(ring, keys, sizes)), tuple(programs))
+
+
+def missing(config: PipelineConfig, plan: Plan) -> Iterator[str]:
+    """What the plan needs and is not there, a sentence each."""
+    words = {word for command in plan.commands for word in command.words}
+    for key in ("path_to_pulsarx_singularity_image", "path_to_tensorflow_psrdada_singularity_image"):
+        image = getattr(config, key) and str(config.resolve(getattr(config, key)))
+        if image in words and not Path(image).exists():
+            yield f"{key}: {image} is not there"
+    for word in dict.fromkeys(command.words[0] for command in plan.commands):
+        if not shutil.which(word):
+            remedy = "install Apptainer or Singularity" if word in RUNTIMES else "name path_to_pulsarx_singularity_image"
+            yield f"{word} is not on PATH: {remedy}, or put it there"
+    if not config.filterbank_path.is_file():
+        yield f"the filterbank {config.filterbank_path} is not there"
+    for ring in plan.rings:
+        if is_taken(ring.key):
+            yield f"ring 0x{ring.key} is there already: destroy it (dada_db -d -k {ring.key}), or give another key"
+
+
+def is_taken(key: str) -> bool:
+    """Whether there is something under the keys of a stream."""
+    for number in (parse_key(key), parse_key(key) + 1):
+        try:
+            Segment(number).detach()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            pass  # somebody else's
+        return True
+    return False
+
+
+@contextmanager
+def ring_of(plan: RingPlan) -> Iterator[None]:
+    """A ring that is there inside the block, and that nobody had before."""
+    if plan.command is None:
+        create_rings(plan.key, plan.block_bytes, BLOCKS)
+    try:
+        if plan.command:
+            with Child(plan.command) as dada_db:
+                code = dada_db.wait(RINGS_TIMEOUT_S)
+                if code is None:
+                    raise InputError(f"dada_db has not made ring 0x{plan.key} in {RINGS_TIMEOUT_S:g} s")
+                if code:
+                    raise InputError(dada_db.failure)
+            for key in (parse_key(plan.key), parse_key(plan.key) + 1):
+                Ring(key, parse_key(plan.key), RINGS_TIMEOUT_S, read_only=True).detach()
+        yield
+    finally:
+        destroy_rings(plan.key)
+
+
+class CleanUp(ExitStack):
+    """A stack that is unwound on SIGTERM and SIGHUP as on Ctrl-C, and whose unwinding no signal disturbs."""
+
+    def __enter__(self) -> Self:
+        self._starting = self._told = False
+        self._before = {number: signal.signal(number, self._told_to_end) for number in ending_signals()}
+        return super().__enter__()
+
+    def _told_to_end(self, *_: object) -> None:
+        self._told = True
+        if not self._starting:
+            raise KeyboardInterrupt
+
+    def start(self, make: Callable[..., AbstractContextManager], *args: object) -> object:
+        """Enter ``make(*args)``; a signal waits until it lies on the stack."""
+        self._starting = True
+        try:
+            return self.enter_context(make(*args))
+        finally:
+            self._starting = False
+            if self._told:
+                raise KeyboardInterrupt
+
+    def __exit__(self, *exception: object) -> bool:
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            return super().__exit__(*exception)
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+
+def source_ended(programs: list[Child]) -> str:
+    """Why no more pages will come, or nothing: a program failed, or the last one has ended."""
+    failures = [program.failure for program in programs]
+    if any(failures):
+        return next(filter(None, failures))
+    return "" if programs[-1].exit_code is None else f"{programs[-1].command.name} ended"
+
+
+def run(args: argparse.Namespace) -> SearchResult | Plan:
+    """Do what the command line asks for; return the result, or the plan of a dry run."""
+    config = load_pipeline_config(args.config)
+    output_dir = Path(args.output_dir or config.resolve(config.output_dir))
+    plan = make_plan(config, output_dir)
+    if args.dry_run:
+        print(plan)
+        for sentence in missing(config, plan):
+            logger.warning("%s", sentence)
+        return plan
+    for sentence in missing(config, plan):
+        raise InputError(sentence)
+    tstart = Filterbank(config.filterbank_path).tstart
+    make_output_folder(output_dir, "output_dir")
+    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
+    with CleanUp() as stack:
+        for ring in plan.rings:
+            stack.start(ring_of, ring)
+        programs = [stack.start(Child, command) for command in plan.programs]
+
+        def ended() -> str:
+            return source_ended(programs)
+
+        source = stack.enter_context(open_ring(config, ended, tstart))
+        result = live_search(source, classifier, output_dir, config.n_spectra, config.threads, ended)
+        failures = [program.failure for program in programs if program.failure]
+    print(report(result))
+    if failures:
+        raise InputError("; ".join(failures))
+    return result
+
+
+def main() -> None:
+    run_script(get_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

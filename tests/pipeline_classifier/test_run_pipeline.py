@@ -1,0 +1,301 @@
+"""The live pipeline with stand-ins for TransientX's programs: real processes and rings, of which nothing is left."""
+
+import json
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.pages import PageBatch
+from pipeline_classifier.psrdada import create_rings, destroy_rings
+from pipeline_classifier.pulse_signal import Pulse
+from pipeline_classifier.search import load_classifier
+from pipeline_classifier.simulated_rfi import Rfi
+from pipeline_classifier.simulation import EFFELSBERG, simulate
+from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
+from single_pulse_classifier_training.training_models import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "pipeline_classifier" / "run_pipeline.py"
+MODEL_NAME = "DM_time_binary_classificator_241002_3_GAP"
+SIDE, N_PAGES, PATIENCE_S = 32, 24, 60.0
+# Each says its arguments in a file, in one line of JSON, with its process id, and that of a child that sleeps.
+PREAMBLE = f"""#!{sys.executable}
+import json, os, subprocess, sys, time
+from pathlib import Path
+here, name, words = Path(__file__).parent, Path(__file__).name, sys.argv[1:]
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline_classifier.psrdada import Reader, Writer, create_rings
+sleeper = subprocess.Popen(["sleep", "1000"]).pid if name.startswith("dada_fildb") else 0
+with open(here / "started", "a") as file:
+    file.write(json.dumps([name, os.getpid(), sleeper, words]) + "\\n")
+value = dict(zip(words[::2], words[1::2]))
+"""
+FILDB = """
+print("reads", value["-f"], flush=True)
+with open(value["-f"], "rb") as file, Writer(value["--key_output"]) as writer:
+    writer.setHeader("{}")
+    writer.write(file.read(), end_of_data=True)
+"""
+DEDISPDB = f"""
+import numpy as np
+assert json.load(open(value["-c"]))["subdedispersion"]["ndm"] == {SIDE}
+header = dict(dms=0.0, ddm=0.5, ndm={SIDE}, ndump={SIDE}, tsamp=1e-3, fmax=1530, fmin=1210)
+with Reader(value["--key_input"], timeout_s=60) as reader, Writer(value["--key_output"], timeout_s=60) as writer:
+    reader.getHeader()
+    while not reader.isEndOfData:
+        reader.getNextPage()
+        reader.markCleared()
+    writer.setHeader(json.dumps(header))
+    for image in np.load(here / "images.npy"):
+        writer.write(image, end_of_data=True)
+"""
+FAILS = """
+print("first")
+print("no such beam", file=sys.stderr)
+sys.exit(3)
+"""
+SLEEPS = "time.sleep(1000)"
+IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEPS
+DADA_DB = "create_rings(value['-k'], int(value['-b']), int(value['-n']))"
+# What an image runtime does with: exec --bind FOLDER --bind FOLDER IMAGE program arguments
+RUNTIME = "program = words.index(str(here / 'an image.sif'))\nos.execvp(words[program + 1], words[program + 1 :])"
+
+
+class Site:
+    """A folder with everything that a run needs, stand-ins included; its name has a space and quotes."""
+
+    def __init__(self, folder: Path, key: int) -> None:
+        self.folder, self.key, self.out = folder, key, folder / "out"
+        self.bin = folder / "bin"
+        self.bin.mkdir(parents=True)
+        self.images = np.random.default_rng(0).standard_normal((N_PAGES, SIDE, SIDE)).astype(np.float32)
+        np.save(self.bin / "images.npy", self.images)
+        simulate(folder / "ob's.fil", EFFELSBERG, 2048, [Pulse(0.1, 50.0, 20.0, 1.0)], Rfi(), seed=2)
+        torch.manual_seed(3)
+        save_checkpoint(folder / "model.pth", Checkpoint(build_model(MODEL_NAME, SIDE).eval(), MODEL_NAME, SIDE))
+        (folder / "dedisp.json").write_text(json.dumps({"subdedispersion": {"ndm": SIDE}}))
+        self.config = folder / "config.json"
+        self.keys = {
+            "path_to_models": "./",
+            "name_of_the_model": "model.pth",
+            "name_of_the_filterbank": "ob's.fil",
+            "path_to_a_transientx_config": "dedisp.json",
+            "key_input": f"{key:x}",
+            "key_output": f"{key + 2:x}",
+            "threads_for_transientx": 3,
+            "output_dir": "out",
+            "idle_timeout_s": 20.0,
+            "input_buffer_size": 4 * SIDE * SIDE,
+        }
+        self.change()
+        for name, code in (("dada_fildb", FILDB), ("dada_dbdedispdb", DEDISPDB), ("dada_db", DADA_DB)):
+            self.stand_in(name, code)
+
+    def change(self, **keys: object) -> None:
+        self.keys |= keys
+        self.config.write_text(json.dumps(self.keys))
+
+    def stand_in(self, name: str, code: str) -> None:
+        path = self.bin / name
+        path.write_text(PREAMBLE + code)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def begin(self, *options: str) -> subprocess.Popen:
+        environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}"}
+        command = [sys.executable, SCRIPT, "-c", self.config, *options]
+        self.process = subprocess.Popen(
+            [*map(str, command)], cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        return self.process
+
+    def run(self, *options: str) -> tuple[int, str, str]:
+        process = self.begin(*options)
+        out, errors = process.communicate(timeout=PATIENCE_S)
+        assert "Traceback" not in errors, errors
+        return process.returncode, out, errors
+
+    def started(self) -> dict[str, list]:
+        """Process id, that of its child, and words, by the name of the program."""
+        path = self.bin / "started"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return {name: rest for name, *rest in lines}
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline, "it does not happen"
+            time.sleep(0.02)
+
+    def predictions(self) -> np.ndarray:
+        return np.load(self.out / "predictions_ob's.npy")
+
+
+def part_ids(parts: dict) -> set[int]:
+    """Of all segments and semaphores of a stream."""
+    return {part.get("shmid", part.get("semid")) for kind in parts.values() for part in kind}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def site(tmp_path, ring_key, parts_of):
+    """Nothing may be left of any run: no ring, no program, no child of one."""
+    site = Site(tmp_path / "it's \"here\"", ring_key)
+    yield site
+    if site.process.poll() is None:
+        site.process.kill()
+    site.process.communicate()
+    left = [pid for pid, child, _ in site.started().values() for pid in (pid, child) if pid and alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    rings = any(parts_of(site.key).values()) or any(parts_of(site.key + 2).values())
+    sweep_rings(site)
+    assert not left and not rings
+
+
+def sweep_rings(site: Site) -> None:
+    for key in (site.key, site.key + 2):
+        destroy_rings(key)
+
+
+def expected(site: Site) -> np.ndarray:
+    classifier = load_classifier(load_pipeline_config(site.config), "cpu")
+    return classifier.classify(PageBatch(site.images, np.arange(N_PAGES) * SIDE, 0))[0]
+
+
+@pytest.mark.parametrize("rings", ["own", "dada_db"])
+@pytest.mark.parametrize("image", [None, "an image.sif"])
+def test_from_a_filterbank_to_predictions(site, rings, image):
+    site.change(make_rings_with=rings, path_to_pulsarx_singularity_image=image and str(site.bin / image))
+    if image:
+        (site.bin / image).touch()
+        site.stand_in("apptainer", RUNTIME)
+    code, out, errors = site.run()
+    assert code == 0, errors
+    assert np.array_equal(site.predictions(), expected(site)) and len(site.predictions()) == N_PAGES
+    started = site.started()
+    assert started["dada_fildb"][2] == ["--key_output", site.keys["key_input"], "-f", str(site.folder / "ob's.fil")]
+    assert started["dada_dbdedispdb"][2] == [
+        *("--key_input", site.keys["key_input"], "--key_output", site.keys["key_output"]),
+        *("-c", str(site.folder / "dedisp.json"), "-t", "3"),
+    ]
+    if rings == "dada_db":
+        assert started["dada_db"][2] == ["-k", site.keys["key_output"], "-b", str(16 * 4 * SIDE * SIDE), "-n", "16"]
+    if image:
+        assert started["apptainer"][2][:4] == ["exec", "--bind", str(site.folder), str(site.bin / image)]
+    assert (site.out / "dada_fildb_ob's.log").read_text() == f"reads {site.folder / chr(111)}b's.fil\n"
+    assert "dada_dbdedispdb ended" in out
+
+
+def test_mjds_come_from_the_filterbank_when_the_ring_does_not_say(site):
+    code, _, errors = site.run("--threshold", "0")
+    assert code == 0, errors
+    names, *rows = (site.out / "candidates_ob's.csv").read_text().splitlines()
+    assert rows
+    for row in rows:
+        values = dict(zip(names.split(","), row.split(",")))
+        assert float(values["mjd"]) == pytest.approx(EFFELSBERG.tstart + float(values["time_s"]) / 86400, abs=1e-9)
+
+
+def test_n_spectra_ends_programs_that_never_do(site):
+    site.change(n_spectra=10)
+    site.stand_in("dada_dbdedispdb", IGNORES_SIGTERM.replace("time.sleep", DEDISPDB + "\ntime.sleep"))
+    code, out, errors = site.run()
+    assert code == 0 and "10 pages, as asked for" in out, errors
+    assert np.array_equal(site.predictions(), expected(site)[:10])
+
+
+@pytest.mark.parametrize("program", ["dada_fildb", "dada_dbdedispdb"])
+def test_a_program_that_fails_at_the_start(site, program):
+    site.stand_in(program, FAILS)
+    code, out, errors = site.run()
+    last = errors.splitlines()[-1]
+    assert code == 2 and out == ""
+    assert f"{program} ended with exit code 3" in last and "first | no such beam" in last
+
+
+def test_a_program_that_fails_on_the_way_leaves_what_came(site):
+    site.stand_in("dada_dbdedispdb", DEDISPDB + "print('lost the beam', flush=True)\nos.kill(os.getpid(), 11)")
+    code, out, errors = site.run()
+    assert code == 2 and "dada_dbdedispdb ended with SIGSEGV" in errors.splitlines()[-1], errors
+    assert "lost the beam" in errors.splitlines()[-1] and "pages" in out
+    assert np.array_equal(site.predictions(), expected(site))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_waits(site, number):
+    site.stand_in("dada_dbdedispdb", SLEEPS)
+    site.begin()
+    site.wait_until(lambda: len(site.started()) == 2)
+    site.process.send_signal(number)
+    _, errors = site.process.communicate(timeout=PATIENCE_S)
+    assert site.process.returncode == 130 and "Traceback" not in errors, errors
+
+
+def test_a_signal_while_it_searches(site):
+    site.stand_in("dada_dbdedispdb", DEDISPDB + SLEEPS)
+    site.begin()
+    site.wait_until(lambda: (site.out / "predictions_ob's.npy").exists() and (site.predictions() != -1).sum() == N_PAGES)
+    site.process.send_signal(signal.SIGTERM)
+    out, errors = site.process.communicate(timeout=PATIENCE_S)
+    assert site.process.returncode == 0 and "SIGTERM" in out, errors
+    assert np.array_equal(site.predictions(), expected(site))
+
+
+def test_dada_db_that_fails(site):
+    site.change(make_rings_with="dada_db")
+    site.stand_in("dada_db", f"if value['-k'].endswith('{site.keys['key_output'][-3:]}'): sys.exit('no room')\n" + DADA_DB)
+    code, _, errors = site.run()
+    assert code == 2 and "dada_db ended with exit code 1" in errors.splitlines()[-1] and "no room" in errors
+    assert "dada_fildb" not in site.started()
+
+
+def test_a_ring_of_somebody_else_is_left_alone(site, parts_of):
+    create_rings(site.key + 2, 4096)
+    before = part_ids(parts_of(site.key + 2))
+    code, _, errors = site.run()
+    assert code == 2 and f"ring 0x{site.key + 2:x} is there already" in errors.splitlines()[-1]
+    assert part_ids(parts_of(site.key + 2)) == before and site.started() == {} and not any(parts_of(site.key).values())
+    sweep_rings(site)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"path_to_pulsarx_singularity_image": "none.sif"}, "none.sif"),
+        ({"name_of_the_filterbank": "none.fil"}, "none.fil"),
+        ({"path_to_a_transientx_config": None}, "path_to_a_transientx_config"),
+        ({"name_of_the_model": "none.pth"}, "none.pth"),
+        ({"key_input": "none"}, "key_input"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_starts(site, keys, named):
+    site.change(**keys)
+    code, out, errors = site.run()
+    assert code == 2 and named in errors.splitlines()[-1] and site.started() == {} and out == ""
+
+
+def test_a_dry_run_starts_nothing(site):
+    (site.bin / "dada_fildb").unlink()
+    code, out, errors = site.run("--dry-run")
+    assert code == 0 and site.started() == {} and not site.out.exists()
+    [fildb] = [shlex.split(line) for line in out.splitlines() if "dada_fildb" in line and line.startswith("start")]
+    assert fildb[1:] == ["dada_fildb", "--key_output", site.keys["key_input"], "-f", str(site.folder / "ob's.fil")]
+    assert "dada_fildb is not on PATH" in errors
