@@ -143,6 +143,7 @@ def run(args: argparse.Namespace) -> Path:
         "files_by_resolution": {"256": f"{prefix}_training.npy", "default": f"{prefix}_training_{{res}}x{{res}}.npy"},
         "labels": f"{prefix}_labels_training.npy",
         "groups": f"{prefix}_groups_training.npy",
+        "snr": f"{prefix}_snr_training.npy",
         "normaliser": "robust",
         "learning_rate": 2e-3,
         "num_epochs": args.epochs,
@@ -151,6 +152,8 @@ def run(args: argparse.Namespace) -> Path:
         "optimiser": "adamw",
         "weight_decay": 0.01,
         "scheduler": "cosine",
+        "warmup_epochs": 0.5,
+        "gradient_clip": 5.0,
         "seed": args.seed,
         "dms": (0.5 * np.arange(256)).tolist(),
     }
