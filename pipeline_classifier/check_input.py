@@ -35,7 +35,7 @@ from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.input_report import NOT_USABLE, OK, WARNINGS, Report, find_losses, find_obstacles, text
 from pipeline_classifier.joined_filterbank import JoinedFilterbank
 from pipeline_classifier.rfi import Cleaning, zapped
-from pipeline_classifier.search import load_classifier, map_in_order, open_filterbank
+from pipeline_classifier.search import load_classifier, map_in_order, open_filterbank, thread_count
 from single_pulse_classifier_training.cli import InputError, run_script
 
 STRETCHES = 4
@@ -226,7 +226,7 @@ def memory(
     pages_in_block = report["pages"] * min(1.0, length / nsamples)
     pages = 2 * 4 * pages_in_block * rows * config.page_samples
     network = 4 * config.batch_size * resolution**2 * ACTIVATIONS_PER_PIXEL
-    threads = min(config.threads or len(os.sched_getaffinity(0)), blocks)
+    threads = min(thread_count(config.threads), blocks)
     block_bytes = int(max(cleaning, dedispersion) + pages + network)
     plan_bytes = 40 * report["ndm"] * nchans
     return {

@@ -5,17 +5,14 @@ What it finds equals, bit for bit, what ``search`` finds in the same pages. Its 
 
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pipeline_classifier.catalogue import EventFinder, EventMerger
@@ -24,9 +21,17 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.live_results import LiveResults, Monitor
 from pipeline_classifier.psrdada import RingTimeout
 from pipeline_classifier.ring_pages import RingPages
-from pipeline_classifier.search import LayerResult, SearchResult, account_of, set_threshold
+from pipeline_classifier.search import (
+    LayerResult,
+    SearchResult,
+    account_of,
+    set_threshold,
+    thread_count,
+    worker_pool,
+)
 from pipeline_classifier.sources import Layer
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -123,9 +128,10 @@ def live_search(
     ------
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
+    keep_freed_memory()
     decision = set_threshold(classifier, source.grid.n_time * source.grid.tsamp)
     finder, merger = EventFinder(source.grid), EventMerger(source.grid)
-    threads, size = threads or len(os.sched_getaffinity(0)), classifier.batch_size
+    threads, size = thread_count(threads), classifier.batch_size
     began = time.monotonic()
     results = LiveResults(output_dir, source.name, n_spectra)
     status_path = output_dir / f"status_{source.name}.json"
@@ -133,7 +139,7 @@ def live_search(
         stop_on_signal(source),
         Monitor(status_path, source, results, source_ended) as monitor,
         results,  # closed before the monitor says that it ended
-        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        worker_pool(threads) as pool,
         tqdm(total=source.max_pages, unit="page", desc=source.name, disable=None) as bar,
     ):
         for batch in source.batches(threads * size):

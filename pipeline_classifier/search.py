@@ -128,6 +128,16 @@ def page_interval_s(source: Source) -> float:
     return 1.0 / pages_per_s
 
 
+def thread_count(threads: int | None) -> int:
+    """The number asked for, or one per core."""
+    return threads or len(os.sched_getaffinity(0))
+
+
+def worker_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses no threads of its own: two layers of threads hinder each other."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
 ) -> Iterator[Result]:
@@ -135,10 +145,10 @@ def map_in_order(
 
     Parameters
     ----------
-    threads : None: one per core. torch uses no threads of its own in them: two layers of threads hinder each other.
+    threads : None: one per core
     """
-    threads = threads or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    threads = thread_count(threads)
+    with worker_pool(threads) as pool:
         pending: deque = deque()
         for item in items:
             pending.append(pool.submit(function, item))
@@ -155,6 +165,7 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
     ------
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
+    keep_freed_memory()
     decision = set_threshold(classifier, page_interval_s(source))
     layers = [
         LayerResult(
@@ -193,7 +204,6 @@ def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
     ------
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
-    keep_freed_memory()
     decision = {}
     if classifier.max_false_per_hour is not None:
         classifier.threshold, decision["false_per_hour"] = threshold_for_rate(

@@ -111,7 +111,12 @@ def load_checkpoint(
     InputError : no such file, a Keras model, an unreadable or unsafe file, or weights that do not fit the network.
     """
     path = Path(path)
-    content = _read(path)
+    return _checkpoint(path, _read(path), device, model_name, resolution)
+
+
+def _checkpoint(
+    path: Path, content: dict[str, Any], device: torch.device | str, model_name: str | None, resolution: int | None
+) -> Checkpoint:
     if "state_dict" not in content:
         if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise InputError(f"{path} is no checkpoint of this project: it has neither a 'state_dict' nor bare weights")
@@ -137,7 +142,9 @@ def load_training_state(path: str | Path) -> tuple[Checkpoint, dict[str, Any]]:
     ------
     InputError : as ``load_checkpoint``, or a file without a training state.
     """
-    checkpoint, content = load_checkpoint(path, "cpu"), _read(Path(path))
+    path = Path(path)
+    content = _read(path)
+    checkpoint = _checkpoint(path, content, "cpu", None, None)
     if not isinstance(content.get("training"), dict):
         raise InputError(f"{path} holds no state of a training: only last.pth does")
     return checkpoint, content["training"]

@@ -32,14 +32,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from single_pulse_classifier_training.calibration import allowed_pages, measured_hours, move_threshold
 from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
-from single_pulse_classifier_training.dataset import DMTimeImages, keep_batch
+from single_pulse_classifier_training.dataset import DMTimeImages, build_loader, ordered_batches
 from single_pulse_classifier_training.evaluation import Predictions, measure, read_predictions, write_predictions
 from single_pulse_classifier_training.plots import plot_evaluation
 from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device, make_output_folder
@@ -128,13 +127,7 @@ def predict(
     checkpoint: Checkpoint, dataset: DMTimeImages, indices: np.ndarray, config: TrainingConfig, device: torch.device
 ) -> np.ndarray:
     """Logits of the chosen images, float32 (N, 2), columns Artefact and Pulse."""
-    loader = DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=indices.tolist(),
-        collate_fn=keep_batch,
-        num_workers=config.num_workers,
-    )
+    loader = build_loader(dataset, ordered_batches(indices, config.batch_size), config.num_workers)
     model = checkpoint.model.to(memory_format=torch.channels_last)
     batches = tqdm(loader, desc="predict", leave=False, disable=None)
     logits = torch.cat([model(images.to(device).float()) for images, _ in batches])

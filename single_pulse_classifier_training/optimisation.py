@@ -13,7 +13,6 @@ from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import TrainingConfig
 from single_pulse_classifier_training.distributed import Ranks
 
-
 SMALLEST_BF16_RESOLUTION = 64
 
 

@@ -10,14 +10,13 @@ a process of its own. Prints a table.
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from pipeline_classifier.filterbank import FilterbankWriter, Header
 from pipeline_classifier.pages import to_images
 from pipeline_classifier.search import map_in_order
 from pipeline_classifier.sources import FilterbankPages
+from tests.benchmarks.measure import measure
 
 DURATION_S = 60
 REPETITIONS = 3
@@ -84,13 +84,8 @@ def best_of(job, repetitions: int = REPETITIONS) -> float:
 
 def run_child(*options: object) -> tuple[float, float]:
     """Times real time, and peak memory in MB, of one measurement in a process of its own."""
-    command = [sys.executable, __file__, *map(str, options)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    text = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{command} failed")
-    return float(text), usage.ru_maxrss / 1e3
+    measured = measure([sys.executable, __file__, *map(str, options)])
+    return float(measured.stdout), measured.peak_mb
 
 
 def table() -> None:

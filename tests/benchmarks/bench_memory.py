@@ -5,22 +5,24 @@ over ten. Prints a table.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.measure import ROOT, measure
+
 TRAINING = ROOT / "single_pulse_classifier_training" / "training.py"
 IMAGES_PER_SHARD = 1500
 SHARDS = (1, 10)
 
 
-def train(folder: Path, n_shards: int) -> int:
-    """Peak resident memory of a training over the first shards, bytes."""
+def train(folder: Path, n_shards: int) -> float:
+    """Peak resident memory of a training over the first shards, MB."""
     config = {
         "path_to_files": "./",
         "resolution": 256,
@@ -30,14 +32,7 @@ def train(folder: Path, n_shards: int) -> int:
         "num_epochs": 1,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    process = subprocess.Popen(
-        [sys.executable, TRAINING, folder / "config.json"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    messages = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(messages)
-    return usage.ru_maxrss * 1024
+    return measure([sys.executable, str(TRAINING), str(folder / "config.json")]).peak_mb
 
 
 def main() -> None:
@@ -52,7 +47,7 @@ def main() -> None:
     print("|---|---|---|---|")
     for n_shards, peak in zip(SHARDS, peaks):
         n_images = n_shards * IMAGES_PER_SHARD
-        print(f"| {n_images} | {n_images * 65536 / 1e6:.0f} | {peak / 1e6:.0f} | {peak / peaks[0]:.2f} |")
+        print(f"| {n_images} | {n_images * 65536 / 1e6:.0f} | {peak:.0f} | {peak / peaks[0]:.2f} |")
 
 
 if __name__ == "__main__":
