@@ -36,7 +36,8 @@ def bin_sums(raw: torch.Tensor) -> Sums:
     n, nchans = len(raw) // BIN * BIN, raw.shape[1]
     sample = raw[:: max(1, len(raw) // 64)].to(torch.float32)
     centre = sample.mean(dim=0)
-    spread = (sample - centre).square_().mean(dim=0).sqrt_().clamp_min_(1e-20)
+    spread = (sample - centre).square_().mean(dim=0).sqrt_()
+    spread = torch.where(spread > 0, spread, 1.0)
     scale, shift = 1.0 / spread, -centre / spread
     n_tiles, per_tile = max(1, n // TILE), min(TILE, n) // BIN
     # Half of the samples of half of the tiles are enough for the higher moments.
@@ -66,7 +67,9 @@ def bin_sums(raw: torch.Tensor) -> Sums:
     typical = variances[:: max(1, len(variances) // 64)].median(dim=0).values
     typical = torch.where(typical > 0, typical, variances.mean(dim=0))
     level = torch.minimum(variances, 2.5 * typical).mean(dim=0).sqrt()
-    level = torch.where(level > 1e-6, level, 0.0)
+    # Samples that are constant but for a few wild ones overflow: such a channel has no noise level.
+    usable = (level > 1e-6) & torch.isfinite(level)
+    means, variances, level = (torch.where(usable, values, 0.0) for values in (means, variances, level))
     return Sums(centre, means.mul_(spread), variances.mul_(spread**2), level * spread, skewness, kurtosis)
 
 
@@ -77,7 +80,7 @@ def _shape(
     variance = (second - mean**2).clamp_min(1e-12)
     skewness = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
     kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2 - 3
-    return skewness.median(dim=0).values, kurtosis.median(dim=0).values
+    return skewness.median(dim=0).values.nan_to_num_(), kurtosis.median(dim=0).values.nan_to_num_()
 
 
 def running_baseline(sums: Sums, good: torch.Tensor, window: float) -> tuple[int, torch.Tensor]:

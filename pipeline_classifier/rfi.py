@@ -16,6 +16,7 @@ SPIKE = 0.75  # sigma; a sample whose mean over the channels, each clipped, is b
 FOOT = 4.0  # sigma of the smoothed zero-DM series down to which a spike's surroundings belong to it
 SMOOTHING = 9  # samples
 BIN_POWER = 25.0  # most that one bin's mean, squared, may count in units of its variance
+LARGEST = 1e15  # counts; powers of anything beyond leave float32
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def clean(
     raw = torch.from_numpy(np.ascontiguousarray(block))
     good = torch.from_numpy(~zapped(frequencies, settings.zaplist))
     if raw.is_floating_point():
-        finite = torch.isfinite(raw).all(dim=0)
+        finite = (raw.abs() < LARGEST).all(dim=0)
         raw = raw if finite.all() else torch.where(finite, raw, 0.0)
         good &= finite
     out = np.empty((nchans, n), dtype=np.float32) if out is None else out

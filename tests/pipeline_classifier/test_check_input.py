@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.check_input import check
@@ -247,6 +247,7 @@ def test_no_bytes_are_too_odd(tmp_path, classifier, content):
 
 @given(st.fixed_dictionaries({}, optional=VALUES | {"nchans": st.integers(1, 9).map(lambda n: 8 * n)}),
        st.binary(min_size=1, max_size=30), st.integers(1, 20000))
+@example(values={"nchans": 8, "nbits": 1}, content=b"\0\0\0\1", nbytes=256)
 @settings(anything, max_examples=15)
 def test_the_pipeline_that_is_timed_takes_every_usable_file(tmp_path, classifier, values, content, nbytes):
     path = tmp_path / "a.fil"

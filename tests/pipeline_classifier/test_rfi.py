@@ -35,6 +35,18 @@ def dedispersed(data: np.ndarray, dm: float) -> np.ndarray:
     return brute_force(data, delays, n)[0] / np.sqrt((data != 0).any(axis=1).sum())
 
 
+@pytest.mark.parametrize("n", [512, 5000])
+@pytest.mark.parametrize("dtype, wild", [(np.uint8, [1, 255]), (np.float32, [1, 1e20, 3e38, np.inf, np.nan])])
+def test_empty_channels_with_a_few_wild_samples_give_finite_samples(dtype, wild, n):
+    rng = np.random.default_rng(0)
+    for zero_dm in ("zdot", "zero", None):
+        for hits in (1, 5, 20):
+            block = np.zeros((n, 8), dtype)
+            block[rng.integers(0, n, hits), rng.integers(0, 8, hits)] = rng.choice(wild, hits)
+            data, _ = clean(block, FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))
+            assert np.isfinite(data).all()
+
+
 @pytest.mark.parametrize("zero_dm", ["zdot", "zero", None])
 def test_noise_becomes_zero_mean_and_unit_noise(zero_dm):
     slope = np.linspace(-2, 2, N, dtype=np.float32)[:, None]
