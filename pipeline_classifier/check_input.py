@@ -47,6 +47,8 @@ PROGRAM_BYTES = 400 << 20
 """Resident memory of Python, torch and a network before any sample is read."""
 ACTIVATIONS_PER_PIXEL = 30
 """float32 values that the network holds at once for each pixel of an image."""
+PARTIAL_SUMS = {False: 8, True: 16}
+"""Rows of partial sums that the fast and the exact dedispersion keep, in units of the channels."""
 LARGEST_TIMED = {"nchans": 1 << 14, "ndm": 1 << 10, "block_bytes": 1 << 30, "pages": 1 << 23}
 """Above any of these a measurement of speed would take more than some ten seconds."""
 
@@ -78,9 +80,9 @@ def check(files: Sequence[str | Path], config: PipelineConfig, classifier: Class
     dms, cleaning = config.front_end()
     report: Report = {"files": [str(file) for file in files]}
     try:
-        filterbank = Filterbank(files[0]) if len(files) == 1 else JoinedFilterbank(files)
+        filterbank = sources.open_observation(files[0] if len(files) == 1 else files, config.ifs)
         report |= header(filterbank) | search_grid(filterbank, dms, cleaning, config) | sample_values(filterbank)
-        report |= memory(filterbank, report, config, classifier.checkpoint.resolution)
+        report |= memory(filterbank, cleaning, report, config, classifier.checkpoint.resolution)
         obstacles = find_obstacles(report)
         if timing and not obstacles:
             report |= speed(filterbank, report, config, classifier)
@@ -123,10 +125,12 @@ def search_grid(
     The smearing inside a channel is that of the bottom one, ``2 K DM width / f^3`` (Lorimer & Kramer 2005, Handbook of
     Pulsar Astronomy, sect. 4.1.1); that by the DM step is the sweep of half a step, the most a pulse is off a trial.
     """
-    tsamp, nsamples = filterbank.tsamp, filterbank.nsamples
-    top, bottom = filterbank.frequencies[[0, -1]]
+    frequencies, tsamp, nsamples = sources.after_downsampling(filterbank, cleaning)
+    if not nsamples:
+        raise InputError(f"{filterbank.path}: {filterbank.nsamples} samples are less than one of td {cleaning.td}")
+    top, bottom = frequencies[[0, -1]]
     sweeps_s = dispersion_delay(dms, bottom, top)
-    channel_s = 2 * DISPERSION_CONSTANT * dms * abs(filterbank.header.foff) / bottom**3
+    channel_s = 2 * DISPERSION_CONSTANT * dms * abs(filterbank.header.foff) * cleaning.fd / bottom**3
     half_step_s = float(dispersion_delay((dms[1] - dms[0]) / 2, bottom, top))
     page_s = config.page_samples * tsamp * max(config.time_downsample)
     rows = np.unique(np.linspace(0, len(dms) - 1, 5).round().astype(int))
@@ -162,7 +166,7 @@ def search_grid(
         "first_dm_smeared_past_page": float(beyond_page[0]) if len(beyond_page) else None,
         "baseline_window_s": cleaning.baseline_window_s,
         "zaplist_mhz": [list(band) for band in cleaning.zaplist],
-        "channels_zapped": int(zapped(filterbank.frequencies, cleaning.zaplist).sum()),
+        "channels_zapped": int(zapped(frequencies, cleaning.zaplist).sum()),
     }
 
 
@@ -206,34 +210,40 @@ def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
 
 
 def memory(
-    filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, resolution: int
+    filterbank: Filterbank | JoinedFilterbank,
+    cleaning: Cleaning,
+    report: Report,
+    config: PipelineConfig,
+    resolution: int,
 ) -> Report:
     """Memory that run_inference.py needs, from what sources.py holds at once in each thread."""
-    nchans, nsamples = filterbank.nchans, filterbank.nsamples
+    frequencies, _, nsamples = sources.after_downsampling(filterbank, cleaning)
+    nchans = len(frequencies)
     delay = math.ceil(report["sweeps"][-1]["sweep_samples"])
     page = config.page_samples * max(config.time_downsample)
-    length = sources.block_length(nchans, delay, page)
+    length = sources.block_length(config.block_samples, nchans, delay, page)
     blocks = max(1, round(nsamples / length))
     samples = min(nsamples, length if blocks > 1 else 3 * length // 2) + page
     rows = min(report["ndm"], sources.STACK_DMS)
     integer = accumulator_dtype(nchans).itemsize
-    # While it is cleaned a block is there as it was read and three times as float32; later as float32 and integers, and
-    # the tree holds a stretch of at least two delays of it, with partial sums.
-    stretch = min(samples, max(8192, 4 * delay)) + delay
-    cleaning = nchans * min(nsamples, samples + delay) * (filterbank.header.dtype.itemsize + 12)
-    dedispersion = nchans * (4 * min(nsamples, samples + delay) + integer * (samples + delay))
-    dedispersion += 3 * integer * nchans * stretch + integer * rows * (samples + stretch)
+    # While it is cleaned a block is there as it was read and, quantised, as bytes; then as bytes and summed.
+    raw_bytes = filterbank.nchans * filterbank.header.dtype.itemsize * cleaning.td
+    if cleaning.td * cleaning.fd > 1:
+        raw_bytes += 4 * filterbank.nchans * cleaning.td
+    in_cleaning = (raw_bytes + nchans) * (samples + delay)
+    in_dedispersion = nchans * (samples + delay) + integer * rows * samples
+    tree = PARTIAL_SUMS[config.exact_dedispersion] * integer * nchans * (min(samples, length + page) + delay)
     pages_in_block = report["pages"] * min(1.0, length / nsamples)
     pages = 2 * 4 * pages_in_block * rows * config.page_samples
     network = 4 * config.batch_size * resolution**2 * ACTIVATIONS_PER_PIXEL
     threads = min(thread_count(config.threads), blocks)
-    block_bytes = int(max(cleaning, dedispersion) + pages + network)
+    block_bytes = int(max(in_cleaning, in_dedispersion) + pages + network)
     plan_bytes = 40 * report["ndm"] * nchans
     return {
         "threads": threads,
         "block_samples": min(length, nsamples),
         "block_bytes": block_bytes,
-        "memory_bytes": PROGRAM_BYTES + plan_bytes + threads * block_bytes + 16 * report["pages"],
+        "memory_bytes": PROGRAM_BYTES + plan_bytes + tree + threads * block_bytes + 16 * report["pages"],
         "machine_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
 

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline_classifier.baseline import BIN
+from pipeline_classifier.pages import BLOCK_SAMPLES
 from pipeline_classifier.psrdada import parse_key
 from pipeline_classifier.rfi import Cleaning
 from single_pulse_classifier_training.cli import InputError
@@ -148,6 +149,9 @@ class PipelineConfig(ConfigFile):
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)
     time_downsample: list[Literal[1, 2, 4, 8, 16, 32, 64]] = Field(default=[1], min_length=1)
     exact_dedispersion: bool = False
+    compile: bool = False
+    block_samples: int = Field(default=BLOCK_SAMPLES, ge=2048, le=1 << 24)
+    ifs: Annotated[int, Field(ge=0)] | Literal["sum"] = "sum"
     dms: float | None = Field(default=None, ge=0, le=1e5)
     ddm: float | None = Field(default=None, ge=1e-6, le=1e4)
     ndm: int | None = Field(default=None, ge=2, le=4096)

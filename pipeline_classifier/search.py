@@ -114,6 +114,9 @@ def open_filterbank(path: str | Path | Sequence[str | Path], config: PipelineCon
         config.overlap(),
         time_downsample=config.time_downsample,
         exact=config.exact_dedispersion,
+        compiled=config.compile,
+        ifs=config.ifs,
+        block_samples=config.block_samples,
     )
 
 

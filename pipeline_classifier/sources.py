@@ -1,6 +1,7 @@
 """Where pages come from: a source has ``name``, ``layers``, ``account``, ``blocks()``, ``pages()``, ``cutout()``."""
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,20 +9,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pipeline_classifier import dedispersion
 from pipeline_classifier.catalogue import Event
 from pipeline_classifier.dedispersion import dispersion_delay
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.joined_filterbank import JoinedFilterbank
-from pipeline_classifier.pages import PageBatch, PageGrid, cut_pages, page_starts
+from pipeline_classifier.pages import BLOCK_SAMPLES, PageBatch, PageGrid, cut_pages, page_starts
 from pipeline_classifier.rfi import Cleaning, clean, downsample, zapped
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
 
-BLOCK_SAMPLES = 16384
 BLOCK_BYTES = 64 << 20  # most float32 bytes of one cleaned block, unless the dispersion sweep alone is longer
+NOISE_SAMPLES = 4096  # about a cutout, for the noise of its channels
 STACK_DMS = 256
 PAGES_PER_BLOCK = 128
 LARGEST_SWEEP_BYTES = 8 << 30
@@ -128,6 +130,9 @@ class FilterbankPages(Source):
     starts : first sample of each page wanted, ascending, in place of the regular grid
     time_downsample : samples that are averaged to one column, powers of two; each gives pages of its own
     exact : dedisperse with the exact sum over rounded delays instead of the fast tree
+    compiled : let a C compiler make the dedispersion faster
+    ifs : number of the IF to take, or "sum"
+    block_samples : samples worked on at once, which memory grows with; more, if the largest delay or a page is longer
     """
 
     def __init__(
@@ -140,17 +145,18 @@ class FilterbankPages(Source):
         starts: np.ndarray | None = None,
         time_downsample: Sequence[int] = (1,),
         exact: bool = False,
+        compiled: bool = False,
+        ifs: int | str = "sum",
+        block_samples: int = BLOCK_SAMPLES,
     ) -> None:
-        self.filterbank = Filterbank(path) if isinstance(path, (str, Path)) else JoinedFilterbank(path)
+        self.filterbank = open_observation(path, ifs)
         self.cleaning = cleaning
         self.name = self.filterbank.path.stem
         file = self.filterbank
-        nothing = np.empty((0, file.nchans), file.header.dtype)
-        _, self.frequencies, self.tsamp = downsample(nothing, file.frequencies, file.tsamp, cleaning.td, cleaning.fd)
-        self.nsamples = file.nsamples // cleaning.td
-        if not self.nsamples:
-            raise InputError(f"{file.path}: {file.nsamples} samples are less than one of td {cleaning.td}")
+        self.frequencies, self.tsamp, self.nsamples = after_downsampling(file, cleaning)
         frequencies, tsamp, nsamples = self.frequencies, self.tsamp, self.nsamples
+        if not nsamples:
+            raise InputError(f"{file.path}: {file.nsamples} samples are less than one of td {cleaning.td}")
         if zapped(frequencies, cleaning.zaplist).all():
             raise InputError(
                 f"{self.filterbank.path}: zaplist {list(cleaning.zaplist)} leaves none of its {len(frequencies)} channels"
@@ -162,10 +168,17 @@ class FilterbankPages(Source):
                 f"channels; valid: a sweep of less than {LARGEST_SWEEP_BYTES / 4 / len(frequencies):.3g} samples"
             )
         stacks = np.split(np.asarray(dms), range(STACK_DMS, len(dms), STACK_DMS))
+        longest_page = n_time * max(time_downsample)
+        self._block_length = block_length(block_samples, len(frequencies), math.ceil(sweep), longest_page)
+        self._block_length -= self._block_length % max(time_downsample)
         self._trees = [
             dedispersion.DedispersionTree(
                 dedispersion.channel_delays(stack, frequencies, tsamp),
                 None if exact else dedispersion.delay_quanta(stack, frequencies, tsamp),
+                stretch=min(self._block_length, nsamples) + longest_page,
+                compiled=compiled,
+                # Many short calls: two threads at it would wait for the interpreter in turns.
+                at_once=None if compiled else 1,
             )
             for stack in stacks
         ]
@@ -199,10 +212,8 @@ class FilterbankPages(Source):
 
     def block_edges(self) -> np.ndarray:
         """First sample of every block, and the end of the file; no block is shorter than half of the others."""
-        nsamples = self.nsamples
-        length = block_length(len(self.frequencies), self.max_delay, self._longest_page())
-        length -= length % max(layer.time_downsample for layer in self.layers)
-        return np.append(np.arange(0, max(1, nsamples - length // 2), length), nsamples)
+        last = max(1, self.nsamples - self._block_length // 2)
+        return np.append(np.arange(0, last, self._block_length), self.nsamples)
 
     def _longest_page(self) -> int:
         return max(layer.grid.n_time * layer.time_downsample for layer in self.layers)
@@ -222,8 +233,7 @@ class FilterbankPages(Source):
     def pages(self, block: Block) -> list[PageBatch]:
         """The pages of a block, all of a layer in one batch."""
         samples = block.end - block.start + self._longest_page()
-        dtype = dedispersion.accumulator_dtype(len(self.frequencies))
-        integers = np.empty((len(self.frequencies), samples + self.max_delay), dtype)
+        integers = np.empty((len(self.frequencies), samples + self.max_delay), np.int8)
         _, good = self.cleaned(block.start, samples + self.max_delay, integers)
         noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
         batches = []
@@ -250,7 +260,7 @@ class FilterbankPages(Source):
     def cleaned(self, start: int, n: int, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Cleaned samples (nchans, m <= n) float32 from ``start``, and the channels in use (nchans,) bool.
 
-        Integers ``out`` (nchans, >= n) get the samples as `dedispersion.quantise` gives them.
+        ``out`` (nchans, >= n) int8 gets the samples as `dedispersion.quantise` gives them.
         """
         file, settings = self.filterbank, self.cleaning
         block = file.read(start * settings.td, n * settings.td)
@@ -263,24 +273,38 @@ class FilterbankPages(Source):
         centre = int(event.time_s / tsamp)
         half = max(self.grid.n_time // 2, 3 * round(event.width_ms / 1e3 / tsamp))
         start, end = max(0, centre - half), min(self.nsamples, centre + half)
-        read_from = max(0, start - BLOCK_SAMPLES // 4)  # the noise of a channel needs more than the cutout itself
-        data, good = self.cleaned(read_from, end + self.max_delay - read_from + BLOCK_SAMPLES // 4)
+        read_from = max(0, start - NOISE_SAMPLES)
+        data, good = self.cleaned(read_from, end + self.max_delay - read_from + NOISE_SAMPLES)
         data = np.pad(data, ((0, 0), (0, max(0, end + self.max_delay - read_from - data.shape[1]))))
         data = data[:, start - read_from :]
         delays = dedispersion.delays_in_samples(np.array([event.dm_pc_cm3]), frequencies, tsamp)[0]
         spectrum = np.stack([row[delay : delay + end - start] for row, delay in zip(data, delays, strict=True)])
         spectrum[~good] = np.nan
-        integers = np.empty(data.shape, dedispersion.accumulator_dtype(len(data)))
-        plane = self._trees[event.dm_stack](dedispersion.quantise(data.copy(), integers), end - start)
+        integers = dedispersion.quantise(torch.from_numpy(data.copy()), len(data), np.empty(data.shape, np.int8))
+        plane = self._trees[event.dm_stack](integers, end - start)
         noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
         dms = next(layer.grid.dms for layer in self.layers if layer.dm_stack == event.dm_stack)
         return Cutout(start - centre, dms, (plane / noise).astype(np.float32), spectrum, frequencies)
 
 
-def block_length(nchans: int, max_delay: int, longest_page: int) -> int:
+def open_observation(path: str | Path | Sequence[str | Path], ifs: int | str = "sum") -> Filterbank | JoinedFilterbank:
+    """A filterbank file, or several that follow each other in time."""
+    return Filterbank(path, ifs) if isinstance(path, (str, Path)) else JoinedFilterbank(path, ifs)
+
+
+def after_downsampling(
+    filterbank: Filterbank | JoinedFilterbank, cleaning: Cleaning
+) -> tuple[np.ndarray, float, int]:
+    """Frequencies (nchans // fd,) in MHz, sampling time in seconds and samples that the search works with."""
+    nothing = np.empty((0, filterbank.nchans), filterbank.header.dtype)
+    _, frequencies, tsamp = downsample(nothing, filterbank.frequencies, filterbank.tsamp, cleaning.td, cleaning.fd)
+    return frequencies, tsamp, filterbank.nsamples // cleaning.td
+
+
+def block_length(block_samples: int, nchans: int, max_delay: int, longest_page: int) -> int:
     """Samples in a block; with the largest delay a block has at most `BLOCK_BYTES`, or is as long as that delay."""
     room = BLOCK_BYTES // (4 * nchans) - max_delay
-    return max(min(BLOCK_SAMPLES, room), max_delay, 2048, longest_page)
+    return max(min(block_samples, room), max_delay, 2048, longest_page)
 
 
 def add_neighbours(columns: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 60 s of noise, 256 channels from 1210 to 1510 MHz, 8 bit, 256 trial DMs from 0 to 127.5 pc cm^-3, all cores. Each row is
 a process of its own. Prints a table.
 
-  dedispersion     alone, in memory, with the fast tree and with the exact sum
+  dedispersion     alone, in memory, with the fast tree, with its additions compiled, and with the exact sum
   .fil to pages    read, clean, dedisperse, cut, normalise
   memory           peak of ".fil to pages", also for a file ten times as long
 """
@@ -26,6 +26,7 @@ from pipeline_classifier.filterbank import FilterbankWriter, Header
 from pipeline_classifier.pages import to_images
 from pipeline_classifier.search import map_in_order
 from pipeline_classifier.sources import FilterbankPages
+from single_pulse_classifier_training.memory import keep_freed_memory
 from tests.benchmarks.measure import measure
 
 DURATION_S = 60
@@ -43,16 +44,16 @@ def write_observation(path: Path, tsamp: float, duration_s: float) -> None:
             file.write(second)
 
 
-def dedisperse(tsamp: float, exact: bool) -> float:
+def dedisperse(tsamp: float, exact: bool, compiled: bool) -> float:
     """Seconds for the whole observation."""
     delays = dedispersion.channel_delays(DMS, FREQUENCIES, tsamp)
     tree = dedispersion.DedispersionTree(
-        delays, None if exact else dedispersion.delay_quanta(DMS, FREQUENCIES, tsamp)
+        delays, None if exact else dedispersion.delay_quanta(DMS, FREQUENCIES, tsamp), compiled=compiled
     )
     n = round(DURATION_S / tsamp)
-    data = np.random.default_rng(0).integers(-30, 30, (256, n + tree.max_delay), np.int8).astype(np.int16)
+    data = np.random.default_rng(0).integers(-30, 30, (256, n + tree.max_delay), np.int8)
     out = np.empty((256, n), np.int16)
-    edges = np.append(np.arange(0, n, 2 * tree.stretch), n)
+    edges = np.append(np.arange(0, n, tree.stretch), n)
 
     def piece(number: int) -> None:
         start, end = edges[number], edges[number + 1]
@@ -61,9 +62,10 @@ def dedisperse(tsamp: float, exact: bool) -> float:
     return best_of(lambda: list(map_in_order(piece, range(len(edges) - 1))))
 
 
-def to_pages(path: Path, repetitions: int = REPETITIONS) -> float:
+def to_pages(path: Path, compiled: bool, repetitions: int = REPETITIONS) -> float:
     """Seconds from the file to normalised images."""
-    source = FilterbankPages(path, DMS)
+    keep_freed_memory()
+    source = FilterbankPages(path, DMS, compiled=compiled)
 
     def images(block) -> None:
         for batch in source.pages(block):
@@ -93,32 +95,35 @@ def table() -> None:
     print(f"front end, x real time, {cores} cores, torch {torch.__version__}, numpy {np.__version__}")
     print("| | 128 us | 54.6 us |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        rows = {"dedispersion, fast tree": [], "dedispersion, exact": [], ".fil to pages": [], "peak memory, MB": []}
+        rows: dict[str, list[float]] = {}
         for tsamp in (128e-6, 54.6e-6):
             path = Path(folder) / "a.fil"
             write_observation(path, tsamp, DURATION_S)
-            rows["dedispersion, fast tree"].append(run_child("--tsamp", tsamp)[0])
-            rows["dedispersion, exact"].append(run_child("--tsamp", tsamp, "--exact")[0])
-            speed, memory = run_child("--file", path)
-            rows[".fil to pages"].append(speed)
-            rows["peak memory, MB"].append(memory)
+            for name, options in {"fast tree": [], "compiled": ["--compiled"], "exact": ["--exact"]}.items():
+                rows.setdefault(f"dedispersion, {name}", []).append(run_child("--tsamp", tsamp, *options)[0])
+            for name, options in {"": [], ", compiled": ["--compiled"]}.items():
+                speed, memory = run_child("--file", path, *options)
+                rows.setdefault(f".fil to pages{name}", []).append(speed)
+                rows.setdefault(f"peak memory{name}, MB", []).append(memory)
         for name, values in rows.items():
             print(f"| {name} | " + " | ".join(f"{value:.0f}" for value in values) + " |")
         write_observation(path, 128e-6, 10 * DURATION_S)
         print(f"peak memory for ten times the length: {run_child('--file', path, '--once')[1]:.0f} MB")
+    print(f"of which import torch: {measure([sys.executable, '-c', 'import torch']).peak_mb:.0f} MB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tsamp", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--exact", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.tsamp:
-        print(DURATION_S / dedisperse(args.tsamp, args.exact))
+        print(DURATION_S / dedisperse(args.tsamp, args.exact, args.compiled))
     elif args.file:
-        print(DURATION_S / to_pages(args.file, 1 if args.once else REPETITIONS))
+        print(DURATION_S / to_pages(args.file, args.compiled, 1 if args.once else REPETITIONS))
     else:
         table()
 

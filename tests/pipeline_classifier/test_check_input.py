@@ -118,6 +118,18 @@ def test_the_numbers_are_those_of_the_pipeline(report_of, tmp_path, keys):
     assert text(report).splitlines()[-1].endswith(warnings)
 
 
+def test_averaged_samples_and_channels_are_reckoned_with(report_of, tmp_path):
+    path = write(tmp_path / "a.fil", HEADER, noise())
+    (tmp_path / "transientx.json").write_text(json.dumps({"preprocesslite": {"td": 2}, "downsample": {"fd": 4}}))
+    keys = {"path_to_a_transientx_config": "transientx.json", "page_samples": 64}
+    plain, averaged = report_of(path, page_samples=64), report_of(path, **keys)
+    source = open_filterbank(path, config_with(tmp_path, **keys))
+    assert averaged["pages"] == source.n_pages < plain["pages"]
+    assert averaged["longest_page_s"] == pytest.approx(2 * plain["longest_page_s"])
+    ratio = averaged["sweeps"][-1]["channel_smearing_ms"] / plain["sweeps"][-1]["channel_smearing_ms"]
+    assert ratio == pytest.approx(4, rel=0.1)
+
+
 def test_dead_and_saturated_samples_are_counted(report_of, tmp_path):
     samples = noise()
     samples[:, :16] = 7

@@ -210,7 +210,7 @@ def test_a_narrow_band_signal_is_dropped_where_it_is():
 def test_integers_are_the_same_result_rounded(n):
     block = observe(noise(n)).astype(np.uint8)
     expected, good = cleaned(block)
-    out = np.full((256, n + 10), 99, dtype=np.int16)
+    out = np.full((256, n + 10), 99, dtype=np.int8)
     data, same = clean(block, FREQUENCIES, TSAMP, Cleaning(), out)
     assert data is out and (out[:, n:] == 0).all() and (good == same).all()
     assert np.abs(out[:, :n] / LEVELS_PER_SIGMA - expected).max() <= 0.51 / LEVELS_PER_SIGMA

@@ -1,11 +1,13 @@
 """Sources: a filterbank's pages do not depend on how it is read; batches are taken as they are, or refused."""
 
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline_classifier import sources
 from pipeline_classifier.catalogue import Event, find_peaks
@@ -60,10 +62,9 @@ def test_pages_are_in_units_of_noise_and_show_the_pulse(observation):
 
 
 @pytest.mark.parametrize("block_samples", [2048, 5000, 1 << 20])
-def test_the_block_length_does_not_matter(observation, monkeypatch, block_samples):
+def test_the_block_length_does_not_matter(observation, block_samples):
     expected = peak_of(FilterbankPages(observation, DMS))
-    monkeypatch.setattr(sources, "BLOCK_SAMPLES", block_samples)
-    dm, time_s, snr = peak_of(FilterbankPages(observation, DMS))
+    dm, time_s, snr = peak_of(FilterbankPages(observation, DMS, block_samples=block_samples))
     assert abs(dm - expected[0]) <= 2 and abs(time_s - expected[1]) <= 1e-3 and snr == pytest.approx(expected[2], rel=0.05)
 
 
@@ -72,18 +73,18 @@ def scaled_only(monkeypatch):
     """Cleaning that has no statistics: what is left does not depend on the blocks at all."""
 
     def scale(block, frequencies, tsamp, settings, out=None):
-        data = (block.T.astype(np.float32) - 100) / 10
-        return data if out is None else quantise(data, out), np.ones(block.shape[1], bool)
+        data = np.zeros((block.shape[1], len(block) if out is None else out.shape[1]), np.float32)
+        data[:, : len(block)] = (block.T - 100.0) / 10
+        good = np.ones(len(data), bool)
+        return data if out is None else quantise(torch.from_numpy(data), len(data), out), good
 
     monkeypatch.setattr(sources, "clean", scale)
 
 
 @pytest.mark.parametrize("block_samples", [2048, 3001, 8192])
-def test_dedispersion_goes_on_across_block_edges(observation, monkeypatch, scaled_only, block_samples):
-    monkeypatch.setattr(sources, "BLOCK_SAMPLES", NSAMPLES)
-    whole = stream(FilterbankPages(observation, DMS))
-    monkeypatch.setattr(sources, "BLOCK_SAMPLES", block_samples)
-    source = FilterbankPages(observation, DMS)
+def test_dedispersion_goes_on_across_block_edges(observation, scaled_only, block_samples):
+    whole = stream(FilterbankPages(observation, DMS, block_samples=NSAMPLES))
+    source = FilterbankPages(observation, DMS, block_samples=block_samples)
     assert len(list(source.blocks())) > 1
     np.testing.assert_array_equal(stream(source), whole)
 
@@ -92,14 +93,15 @@ def test_exact_dedispersion_is_the_brute_force_sum(observation, scaled_only):
     source = FilterbankPages(observation, DMS, exact=True)
     data = source.cleaned(0, NSAMPLES)[0]
     delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)
-    integers = np.zeros((64, NSAMPLES + delays.max()), np.int16)
-    summed = brute_force(quantise(data, integers), delays, NSAMPLES)
+    data = np.pad(data, ((0, 0), (0, delays.max())))
+    summed = brute_force(quantise(torch.from_numpy(data), 64, np.empty(data.shape, np.int8)), delays, NSAMPLES)
     np.testing.assert_array_equal(stream(source), np.float32(1 / 64) * summed.astype(np.float32))
 
 
-def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK_SAMPLES", 4096)
-    source = FilterbankPages(observation, DMS, n_time=128, time_downsample=(1, 4, 16), overlap=0.5)
+def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only):
+    source = FilterbankPages(
+        observation, DMS, n_time=128, time_downsample=(1, 4, 16), overlap=0.5, block_samples=4096
+    )
     assert [layer.suffix for layer in source.layers] == ["", "_x4", "_x16"]
     pages = [[], [], []]
     for block in source.blocks():
@@ -161,6 +163,25 @@ def test_files_that_follow_each_other_are_one_observation(tmp_path, observation)
     joined = FilterbankPages(parts[::-1], DMS)
     assert joined.name == "part0" and joined.grid.tstart == 59000.0
     np.testing.assert_array_equal(stream(joined), stream(FilterbankPages(observation, DMS)))
+
+
+def test_one_of_two_ifs_is_searched_or_their_sum(tmp_path):
+    header = replace(HEADER, nifs=2)
+    samples = np.random.default_rng(0).normal(100, 10, (4000, 2, 64)).astype(np.uint8)
+    with FilterbankWriter(tmp_path / "two.fil", header) as file:
+        file.write(samples)
+    for ifs in (0, 1):
+        with FilterbankWriter(tmp_path / "one.fil", HEADER) as file:
+            file.write(np.ascontiguousarray(samples[:, ifs]))
+        one = stream(FilterbankPages(tmp_path / "one.fil", DMS))
+        np.testing.assert_array_equal(stream(FilterbankPages(tmp_path / "two.fil", DMS, ifs=ifs)), one)
+    assert (stream(FilterbankPages(tmp_path / "two.fil", DMS)) != one).any()
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_compiled_dedispersion_gives_the_same_pages(observation):
+    plain, compiled = (FilterbankPages(observation, DMS, block_samples=4096, compiled=c) for c in (False, True))
+    np.testing.assert_array_equal(stream(plain), stream(compiled))
 
 
 def test_the_memory_of_a_block_is_bounded(observation, monkeypatch):
