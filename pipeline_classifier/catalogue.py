@@ -1,15 +1,12 @@
 """From pages that hold a pulse to events: one row each, measured on the DM-time plane."""
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline_classifier.dedispersion import dispersion_delay
 from pipeline_classifier.pages import PageBatch, PageGrid
-from single_pulse_classifier_training.runtime import atomic_writer
 
 LONGEST_RUN = 32  # pages; a longer row of positive pages is measured piece by piece, so that memory stays bounded
 NEXT_PEAK_SNR = 7.0  # a second peak in one run of pages is an event of its own from this S/N on
@@ -32,6 +29,7 @@ class Event:
     width_samples : width in columns of the page
     time_downsample : samples of the observation in a column of those pages
     dm_stack : number of their stack of trial DMs
+    mjd_infinite : topocentric MJD at which it would have come at infinite frequency
     """
 
     time_s: float
@@ -45,6 +43,7 @@ class Event:
     width_samples: int
     time_downsample: int = 1
     dm_stack: int = 0
+    mjd_infinite: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,37 @@ def find_peaks(plane: np.ndarray, grid: PageGrid, first: int, last: int, most: i
         margin = 2 * width + best_width
         own = (columns >= centre + np.minimum(reach, 0) - margin) & (columns <= centre + np.maximum(reach, 0) + margin)
         best[own] = -np.inf
+    for peak in tuple(peaks):
+        peaks += sub_pulses(total[peak.row], peak, peaks, first, last)
+    return peaks
+
+
+def sub_pulses(total: np.ndarray, peak: Peak, found: Sequence[Peak], first: int, last: int) -> list[Peak]:
+    """Other pulses at the DM of a peak that its profile shows apart from it and from those already found.
+
+    Parameters
+    ----------
+    total : (n + 1,) cumulative sum of the profile at the peak's DM, in units of its noise
+    first, last : columns in which the centre of a pulse must lie
+
+    Notes
+    -----
+    A sub-pulse has `NEXT_PEAK_SNR` in a boxcar of the peak's width, and between it and its neighbours the profile,
+    smoothed over that width, sinks to half of it.
+    """
+    width, half = peak.width, (peak.width - 1) // 2
+    snr = (total[width:] - total[:-width]) / np.sqrt(width)  # by first column
+    low, high = max(0, first - half), min(len(snr), last - half)
+    taken = [other.column for other in found]
+    peaks: list[Peak] = []
+    for column in low + np.argsort(-snr[low:high], kind="stable"):
+        if snr[column] < NEXT_PEAK_SNR:
+            break
+        near = min(taken, key=lambda other: abs(other - column))
+        valley = snr[min(near, column) : max(near, column) + 1].min()
+        if abs(near - column) > width and valley <= min(0.5 * snr[column], snr[column] - 4.0):
+            taken.append(int(column))
+            peaks.append(Peak(peak.row, int(column), width, float(snr[column])))
     return peaks
 
 
@@ -217,10 +247,13 @@ class EventFinder:
 
     def _event(self, peak: Peak, origin: int, probability: float, first_page: int, last_page: int) -> Event:
         time_s = (origin + peak.column + peak.width / 2) * self.grid.tsamp
+        dm = float(self.grid.dms[peak.row])
+        delay_s = float(dispersion_delay(dm, self.grid.f_top, np.inf))
         return Event(
             time_s=time_s,
             mjd=self.grid.tstart + time_s / SECONDS_PER_DAY,
-            dm_pc_cm3=float(self.grid.dms[peak.row]),
+            mjd_infinite=self.grid.tstart + (time_s - delay_s) / SECONDS_PER_DAY,
+            dm_pc_cm3=dm,
             snr=peak.snr,
             width_ms=peak.width * self.grid.tsamp * 1e3,
             probability=probability,
@@ -236,13 +269,16 @@ def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
     """Group the numbers of events that are one pulse, each group and all of them brightest first.
 
     A bright pulse is seen in several pages at wrong trial DMs, with pages between them that the network refused: what
-    lies in the bow tie of a brighter event belongs to it.
+    lies in the bow tie of a brighter event belongs to it. Events of one run of pages were told apart when they were
+    measured.
     """
     groups: list[list[int]] = []
     for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
         event = events[number]
         for group in groups:
             brighter = events[group[0]]
+            if _run(brighter) == _run(event):
+                continue
             reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
             margin = (2 * brighter.width_ms + event.width_ms) / 1e3
             if min(reach, 0) - margin <= event.time_s - brighter.time_s <= max(reach, 0) + margin:
@@ -251,6 +287,11 @@ def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
         else:
             groups.append([number])
     return groups
+
+
+def _run(event: Event) -> tuple[int, int, int, int]:
+    """What events that were measured together have in common."""
+    return event.first_page, event.last_page, event.time_downsample, event.dm_stack
 
 
 def _merged(events: Sequence[Event]) -> Event:
@@ -310,24 +351,3 @@ class EventMerger:
         gone = {number for group in groups for number in group}
         self._pending = [event for number, event in enumerate(self._pending) if number not in gone]
         return sorted(ready, key=lambda event: (event.time_s, event.first_page))
-
-
-FORMATS = {"time_s": ".6f", "mjd": ".11f", "dm_pc_cm3": ".3f", "snr": ".2f", "width_ms": ".4f", "probability": ".6f"}
-
-
-def candidate_lines(events: Sequence[Event], heading: bool = False) -> str:
-    """CSV, one line per event, after the names of the columns if asked for; a number that is not known is left empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if heading:
-        writer.writerow(field.name for field in fields(Event))
-    for event in events:
-        row = asdict(event)
-        writer.writerow("" if value != value else format(value, FORMATS.get(key, "")) for key, value in row.items())
-    return text.getvalue()
-
-
-def write_candidates(path: Path, events: Sequence[Event]) -> None:
-    """Write a CSV file of events, whole or not at all."""
-    with atomic_writer(path) as file:
-        file.write(candidate_lines(events, heading=True).encode())

@@ -245,6 +245,7 @@ def write_images(
                 for resolution, file in outputs.items():
                     file.write(resize(images, resolution).numpy().tobytes())
                 bar.update(len(batch))
+            source.release()
 
 
 def run(args: argparse.Namespace) -> dict[str, Path]:

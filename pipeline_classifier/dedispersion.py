@@ -160,6 +160,10 @@ class DedispersionTree:
             self._free.append(room)
         return out
 
+    def release(self) -> None:
+        """Give back the memory of the sums, which is otherwise kept for the next call."""
+        self._free.clear()
+
     def _sum(self, room: "_Room", data: np.ndarray, n: int, out: np.ndarray) -> None:
         for start in range(0, n, self.stretch):
             length = min(self.stretch, n - start)

@@ -19,7 +19,8 @@ from typing import Self
 
 import numpy as np
 
-from pipeline_classifier.catalogue import Event, candidate_lines
+from pipeline_classifier.candidate_lists import candidate_lines
+from pipeline_classifier.catalogue import Event
 from pipeline_classifier.classifier import NOT_CLASSIFIED
 from pipeline_classifier.psrdada import RingError
 from pipeline_classifier.ring_pages import TICK_S, RingPages

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
+from pipeline_classifier.dedispersion import dispersion_delay
 from single_pulse_classifier_training.calibration import false_rate_thresholds, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 TRAINING = HERE.parent / "single_pulse_classifier_training" / "training.py"
 NSAMPLES = 160_000
+DM_MAX = 125.0
+LONGEST_SWEEP = 8000  # samples
+LONGEST_TSAMP_S = 1.3e-3
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
 CALIBRATION_OBSERVATIONS = 12
@@ -56,17 +60,18 @@ def get_parser() -> argparse.ArgumentParser:
 def random_observation(number: int, rng: np.random.Generator) -> list[str]:
     """Options of simulate_observation.py for one observation: every fourth at Effelsberg, the others anywhere.
 
-    Bands from 700 to 4200 MHz, 64 to 512 channels, 50 us to 1.3 ms; pulses of one sample to a quarter of a page, but
+    Bands from 300 to 4200 MHz, 64 to 1024 channels, 50 us to 1.3 ms; pulses of half a sample to a third of a page, but
     never longer than a quarter of the baseline window; every sixth observation has interference alone.
     """
     if number % 4 == 0:
         top, bandwidth, nchans, tsamp_s = 1530.0, 320.0, 256, 102.4e-6
     else:
-        top = np.exp(rng.uniform(np.log(900), np.log(4200)))
-        bandwidth = top * rng.uniform(0.15, 0.5)
-        nchans = int(rng.choice([64, 128, 256, 336, 512]))
-        tsamp_s = np.exp(rng.uniform(np.log(50e-6), np.log(1.3e-3)))
-    longest_ms = min(64 * tsamp_s, 0.05) * 1e3
+        top, nchans = np.exp(rng.uniform(np.log(320), np.log(4200))), int(rng.choice([64, 128, 256, 336, 512, 1024]))
+        bandwidth = top * rng.uniform(0.1, 0.5)
+        while (sweep_s := float(dispersion_delay(DM_MAX, top - bandwidth, top))) > LONGEST_SWEEP * LONGEST_TSAMP_S:
+            bandwidth *= 0.8
+        tsamp_s = np.exp(rng.uniform(np.log(max(50e-6, sweep_s / LONGEST_SWEEP)), np.log(LONGEST_TSAMP_S)))
+    longest_ms = min(256 / 3 * tsamp_s, 0.05) * 1e3
     options = {
         "--fch1": top,
         "--foff": -bandwidth / nchans,
@@ -75,12 +80,13 @@ def random_observation(number: int, rng: np.random.Generator) -> list[str]:
         "--duration-s": NSAMPLES * tsamp_s,
         "--pulses": 0 if number % 6 == 5 else PULSES,
         "--dm-min": 8,
-        "--dm-max": 125,
-        "--snr-min": 7,
-        "--snr-max": 60,
+        "--dm-max": DM_MAX,
+        "--snr-min": 6,
+        "--snr-max": 50,
         "--width-ms-min": 0.5 * tsamp_s * 1e3,
         "--width-ms-max": longest_ms,
         "--band-limited": 0.2,
+        "--double": 0.1,
         "--min-separation-s": 300 * tsamp_s,
         "--rfi": ("mild", "strong", "strong")[number % 3],
         "--seed": int(rng.integers(1 << 31)),

@@ -53,6 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         option(f"--{name}-max", high, f"largest {text}")
     option("--min-separation-s", ranges.min_separation_s, "least time between pulses, seconds")
     option("--band-limited", ranges.band_limited, "fraction of pulses that fill only a part of the band")
+    option("--double", ranges.double, "fraction of pulses with a fainter second pulse close behind")
     parser.add_argument("--rfi", default="mild", help=f"interference: {', '.join(RFI_LEVELS)} (default: mild)")
     option("--seed", 0, "random seed")
     return parser
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> Path:
         snr=(args.snr_min, args.snr_max),
         width_ms=(args.width_ms_min, args.width_ms_max),
         band_limited=args.band_limited,
+        double=args.double,
         min_separation_s=args.min_separation_s,
     )
     pulses = random_pulses(args.pulses, ranges, header, nsamples, args.seed)

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,8 @@ class PulseRanges:
     """What `random_pulses` draws from: (low, high) pairs, uniform in DM, log-uniform in S/N and width.
 
     Of all pulses, a fraction ``scattered`` has a tail of 0.1 to 2 widths at mid band, ``scintillating`` a random
-    spectrum, ``band_limited`` an envelope over 15 to 60 per cent of the band.
+    spectrum, ``band_limited`` an envelope over 15 to 60 per cent of the band, ``double`` a second pulse of 0.6 to 1 times
+    its S/N, 2 to 6 widths (and at least 4 samples) behind it.
     """
 
     dm_pc_cm3: tuple[float, float] = (10.0, 120.0)
@@ -60,6 +61,7 @@ class PulseRanges:
     scattered: float = 0.4
     scintillating: float = 0.4
     band_limited: float = 0.0
+    double: float = 0.0
     min_separation_s: float = 0.25
 
     def check(self) -> None:
@@ -75,7 +77,7 @@ class PulseRanges:
                 raise InputError(
                     f"the range of {name} is {low:g} to {high:g}; valid: ascending, in {least:g} to {most:g}"
                 )
-        for name in ("scattered", "scintillating", "band_limited"):
+        for name in ("scattered", "scintillating", "band_limited", "double"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name):g}; valid: 0 to 1")
         if not 0 <= self.min_separation_s <= 1e6:
@@ -130,7 +132,22 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
             f"valid: fewer, a lower DM, or a longer duration"
         )
     times = first + np.sort(rng.uniform(0, slack, n)) + np.arange(n) * ranges.min_separation_s
-    return [Pulse(**{**asdict(pulse), "time_s": time}) for pulse, time in zip(pulses, times.tolist())]
+    pulses = [replace(pulse, time_s=time) for pulse, time in zip(pulses, times.tolist(), strict=True)]
+    return sorted(pulses + _companions(pulses, ranges.double, header, nsamples, rng), key=lambda pulse: pulse.time_s)
+
+
+def _companions(
+    pulses: Sequence[Pulse], fraction: float, header: Header, nsamples: int, rng: np.random.Generator
+) -> list[Pulse]:
+    """The second pulses of some: the same burst again, a little later and fainter, where the observation has room."""
+    companions = []
+    for pulse in pulses:
+        double, widths, factor = rng.random(), rng.uniform(2, 6), rng.uniform(0.6, 1.0)
+        later_s = max(widths * pulse.width_ms * 1e-3, 4 * header.tsamp)
+        second = replace(pulse, time_s=pulse.time_s + later_s, snr=pulse.snr * factor)
+        if double < fraction and pulse_extent(second, header.frequencies, header.tsamp)[1] <= nsamples:
+            companions.append(second)
+    return companions
 
 
 def random_bandpass(nchans: int, rng: np.random.Generator) -> np.ndarray:

@@ -251,6 +251,11 @@ class FilterbankPages(Source):
         self._count(block, int(good.sum()))
         return batches
 
+    def release(self) -> None:
+        """Give back the memory of the dedispersion; the next pages take it again."""
+        for tree in self._trees:
+            tree.release()
+
     def _count(self, block: Block, channels: int) -> None:
         with self._lock:
             self.account["samples_read"] += block.end - block.start

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_classifier.candidate_lists import write_candidates, write_heimdall, write_transientx
 from pipeline_classifier.catalogue import (
     Event,
     EventFinder,
@@ -14,7 +15,6 @@ from pipeline_classifier.catalogue import (
     boxcar_widths,
     find_peaks,
     merge_duplicates,
-    write_candidates,
 )
 from pipeline_classifier.pages import PageBatch, PageGrid
 from pipeline_classifier.pulse_signal import Pulse
@@ -128,6 +128,29 @@ def test_a_plane_of_zeros_and_nans_is_no_trouble():
         assert np.isfinite(peak.snr) and peak.snr <= 0
 
 
+@pytest.mark.parametrize("apart", [8, 12, 20])
+def test_sub_pulses_closer_than_a_page_are_rows_of_their_own(apart):
+    events = find(plane(3, [(20, 100, 2, 30.0), (20, 100 + apart, 2, 18.0)]), [1], 10)
+    assert [event.dm_pc_cm3 for event in events] == [20.0, 20.0]
+    assert [event.time_s for event in events] == pytest.approx([0.101, 0.101 + 1e-3 * apart], abs=1.1e-3)
+    assert [event.snr for event in events] == pytest.approx([30, 18], rel=0.25)
+    merged = merge_duplicates(events, GRID)
+    assert len(merged) == 2
+
+
+@pytest.mark.parametrize("width, snr", [(2, 8.0), (2, 100.0), (16, 60.0)])
+def test_one_pulse_has_no_sub_pulses(width, snr):
+    for seed in range(20):
+        assert len(find(plane(3, [(20, 100, width, snr)], seed), [1], 10)) == 1
+
+
+def test_a_scattering_tail_has_no_sub_pulses():
+    for seed in range(20):
+        values = plane(3, [], seed)
+        values[20, 80:] += 30 * np.exp(-np.arange(values.shape[1] - 80) / 12)
+        assert len(find(values, [1], 10)) == 1
+
+
 def test_trial_widths_are_dense():
     for longest in (1, 2, 7, 128):
         widths = boxcar_widths(longest)
@@ -155,6 +178,22 @@ def test_a_twin_in_the_bow_tie_is_merged_and_another_pulse_is_not():
     assert (merged[0].first_page, merged[0].last_page) == (13, 15)
     unknown = PageGrid(grid.dms, N_TIME)
     assert merge_duplicates([pulse, twin], unknown) == [pulse, twin], "without times nothing is merged"
+
+
+def test_the_lists_of_other_programs(tmp_path):
+    pulse = event(2.0, 20.0, 12.3, width_samples=5, time_downsample=2)
+    write_transientx(tmp_path / "a.cands", [pulse], GRID, "a", ["event_a_0001.png"])
+    [row] = csv.reader(open(tmp_path / "a.cands"), delimiter="\t")
+    assert row[0:2] == ["1", "1"] and [float(x) for x in row[2:8]] == [59000.0, 20.0, 1.0, 12.3, 1500.0, 1400.0]
+    assert row[8:] == ["event_a_0001.png", "0", "a"]
+    write_heimdall(tmp_path / "a.csv", [pulse], GRID)
+    [row] = csv.DictReader(open(tmp_path / "a.csv"))
+    assert (row["sample"], row["filter"], row["dm_trial"], row["begin"], row["end"]) == ("2000", "3", "20", "1995", "2005")
+
+
+def test_the_time_at_infinite_frequency():
+    [pulse] = find(plane(3, [(20, 100, 2, 30.0)]), [1], 10)
+    assert (pulse.mjd - pulse.mjd_infinite) * 86400 == pytest.approx(4148.808 * 20 / 1500**2, abs=1e-5)
 
 
 def test_the_table(tmp_path):

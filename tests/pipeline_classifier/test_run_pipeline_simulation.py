@@ -58,7 +58,7 @@ def test_what_is_simulated_is_found(tmp_path):
     assert Filterbank(out / "absent.fil").nsamples == round(10 / 102.4e-6)
     pictures = sorted(out.glob("event_absent_*.png"))
     assert len(pictures) == len(events) and all(min(picture_size(picture)) > 200 for picture in pictures)
-    names = {"absent.fil", "absent_truth.csv", "candidates_absent.csv", "predictions_absent.npy",
+    names = {"absent.fil", "absent_truth.csv", "candidates_absent.csv", "candidates_absent.cands", "heimdall_absent.csv", "predictions_absent.npy",
              "probabilities_absent.npy", *(picture.name for picture in pictures)}
     assert {path.name for path in out.iterdir()} == names
     assert re.search(rf"injected pulses found {recovery.found.sum()} of 12\n", done.stdout)
