@@ -172,13 +172,18 @@ class EventFinder:
 
     def add(self, batch: PageBatch, predictions: np.ndarray, probabilities: np.ndarray) -> list[Event]:
         """Take the next batch; return the events of the runs of positive pages that ended in it."""
+        positive = predictions == 1
+        if not self._positive.any() and not positive.any():
+            self._hold(batch, slice(len(batch) - 1, None))
+            self._probabilities, self._positive = probabilities[-1:], positive[-1:]
+            return []
         if self._held is None:
             held = batch
         else:
             pages = np.concatenate([self._held.pages, batch.pages])
             held = PageBatch(pages, np.concatenate([self._held.starts, batch.starts]), self._held.first)
         self._probabilities = np.concatenate([self._probabilities, probabilities])
-        self._positive = np.concatenate([self._positive, predictions == 1])
+        self._positive = np.concatenate([self._positive, positive])
         return self._close(held, final=False)
 
     @property
@@ -200,9 +205,14 @@ class EventFinder:
                 events += self._measure(held, first_page, last_page)
                 self._positive[first_page : last_page + 1] = False  # only context from here on
         rest = slice(keep_from, None)
-        self._held = PageBatch(held.pages[rest].copy(), held.starts[rest], held.first + keep_from)
+        self._hold(held, rest)
         self._probabilities, self._positive = self._probabilities[rest], self._positive[rest]
         return events
+
+    def _hold(self, batch: PageBatch, part: slice) -> None:
+        """Keep some pages for the next call, and no memory of the others."""
+        kept = batch[part]
+        self._held = PageBatch(kept.pages.copy(), kept.starts, kept.first)
 
     def _runs(self, starts: np.ndarray) -> list[tuple[int, int]]:
         """First and last index of every run of adjacent positive pages, none longer than `LONGEST_RUN`."""
