@@ -1,7 +1,7 @@
-"""What a search found of the pulses that are known to be there."""
+"""What searches found of the pulses that are known to be there, and how well they measured them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from pipeline_classifier.pulse_signal import Pulse
 
 TIME_TOLERANCE_S = 0.003
 DM_TOLERANCE = 2.0  # pc cm^-3
+SNR_EDGES = (0.0, 6.0, 8.0, 10.0, 15.0, np.inf)
+WIDTH_EDGES = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, np.inf)  # samples
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,148 @@ def compare(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) ->
     return Recovery(event_of_pulse, false_events)
 
 
+def without_known(
+    recovery: Recovery, events: Sequence[Event], known: Sequence[Event], grid: PageGrid
+) -> Recovery:
+    """The same recovery, in which events that were ``known`` before the pulses were injected are not false.
+
+    They match as in `compare`, each known event one false event at most.
+    """
+    left = np.flatnonzero(recovery.false_events)
+    pulses = [Pulse(event.time_s, event.dm_pc_cm3, event.snr, event.width_ms) for event in known]
+    false_events = np.zeros(len(events), dtype=bool)
+    false_events[left] = compare(pulses, [events[number] for number in left], grid).false_events
+    return Recovery(recovery.event_of_pulse, false_events)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the pulses of one or more observations.
+
+    Attributes
+    ----------
+    snr, dm_pc_cm3, width_samples : (n,) of each pulse, as it is known; the width is the intrinsic one, at half maximum
+    found_snr : (n,) S/N of the event that is the pulse; NaN, as in the next two, for a missed pulse
+    dm_error, time_error_s : (n,) event less pulse
+    tsamp : (n,) seconds, sampling time of the search
+    false_snr : (n_false,) S/N of the false events
+    duration_s : seconds searched
+    """
+
+    snr: np.ndarray
+    dm_pc_cm3: np.ndarray
+    width_samples: np.ndarray
+    found_snr: np.ndarray
+    dm_error: np.ndarray
+    time_error_s: np.ndarray
+    tsamp: np.ndarray
+    false_snr: np.ndarray
+    duration_s: float
+
+    @property
+    def found(self) -> np.ndarray:
+        return np.isfinite(self.found_snr)
+
+
+def outcome_of(
+    pulses: Sequence[Pulse], events: Sequence[Event], recovery: Recovery, tsamp: float, duration_s: float
+) -> Outcome:
+    """What became of the pulses of one observation."""
+    true = np.array([(p.snr, p.dm_pc_cm3, p.time_s, p.width_ms / 1e3 / tsamp) for p in pulses]).reshape(-1, 4)
+    measured = np.array([(e.snr, e.dm_pc_cm3, e.time_s) for e in events]).reshape(-1, 3)
+    # A missed pulse has the number -1: a row of NaN at the end.
+    found = np.pad(measured, ((0, 1), (0, 0)), constant_values=np.nan)[recovery.event_of_pulse]
+    return Outcome(
+        snr=true[:, 0],
+        dm_pc_cm3=true[:, 1],
+        width_samples=true[:, 3],
+        found_snr=found[:, 0],
+        dm_error=found[:, 1] - true[:, 1],
+        time_error_s=found[:, 2] - true[:, 2],
+        tsamp=np.full(len(pulses), tsamp),
+        false_snr=measured[recovery.false_events, 0],
+        duration_s=duration_s,
+    )
+
+
+def pooled(outcomes: Sequence[Outcome]) -> Outcome:
+    """Several observations as one."""
+    columns = {f.name: [getattr(outcome, f.name) for outcome in outcomes] for f in fields(Outcome)}
+    duration_s = float(sum(columns.pop("duration_s")))
+    return Outcome(**{name: np.concatenate(values) for name, values in columns.items()}, duration_s=duration_s)
+
+
+def recall_by(values: np.ndarray, found: np.ndarray, edges: Sequence[float]) -> list[dict[str, float | None]]:
+    """Pulses found in bins of a value: ``from``, ``to`` (None: no limit), ``found``, ``of`` in every bin.
+
+    Parameters
+    ----------
+    values, found : (n,), one per pulse
+    edges : ascending; a bin has its lower edge, and not its upper one
+    """
+    bins = []
+    for low, high in zip(edges[:-1], edges[1:]):
+        chosen = (values >= low) & (values < high)
+        limits = {"from": float(low) if low > -np.inf else None, "to": float(high) if high < np.inf else None}
+        bins.append(limits | {"found": int(found[chosen].sum()), "of": int(chosen.sum())})
+    return bins
+
+
+def bin_label(part: dict[str, float | None]) -> str:
+    """The limits of a bin of `recall_by` in words."""
+    if part["to"] is None:
+        return f"above {part['from']:.4g}"
+    return f"{part['from']:.4g} to {part['to']:.4g}" if part["from"] else f"below {part['to']:.4g}"
+
+
+def binomial_interval(found: int, of: int) -> tuple[float, float]:
+    """Limits of a recall, one standard deviation to either side (Wilson 1927, JASA 22, 209)."""
+    centre = (found + 0.5) / (of + 1)
+    half = np.sqrt(found * (of - found) / of + 0.25) / (of + 1)
+    return centre - half, centre + half
+
+
+def quality(outcome: Outcome, dms: np.ndarray) -> dict[str, object]:
+    """The figures of detection quality, as JSON has them; None for what no pulse tells.
+
+    Parameters
+    ----------
+    dms : (n_dm,) trial DMs of the search, pc cm^-3, whose quarters are the bins in DM; the outer ones have no limit
+    """
+    quarters = np.linspace(dms[0], dms[-1], 5)[1:-1]
+    n, n_found, hours = len(outcome.snr), int(outcome.found.sum()), outcome.duration_s / 3600
+    time_errors = outcome.time_error_s
+    return {
+        "pulses": n,
+        "found": n_found,
+        "recall": n_found / n if n else None,
+        "recall_by_snr": recall_by(outcome.snr, outcome.found, SNR_EDGES),
+        "recall_by_width_samples": recall_by(outcome.width_samples, outcome.found, WIDTH_EDGES),
+        "recall_by_dm": recall_by(outcome.dm_pc_cm3, outcome.found, (-np.inf, *quarters, np.inf)),
+        "hours": hours,
+        "false_events": len(outcome.false_snr),
+        "false_events_per_hour": len(outcome.false_snr) / hours if hours else None,
+        "dm_error_pc_cm3": _median_and_90(outcome.dm_error),
+        "time_error_ms": _median_and_90(time_errors * 1e3),
+        "time_error_samples": _median_and_90(time_errors / outcome.tsamp),
+        "snr_ratio_median": float(np.nanmedian(outcome.found_snr / outcome.snr)) if n_found else None,
+    }
+
+
+def _median_and_90(errors: np.ndarray) -> dict[str, float | None]:
+    """Of the absolute values of the errors that are known."""
+    sizes = np.abs(errors[np.isfinite(errors)])
+    median, most = np.percentile(sizes, (50, 90)).tolist() if len(sizes) else (None, None)
+    return {"median": median, "percentile_90": most}
+
+
 def summary(pulses: Sequence[Pulse], events: Sequence[Event], recovery: Recovery, duration_s: float) -> str:
     """Pulses found by S/N, and false events, as lines of text."""
     snr = np.array([pulse.snr for pulse in pulses])
     lines = [f"{'injected pulses found':>24} {int(recovery.found.sum())} of {len(pulses)}"]
-    for low, high in ((6, 8), (8, 10), (10, 15), (15, np.inf)):
-        chosen = (snr >= low) & (snr < high)
-        if chosen.any():
-            label = f"S/N {low} to {high:g}" if np.isfinite(high) else f"S/N above {low}"
-            lines.append(f"{label:>24} {int(recovery.found[chosen].sum())} of {int(chosen.sum())}")
+    for part in recall_by(snr, recovery.found, SNR_EDGES):
+        if part["of"]:
+            lines.append(f"{'S/N ' + bin_label(part):>24} {part['found']} of {part['of']}")
     bright = snr >= 10
     if bright.any():
         lines.append(f"{'recall at S/N >= 10':>24} {recovery.found[bright].mean():.3f}")

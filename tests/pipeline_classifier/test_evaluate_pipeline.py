@@ -1,0 +1,305 @@
+"""The yardstick: what is counted is what is true, and injected pulses have the S/N that they are said to have."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_classifier import evaluate_pipeline
+from pipeline_classifier.catalogue import Event
+from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.filterbank import Filterbank, FilterbankWriter, Header
+from pipeline_classifier.injection import inject
+from pipeline_classifier.pages import PageGrid
+from pipeline_classifier.pulse_signal import Pulse, best_boxcar, pulse_extent
+from pipeline_classifier.recovery import binomial_interval, compare, outcome_of, pooled, quality, without_known
+from pipeline_classifier.search import load_classifier, open_filterbank, search
+from pipeline_classifier.simulated_rfi import Rfi
+from pipeline_classifier.simulation import EFFELSBERG, read_truth, simulate
+from single_pulse_classifier_training.cli import InputError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "evaluate_pipeline.py"
+GEOMETRY = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=0.5e-3)
+DURATION_S = 20
+NSAMPLES = round(DURATION_S / GEOMETRY.tsamp)
+PULSES = [Pulse(2.0 + 3 * i, 20.0 + 15 * i, 30.0, width) for i, width in enumerate((0.5, 1.5, 3.0, 6.0, 12.0))]
+LONG = 30_000
+
+
+def evaluate(*options: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd="/", capture_output=True, text=True)
+
+
+def evaluate_here(*options: object) -> dict:
+    return evaluate_pipeline.run(evaluate_pipeline.get_parser().parse_args([*map(str, options)]))
+
+
+def noise(path: Path, header: Header, nsamples: int = LONG, dead: int | None = None) -> Path:
+    """White noise in all IFs, of another level in every channel; ``dead``: channel of the file that is constant."""
+    rng = np.random.default_rng(1)
+    channels = np.arange(header.nchans)
+    highest = (1 << header.nbits) - 1
+    sigma = {1: 0.6, 2: 0.8, 4: 2.0, 8: 10.0, 16: 900.0, 32: 3e-3}[header.nbits] * (1 + 0.3 * np.cos(channels))
+    mean = highest / 2 if header.nbits < 32 and not header.signed else 0.0
+    samples = rng.standard_normal((nsamples, header.nifs, header.nchans)) * sigma + mean
+    if header.nbits < 32:
+        info = (-(highest + 1) // 2, highest // 2) if header.signed else (0, highest)
+        samples = np.clip(np.rint(samples), *info)
+    if dead is not None:
+        samples[:, :, dead] = 1
+    with FilterbankWriter(path, header) as file:
+        file.write(samples.astype(header.dtype))
+    return path
+
+
+def snr_of(data: np.ndarray, sigma: np.ndarray, pulse: Pulse, header: Header) -> float:
+    """Brute force: every channel in units of its noise, rolled back by its rounded delay, summed; best boxcar."""
+    frequencies = header.frequencies
+    delays = np.rint(4148.808 * pulse.dm_pc_cm3 * (frequencies**-2 - frequencies[0] ** -2) / header.tsamp).astype(int)
+    profile = sum(np.roll(channel / s, -delay) for channel, s, delay in zip(data.T, sigma, delays) if s > 0)
+    begin = round(pulse.time_s / header.tsamp)
+    return best_boxcar(profile[begin - 100 : begin + 100])[0] / np.sqrt(len(sigma))
+
+
+@pytest.fixture(scope="module")
+def observation(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("observation") / "a.fil"
+    simulate(path, GEOMETRY, NSAMPLES, PULSES, Rfi(), seed=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return load_classifier(PipelineConfig(), "cpu")
+
+
+def test_the_report_is_what_compare_says(observation, classifier, tmp_path):
+    done = evaluate(observation, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.png"}
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+
+    config = PipelineConfig()
+    source = open_filterbank(observation, config)
+    result = search(source, classifier)
+    pulses = read_truth(observation.with_name("a_truth.csv"))
+    recovery = compare(pulses, result.events, source.grid)
+    assert recovery.found.all() and evaluation["found"] == evaluation["pulses"] == len(PULSES)
+    assert evaluation["recall"] == 1
+    assert evaluation["recall_by_snr"][-1] == {"from": 15, "to": None, "found": 5, "of": 5}
+    # 0.5, 1.5, 3, 6 and 12 ms at 0.5 ms a sample.
+    assert [part["of"] for part in evaluation["recall_by_width_samples"]] == [1, 1, 1, 1, 1, 0]
+    assert [part["of"] for part in evaluation["recall_by_dm"]] == [1, 2, 2, 0]
+    assert evaluation["hours"] == pytest.approx(DURATION_S / 3600)
+    assert evaluation["false_events"] == recovery.false_events.sum()
+    rate = evaluation["false_events"] / DURATION_S * 3600
+    assert evaluation["false_events_per_hour"] == pytest.approx(rate)
+
+    events = [result.events[number] for number in recovery.event_of_pulse]
+    errors = [abs(event.dm_pc_cm3 - pulse.dm_pc_cm3) for event, pulse in zip(events, pulses)]
+    assert evaluation["dm_error_pc_cm3"]["median"] == pytest.approx(np.median(errors))
+    errors = [abs(event.time_s - pulse.time_s) for event, pulse in zip(events, pulses)]
+    assert evaluation["time_error_ms"]["median"] == pytest.approx(1e3 * np.median(errors))
+    assert evaluation["time_error_samples"]["percentile_90"] == pytest.approx(np.percentile(errors, 90) / 0.5e-3)
+    ratio = np.median([event.snr / pulse.snr for event, pulse in zip(events, pulses)])
+    assert evaluation["snr_ratio_median"] == pytest.approx(ratio) and 0.7 < ratio < 1.2
+
+
+def test_injected_pulses_are_found_and_old_ones_are_not_false(observation, tmp_path):
+    options = ("--inject", observation, "--pulses", 6, "--snr-min", 25, "--seed", 1, "--output-dir", tmp_path)
+    evaluate_here(*options, "--no-plots")
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"], "the injected file goes"
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    (record,) = evaluation["observations"]
+    assert record["events_before_injection"] >= len(PULSES)
+    assert evaluation["pulses"] == 6 and evaluation["found"] >= 5
+    assert evaluation["false_events"] <= 1 < record["events"] - record["found"]
+
+
+def test_a_kept_file_is_an_observation_with_truth(tmp_path):
+    noise(tmp_path / "mine.fil", replace(GEOMETRY, nbits=4), 10_000)
+    out = tmp_path / "out"
+    options = ("--inject", tmp_path / "mine.fil", "--pulses", 2, "--output-dir", out, "--no-plots", "--keep")
+    evaluate_here(*options, "--snr-min", 20)
+    names = {"evaluation.json", "mine_injected.fil", "mine_injected_truth.csv"}
+    assert {path.name for path in out.iterdir()} == names
+    assert [20 <= pulse.snr <= 30 for pulse in read_truth(out / "mine_injected_truth.csv")] == [True, True]
+    assert Filterbank(out / "mine_injected.fil").nsamples == 10_000
+
+
+def test_a_file_that_was_not_made_here_is_not_overwritten(tmp_path):
+    noise(tmp_path / "mine.fil", GEOMETRY, 4000)
+    (tmp_path / "mine_injected.fil").write_bytes(b"precious")
+    with pytest.raises(InputError, match="mine_injected.fil has no truth table"):
+        evaluate_here("--inject", tmp_path / "mine.fil", "--pulses", 1, "--output-dir", tmp_path, "--keep")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.fil", "mine_injected.fil"}
+    assert (tmp_path / "mine_injected.fil").read_bytes() == b"precious"
+
+
+HEADERS = {
+    "8 bit": GEOMETRY,
+    "8 bit, ascending": replace(GEOMETRY, fch1=1215.0, foff=5.0),
+    "8 bit, 2 IFs, signed": replace(GEOMETRY, nifs=2, signed=True),
+    "4 bit": replace(GEOMETRY, nbits=4),
+    "4 bit, ascending": replace(GEOMETRY, nbits=4, fch1=1215.0, foff=5.0),
+    "4 bit, 2 IFs": replace(GEOMETRY, nbits=4, nifs=2),
+    "2 bit": replace(GEOMETRY, nbits=2),
+    "1 bit": replace(GEOMETRY, nbits=1),
+    "16 bit": replace(GEOMETRY, nbits=16),
+    "32 bit": replace(GEOMETRY, nbits=32),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_an_injected_pulse_has_its_snr_and_the_rest_is_untouched(tmp_path, header):
+    noise(tmp_path / "a.fil", header, dead=7)
+    faint, tolerance = (0.4, 0.12) if header.nbits < 4 else (1, 0.07)  # few bits saturate, and rounding is noise
+    pulses = [Pulse(3.0, 50.0, 30.0 * faint, 4.0), Pulse(7.0, 100.0, 25.0 * faint, 8.0, spectral_index=-2.0)]
+    inject(tmp_path / "a.fil", tmp_path / "b.fil", pulses, seed=0)
+    before, after = Filterbank(tmp_path / "a.fil"), Filterbank(tmp_path / "b.fil")
+    assert before.header == after.header and after.nsamples == LONG
+    old, new = before.read(0, LONG).astype(float), after.read(0, LONG).astype(float)
+    sigma = old.std(axis=0)
+    living = sigma > 0
+    assert living.sum() == 63 and np.array_equal(old[:, ~living], new[:, ~living])
+
+    touched = np.zeros(LONG, bool)
+    for pulse in pulses:
+        touched[slice(*pulse_extent(pulse, header.frequencies, header.tsamp))] = True
+        true_snr = pulse.snr * 63 / 64  # one channel is dead
+        assert snr_of(new - old, sigma, pulse, header) == pytest.approx(true_snr, rel=tolerance)
+        assert snr_of(new - old.mean(axis=0), sigma, pulse, header) == pytest.approx(true_snr, abs=3)
+    assert touched.sum() < 2000 and np.array_equal(old[~touched], new[~touched])
+
+
+def test_one_chosen_if_gets_all(tmp_path):
+    header = replace(GEOMETRY, nifs=4, nbits=16)
+    noise(tmp_path / "a.fil", header)
+    pulse = Pulse(3.0, 50.0, 30.0, 4.0)
+    inject(tmp_path / "a.fil", tmp_path / "b.fil", [pulse], seed=0, ifs=2)
+    for number in range(4):
+        old, new = (Filterbank(tmp_path / name, number).read(0, LONG).astype(float) for name in ("a.fil", "b.fil"))
+        if number == 2:
+            assert snr_of(new - old, old.std(axis=0), pulse, header) == pytest.approx(30, rel=0.05)
+        else:
+            assert np.array_equal(old, new)
+
+
+def test_the_signal_follows_the_noise_and_borders_of_blocks_do_not_show(tmp_path, monkeypatch):
+    """Noise that doubles along the file; the pulses lie over the borders of blocks, the last one in a short block."""
+    header = replace(GEOMETRY, nbits=32)
+    rng = np.random.default_rng(0)
+    sigma = np.linspace(2, 4, LONG)[:, None]
+    with FilterbankWriter(tmp_path / "a.fil", header) as file:
+        file.write((rng.standard_normal((LONG, 64)) * sigma).astype(np.float32))
+    monkeypatch.setattr("pipeline_classifier.injection.BLOCK_VALUES", 64 * 2048)
+    pulses = [Pulse(2048 * 0.5e-3 * n, 50.0, 30.0, 4.0) for n in (1, 5, 9, 14)]
+    inject(tmp_path / "a.fil", tmp_path / "b.fil", pulses, seed=0)
+    added = Filterbank(tmp_path / "b.fil").read(0, LONG) - Filterbank(tmp_path / "a.fil").read(0, LONG)
+    for pulse in pulses:
+        local = np.interp(pulse.time_s / header.tsamp, np.arange(LONG), sigma[:, 0])
+        assert snr_of(added.astype(float), np.full(64, local), pulse, header) == pytest.approx(30, rel=0.06)
+
+
+def test_a_file_without_noise_gets_nothing_and_wild_samples_stay(tmp_path):
+    header = replace(GEOMETRY, nbits=32)
+    data = np.zeros((4096, 64), np.float32)
+    data[:, 1] = np.nan
+    data[:, 2] = np.inf
+    with FilterbankWriter(tmp_path / "a.fil", header) as file:
+        file.write(data)
+    inject(tmp_path / "a.fil", tmp_path / "b.fil", [Pulse(1.0, 50.0, 30.0, 4.0)], seed=0)
+    assert (tmp_path / "b.fil").read_bytes() == (tmp_path / "a.fil").read_bytes()
+
+
+def event(time_s: float, dm: float, snr: float) -> Event:
+    return Event(time_s, 59000.0, dm, snr, 1.0, 1.0, 0, 0, 2)
+
+
+GRID = PageGrid(0.5 * np.arange(256), 256, 0.5e-3, 59000.0, 1530.0, 1215.0)
+
+
+def test_known_events_are_not_false_but_new_ones_are():
+    pulses = [Pulse(1.0, 50.0, 20.0, 1.0)]
+    known = [event(5.0, 30.0, 10.0), event(1.0, 50.0, 8.0)]
+    found = [event(1.001, 50.0, 20.0), event(5.001, 30.5, 9.0), event(5.002, 30.0, 8.0), event(8.0, 10.0, 7.0)]
+    recovery = without_known(compare(pulses, found, GRID), found, known, GRID)
+    assert recovery.event_of_pulse.tolist() == [0]
+    # The third is the same old event once more, the fourth is new.
+    assert recovery.false_events.tolist() == [False, False, True, True]
+
+
+def test_observations_are_pooled():
+    pulses = [Pulse(1.0, 50.0, 20.0, 1.0), Pulse(3.0, 20.0, 7.0, 0.5)]
+    first = [event(1.001, 51.0, 22.0), event(9.0, 10.0, 6.5)]
+    second = [event(1.0, 50.0, 18.0), event(2.998, 20.5, 7.7)]
+    parts = [
+        outcome_of(pulses, events, compare(pulses, events, GRID), 0.5e-3, seconds)
+        for events, seconds in ((first, 600.0), (second, 1200.0), ([], 0.0))
+    ]
+    figures = quality(pooled(parts), GRID.dms)
+    assert figures["pulses"] == 6 and figures["found"] == 3 and figures["hours"] == 0.5
+    shares = [(part["found"], part["of"]) for part in figures["recall_by_snr"]]
+    assert shares == [(0, 0), (1, 3), (0, 0), (0, 0), (2, 3)]
+    assert figures["false_events"] == 1 and figures["false_events_per_hour"] == 2
+    assert figures["dm_error_pc_cm3"]["median"] == pytest.approx(0.5)
+    assert figures["time_error_ms"]["median"] == pytest.approx(1.0)
+    assert figures["time_error_samples"]["percentile_90"] == pytest.approx(2 + 2 * 0.8)
+    assert figures["snr_ratio_median"] == pytest.approx(1.1)
+    nothing = quality(parts[2], GRID.dms)
+    assert nothing["false_events_per_hour"] is None and nothing["snr_ratio_median"] is None
+    json.dumps(nothing, allow_nan=False)
+
+
+@pytest.mark.parametrize("found, of", [(0, 5), (5, 5), (1, 1), (50, 100)])
+def test_a_binomial_interval_holds_the_recall_and_is_a_share(found, of):
+    low, high = binomial_interval(found, of)
+    assert -1e-12 <= low <= found / of <= high <= 1 + 1e-12 and high > low
+    if of == 100:
+        assert high - low == pytest.approx(2 * np.sqrt(0.25 / 100), rel=0.01)
+
+
+@pytest.mark.parametrize("options, names", [
+    ((), "no observation"),
+    (("a.fil", "--inject", "a.fil"), "--inject a.fil and a.fil"),
+    (("a.fil", "--pulses", 5), "--pulses"),
+    (("a.fil", "--keep"), "--keep"),
+    (("--inject", "a.fil", "--pulses", 0), "--pulses is 0"),
+    (("--inject", "a.fil", "--seed", -1), "--seed is -1"),
+    (("--inject", "absent.fil"), "absent.fil"),
+    (("--inject", "a.fil", "--snr-min", 40), "snr is 40 to 30"),
+    (("--inject", "a.fil", "--dm-max", "nan"), "dm_pc_cm3"),
+    (("--inject", "a.fil", "--pulses", 5000), "5000 pulses"),
+    (("a.fil",), "a_truth.csv"),
+    (("b.fil",), "no pulses"),
+    (("absent.fil",), "absent.fil")], ids=str)
+def test_errors_are_one_sentence_before_any_work(tmp_path, options, names, monkeypatch):
+    noise(tmp_path / "a.fil", GEOMETRY, 4000)
+    simulate(tmp_path / "b.fil", GEOMETRY, 300, [], Rfi(), seed=0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        evaluate_here(*options, "--output-dir", "out")
+    assert names in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_left_of_an_injection_that_fails(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise InputError("the search ends")
+
+    noise(tmp_path / "a.fil", GEOMETRY, 8000)
+    monkeypatch.setattr(evaluate_pipeline, "search", fail)
+    with pytest.raises(InputError, match="the search ends"):
+        evaluate_here("--inject", tmp_path / "a.fil", "--pulses", 2, "--output-dir", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_mistake_ends_the_script_with_one_line(tmp_path):
+    done = evaluate(tmp_path / "absent.fil", "--output-dir", tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
+    assert "absent.fil" in done.stderr.splitlines()[-1]
