@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from pipeline_classifier.pages import PageBatch, resize, to_images
+from pipeline_classifier.saliency import occlusion
 from single_pulse_classifier_training.checkpoint import Checkpoint
 
 NOT_CLASSIFIED = -1
@@ -56,6 +57,25 @@ class Classifier:
         predictions = (probabilities >= self.threshold).astype(np.int32)
         predictions[probabilities < 0] = NOT_CLASSIFIED
         return predictions, probabilities
+
+    @torch.inference_mode()
+    def image(self, page: np.ndarray) -> torch.Tensor:
+        """What the network sees of one page (n_dm, n_time): (resolution, resolution) uint8, row 0 = highest DM."""
+        if page.dtype == np.uint8:
+            return resize(torch.from_numpy(page[None]).to(self.device), self.checkpoint.resolution)[0]
+        return to_images(page[None], self.checkpoint.normaliser, self.checkpoint.resolution, self.device)[0][0]
+
+    @torch.inference_mode()
+    def log_odds(self, images: torch.Tensor) -> np.ndarray:
+        """Log-odds of a pulse, (B,) float32, of at most ``batch_size`` images (B, resolution, resolution) uint8."""
+        full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
+        full[: len(images), 0] = images
+        logits = self._model(full)[: len(images)].float() / self.checkpoint.temperature
+        return (logits[:, self._pulse] - logits[:, 1 - self._pulse]).cpu().numpy()
+
+    def saliency(self, page: np.ndarray) -> np.ndarray:
+        """Where one page (n_dm, n_time) looks like a pulse: see ``saliency.occlusion``; row 0 = highest DM."""
+        return occlusion(self, self.image(page))
 
     def _probabilities(self, pages: np.ndarray) -> np.ndarray:
         """Of at most ``batch_size`` pages."""

@@ -17,7 +17,8 @@ Written to the output folder, from files each one whole or not at all:
   predictions_<name>.npy     int32 per page: 1 pulse, 0 artefact, -1 not classified
   probabilities_<name>.npy   float32 per page, of being a pulse; -1 not classified
   candidates_<name>.csv      one row per event: time_s, mjd (top channel), dm_pc_cm3, snr, width_ms, probability, ...
-  event_<name>_NNNN.png      one picture per event (--no-plots leaves them out)
+  event_<name>_NNNN.png      one picture per event (--no-plots: none; --saliency: with what the network looked at)
+  report_<name>.html         with --report: all of it, with the pictures, as one page that needs nothing else
 The account of the run and the table of events go to standard output.
 """
 
@@ -30,6 +31,7 @@ if __name__ == "__main__":
 
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.live import live_search, open_ring
+from pipeline_classifier.report import add_report_options, check_report_options, write_report
 from pipeline_classifier.search import (
     SearchResult,
     add_search_options,
@@ -47,6 +49,7 @@ from single_pulse_classifier_training.runtime import make_output_folder
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_search_options(parser)
+    add_report_options(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--filterbank",
@@ -60,6 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> SearchResult:
     """Do what the command line asks for; return the result."""
+    check_report_options(args, ring=not args.pages and args.filterbank is None)
     config = load_pipeline_config(args.config)
     source = None
     if args.pages:
@@ -70,7 +74,10 @@ def run(args: argparse.Namespace) -> SearchResult:
     classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
     if source:
         result = search(source, classifier, config.threads)
-        write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
+        looker = classifier if args.saliency else None
+        write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots, looker=looker)
+        if args.report:
+            write_report(output_dir, result, source, classifier, config.model_path.name)
     else:
         with open_ring(config) as ring:
             result = live_search(ring, classifier, output_dir, config.n_spectra, config.threads)

@@ -23,6 +23,7 @@ from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.live import live_search, open_ring
 from pipeline_classifier.recovery import compare, summary
 from pipeline_classifier.replay import sent_through_ring
+from pipeline_classifier.report import add_report_options, check_report_options, write_report
 from pipeline_classifier.search import (
     SearchResult,
     add_search_options,
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_search_options(parser)
+    add_report_options(parser)
     parser.add_argument("--filterbank", help="SIGPROC filterbank file to search (default: the config's)")
     parser.add_argument(
         "--duration-s", type=float, default=60.0, help="length of a simulated observation (default: %(default)s)"
@@ -82,6 +84,7 @@ def simulate_missing(path: Path, args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> SearchResult:
     """Do what the command line asks for; return the result."""
+    check_report_options(args, ring=args.through_ring)
     config = load_pipeline_config(args.config)
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
@@ -99,7 +102,10 @@ def run(args: argparse.Namespace) -> SearchResult:
     else:
         source = open_filterbank(path, config)
         result = search(source, classifier, config.threads)
-        write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots)
+        looker = classifier if args.saliency else None
+        write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots, looker=looker)
+        if args.report:
+            write_report(output_dir, result, source, classifier, config.model_path.name)
     print(report(result))
     if truth_path(path).exists():
         pulses = read_truth(truth_path(path))

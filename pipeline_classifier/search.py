@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline_classifier.catalogue import Event, EventFinder, merge_duplicates, write_candidates
+from pipeline_classifier.candidate_lists import write_candidates, write_heimdall, write_transientx
+from pipeline_classifier.catalogue import Event, EventFinder, merge_duplicates
 from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
 from pipeline_classifier.pages import PageBatch
 from pipeline_classifier.plots import plot_event
 from pipeline_classifier.ring_pages import RingPages
+from pipeline_classifier.saliency import looks
 from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source
 from single_pulse_classifier_training.calibration import threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint
@@ -239,12 +241,14 @@ def write_results(
     output_dir: Path,
     n_spectra: int | None = None,
     plots: bool = True,
+    looker: Classifier | None = None,
 ) -> None:
     """Write predictions, probabilities, candidates and one PNG per event; each file is whole or absent.
 
     Parameters
     ----------
     n_spectra : pages that the user expects. More are never cut off; the ones that did not come stay -1.
+    looker : add to the pictures what this classifier looked at
     """
     name = source.name
     missing = max(0, (n_spectra or 0) - source.n_pages)
@@ -260,10 +264,20 @@ def write_results(
     path = output_dir / f"candidates_{name}.csv"
     write_candidates(path, result.events)
     result.files.append(path)
+    images = [f"event_{name}_{number:04d}.png" for number in range(1, len(result.events) + 1)]
+    if np.isfinite(source.grid.tsamp):
+        path = output_dir / f"candidates_{name}.cands"
+        write_transientx(path, result.events, source.grid, name, images if plots else [""] * len(images))
+        result.files.append(path)
+        path = output_dir / f"heimdall_{name}.csv"
+        write_heimdall(path, result.events, source.grid)
+        result.files.append(path)
     if plots:
-        for number, event in enumerate(tqdm(result.events, unit="plot", desc="plots", disable=None), start=1):
+        numbered = ((number, event, None) for number, event in enumerate(result.events, start=1))
+        shown = looks(source, result, looker) if looker else numbered
+        for number, event, look in tqdm(shown, total=len(result.events), unit="plot", desc="plots", disable=None):
             path = output_dir / f"event_{name}_{number:04d}.png"
-            plot_event(path, event, source)
+            plot_event(path, event, source, look)
             result.files.append(path)
 
 
