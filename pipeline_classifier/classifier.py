@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from pipeline_classifier.pages import PageBatch, resize, to_images
-from pipeline_classifier.saliency import occlusion
 from single_pulse_classifier_training.checkpoint import Checkpoint
 
 NOT_CLASSIFIED = -1
@@ -59,35 +58,29 @@ class Classifier:
         return predictions, probabilities
 
     @torch.inference_mode()
-    def image(self, page: np.ndarray) -> torch.Tensor:
-        """What the network sees of one page (n_dm, n_time): (resolution, resolution) uint8, row 0 = highest DM."""
-        if page.dtype == np.uint8:
-            return resize(torch.from_numpy(page[None]).to(self.device), self.checkpoint.resolution)[0]
-        return to_images(page[None], self.checkpoint.normaliser, self.checkpoint.resolution, self.device)[0][0]
+    def images(self, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network sees of pages (B, n_dm, n_time), and which of them are unusable: see `to_images`."""
+        resolution = self.checkpoint.resolution
+        if pages.dtype != np.uint8:
+            return to_images(pages, self.checkpoint.normaliser, resolution, self.device)
+        images = resize(torch.from_numpy(pages).to(self.device), resolution)
+        return images, images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
 
     @torch.inference_mode()
-    def log_odds(self, images: torch.Tensor) -> np.ndarray:
-        """Log-odds of a pulse, (B,) float32, of at most ``batch_size`` images (B, resolution, resolution) uint8."""
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) of at most ``batch_size`` images (B, resolution, resolution) uint8, over the temperature."""
         full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
         full[: len(images), 0] = images
-        logits = self._model(full)[: len(images)].float() / self.checkpoint.temperature
-        return (logits[:, self._pulse] - logits[:, 1 - self._pulse]).cpu().numpy()
+        return self._model(full)[: len(images)].float() / self.checkpoint.temperature
 
-    def saliency(self, page: np.ndarray) -> np.ndarray:
-        """Where one page (n_dm, n_time) looks like a pulse: see ``saliency.occlusion``; row 0 = highest DM."""
-        return occlusion(self, self.image(page))
+    def log_odds(self, images: torch.Tensor) -> np.ndarray:
+        """Log-odds (B,) float32 of a pulse, of at most ``batch_size`` images."""
+        logits = self.logits(images)
+        return (logits[:, self._pulse] - logits[:, 1 - self._pulse]).cpu().numpy()
 
     def _probabilities(self, pages: np.ndarray) -> np.ndarray:
         """Of at most ``batch_size`` pages."""
-        resolution = self.checkpoint.resolution
-        if pages.dtype == np.uint8:
-            images = resize(torch.from_numpy(pages).to(self.device), resolution)
-            unusable = images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
-        else:
-            images, unusable = to_images(pages, self.checkpoint.normaliser, resolution, self.device)
-        full = torch.zeros((self.batch_size, 1, resolution, resolution), device=self.device)
-        full[: len(images), 0] = images
-        logits = self._model(full)[: len(images)]
-        probability = torch.softmax(logits.float() / self.checkpoint.temperature, dim=1)[:, self._pulse]
+        images, unusable = self.images(pages)
+        probability = torch.softmax(self.logits(images), dim=1)[:, self._pulse]
         probability[unusable] = NOT_CLASSIFIED
         return probability.cpu().numpy()

@@ -21,14 +21,7 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.live_results import LiveResults, Monitor
 from pipeline_classifier.psrdada import RingTimeout
 from pipeline_classifier.ring_pages import RingPages
-from pipeline_classifier.search import (
-    LayerResult,
-    SearchResult,
-    account_of,
-    set_threshold,
-    thread_count,
-    worker_pool,
-)
+from pipeline_classifier.search import LayerResult, SearchResult, account_of, set_threshold, thread_count, worker_pool
 from pipeline_classifier.sources import Layer
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.memory import keep_freed_memory

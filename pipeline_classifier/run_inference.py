@@ -32,15 +32,8 @@ if __name__ == "__main__":
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.live import live_search, open_ring
 from pipeline_classifier.report import add_report_options, check_report_options, write_report
-from pipeline_classifier.search import (
-    SearchResult,
-    add_search_options,
-    load_classifier,
-    open_filterbank,
-    report,
-    search,
-    write_results,
-)
+from pipeline_classifier.results import report, write_results
+from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, open_filterbank, search
 from pipeline_classifier.sources import ArrayPages
 from single_pulse_classifier_training.cli import run_script
 from single_pulse_classifier_training.runtime import make_output_folder

@@ -37,7 +37,8 @@ from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.live import ending_signals, live_search, open_ring
 from pipeline_classifier.psrdada import create_rings, destroy_rings, parse_key
 from pipeline_classifier.psrdada_ring import Ring
-from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, report
+from pipeline_classifier.results import report
+from pipeline_classifier.search import SearchResult, add_search_options, load_classifier
 from pipeline_classifier.sysv import Segment
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder

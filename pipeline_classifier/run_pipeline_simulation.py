@@ -24,15 +24,8 @@ from pipeline_classifier.live import live_search, open_ring
 from pipeline_classifier.recovery import compare, summary
 from pipeline_classifier.replay import sent_through_ring
 from pipeline_classifier.report import add_report_options, check_report_options, write_report
-from pipeline_classifier.search import (
-    SearchResult,
-    add_search_options,
-    load_classifier,
-    open_filterbank,
-    report,
-    search,
-    write_results,
-)
+from pipeline_classifier.results import report, write_results
+from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, open_filterbank, search
 from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, truth_path
 from single_pulse_classifier_training.cli import InputError, run_script

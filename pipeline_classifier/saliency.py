@@ -5,17 +5,14 @@ Occlusion, after Zeiler and Fergus 2014 (arXiv:1311.2901, section 4.2).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipeline_classifier.catalogue import Event
+from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.search import LayerResult, SearchResult
 from pipeline_classifier.sources import Layer, Source
-
-if TYPE_CHECKING:
-    from pipeline_classifier.classifier import Classifier
-    from pipeline_classifier.search import LayerResult, SearchResult
 
 PATCHES = 16  # along each side of the image; each is hidden with half of its neighbours
 
@@ -37,7 +34,7 @@ class Look:
     drop: np.ndarray
 
 
-def occlusion(classifier: "Classifier", image: torch.Tensor) -> np.ndarray:
+def occlusion(classifier: Classifier, image: torch.Tensor) -> np.ndarray:
     """Drop of the log-odds of a pulse when a part of an image is hidden.
 
     Squares of an eighth of the side take the median of the image, one after the other, a sixteenth apart. The value of
@@ -67,7 +64,7 @@ def occlusion(classifier: "Classifier", image: torch.Tensor) -> np.ndarray:
     return (weights.T @ drop @ weights).astype(np.float32)
 
 
-def page_of(event: Event, result: "LayerResult") -> int:
+def page_of(event: Event, result: LayerResult) -> int:
     """Of the pages with a pulse that an event was found in, the one whose middle is nearest to it."""
     pages = np.arange(event.first_page, event.last_page + 1)
     pages = pages[result.predictions[pages] == 1]
@@ -76,7 +73,7 @@ def page_of(event: Event, result: "LayerResult") -> int:
     return int(pages[0] if np.isnan(away).any() else pages[away.argmin()])
 
 
-def looks(source: Source, result: "SearchResult", classifier: "Classifier") -> Iterator[tuple[int, Event, Look]]:
+def looks(source: Source, result: SearchResult, classifier: Classifier) -> Iterator[tuple[int, Event, Look]]:
     """Number (from 1), event and look of every event of a search, block by block of its source, which is read again.
 
     The pages are made from the same blocks as in the search, so that they are what the network saw, bit for bit.
@@ -91,7 +88,7 @@ def looks(source: Source, result: "SearchResult", classifier: "Classifier") -> I
         batches = {batch.layer: batch for batch in source.pages(block)} if here else {}
         for layer, page in here:
             batch = batches[layer]
-            image = classifier.image(batch.pages[page - batch.first])
+            image = classifier.images(batch.pages[page - batch.first][None])[0][0]
             look = Look(result.layers[layer].layer, page, image.cpu().numpy(), occlusion(classifier, image))
             for number, event in wanted[layer, page]:
                 yield number, event, look

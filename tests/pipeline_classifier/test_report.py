@@ -15,7 +15,7 @@ from pipeline_classifier import report
 from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.run_inference import get_parser, run
-from pipeline_classifier.saliency import looks
+from pipeline_classifier.saliency import looks, occlusion
 from pipeline_classifier.search import load_classifier, open_filterbank, search
 from pipeline_classifier.simulated_rfi import Rfi
 from pipeline_classifier.simulation import EFFELSBERG, simulate
@@ -151,13 +151,13 @@ def test_the_network_looks_at_the_pulse(observation, classifier):
     source = FilterbankPages(observation, dms, starts=starts)
     pages = np.concatenate([batch.pages for batch in source.batches(64)])
     for pulse, page in zip(PULSES, pages, strict=True):
-        drop = classifier.saliency(page)
+        drop = occlusion(classifier, classifier.images(page[None])[0][0])
         assert drop.shape == (256, 256) and drop.dtype == np.float32
         row, column = np.unravel_index(drop.argmax(), drop.shape)
         assert abs(dms[255 - row] - pulse.dm_pc_cm3) < 12 and abs(column - 100) < 24
         sky = np.delete(drop, np.s_[max(0, row - 64) : row + 64], axis=0)
         assert drop.max() > 3 > 3 * np.abs(sky).max()
-        np.testing.assert_array_equal(drop, classifier.saliency(page))
+        np.testing.assert_array_equal(drop, occlusion(classifier, classifier.images(page[None])[0][0]))
 
 
 def test_a_look_is_at_the_page_that_the_search_classified(observation, classifier):
@@ -167,7 +167,7 @@ def test_a_look_is_at_the_page_that_the_search_classified(observation, classifie
     assert [number for number, *_ in found] == [1, 2, 3]
     for _, event, look in found:
         assert event.first_page <= look.page <= event.last_page
-        image = classifier.image(look.image)
+        image = classifier.images(look.image[None])[0][0]
         probability = 1 / (1 + np.exp(-classifier.log_odds(image[None])[0].astype(float)))
         assert probability == pytest.approx(result.probabilities[look.page], abs=1e-6)
 

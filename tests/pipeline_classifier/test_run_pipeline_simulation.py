@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline_classifier.catalogue import Event
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.recovery import compare
-from pipeline_classifier.catalogue import Event
 from pipeline_classifier.simulation import read_truth
 from pipeline_classifier.sources import FilterbankPages
 
