@@ -6,7 +6,8 @@
       labels from a TransientX candidate list: DM in [56, 58] is a pulse, DM 0 is an artefact
 
 Every pulse, and every candidate at DM 0, gives --shifts pages that start at different samples, so that the pulse
-stands everywhere between the left and the right edge. Pages of pulse-free sky, as many as asked for, are artefacts too.
+stands everywhere between the left and the right edge. Pages of pulse-free sky, as many as asked for, are artefacts too;
+with --hard-negatives MODEL.pth only those that fool this model, to train it again with.
 The pages are cleaned, dedispersed and normalised by the very code that run_inference.py uses.
 
 Written to the output folder (<name>_DM_time_dataset_realbased_...):
@@ -31,15 +32,18 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.catalogue import SECONDS_PER_DAY
+from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
 from pipeline_classifier.pages import NORMALISERS, PageGrid, resize, to_images
 from pipeline_classifier.simulation import read_truth, truth_path
 from pipeline_classifier.sources import FilterbankPages
+from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
-from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
+from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
 
 VISIBLE_SNR = 1.5  # below this S/N a pulse that is smeared at a wrong trial DM no longer shows in a page
 BATCH_SIZE = 64
+HARD = 0.05  # probability of a pulse from which a page without one is a hard negative
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         help="pulse-free pages per page of a pulse, at most what there is (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hard-negatives",
+        metavar="MODEL.pth",
+        help=f"of pulse-free sky, take only pages to which this model gives a probability of {HARD:g} or more",
     )
     parser.add_argument(
         "--normaliser", choices=NORMALISERS, default="minmax", help="default: %(default)s, the original's"
@@ -166,13 +175,34 @@ def event_extent(events: KnownEvents, grid: PageGrid) -> tuple[np.ndarray, np.nd
     return np.floor(events.sample - before), np.ceil(events.sample + after)
 
 
+def pulse_free_starts(
+    events: KnownEvents, grid: PageGrid, nsamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """First samples (N,) of pages on a regular grid that show nothing of any event."""
+    first, last = event_extent(events, grid)
+    regular = np.arange(rng.integers(0, grid.n_time), nsamples - grid.n_time + 1, grid.n_time)
+    # A page is pulse-free when as many extents began before its end as ended before its start.
+    begun = np.searchsorted(np.sort(first), regular + grid.n_time, side="right")
+    ended = np.searchsorted(np.sort(last), regular, side="left")
+    return regular[begun == ended]
+
+
+def only_hard(starts: np.ndarray, source: FilterbankPages, classifier: Classifier) -> np.ndarray:
+    """Those of the pages that the classifier takes for pulses."""
+    source.choose(starts)
+    probabilities = [classifier.classify(batch)[1] for batch in source.batches(BATCH_SIZE)]
+    source.release()
+    return starts[np.concatenate(probabilities) >= HARD] if len(starts) else starts
+
+
 def label_starts(
-    events: KnownEvents, grid: PageGrid, nsamples: int, shifts: int, sky_pages: float, rng: np.random.Generator
+    events: KnownEvents, free: np.ndarray, grid: PageGrid, nsamples: int, shifts: int, sky_pages: float,
+    rng: np.random.Generator,
 ) -> LabelledStarts:
     """Choose the pages of one observation.
 
     An event's pages hold its arrival in every column from the last to the first (``shifts`` of them, evenly spaced);
-    pages of pulse-free sky lie on a regular grid, so that no two share a sample.
+    ``free`` are the pages of pulse-free sky to draw from.
     """
     offsets = np.unique(np.round(np.linspace(0, grid.n_time - 1, shifts)).astype(np.int64))[::-1]
     labelled = np.flatnonzero(events.labelled)
@@ -182,12 +212,6 @@ def label_starts(
     start, group = start[inside], group[inside]
     is_pulse, snr = events.is_pulse[group], np.where(events.is_pulse, events.snr, np.nan)[group]
 
-    first, last = event_extent(events, grid)
-    regular = np.arange(rng.integers(0, grid.n_time), nsamples - grid.n_time + 1, grid.n_time)
-    # A page is pulse-free when as many extents began before its end as ended before its start.
-    begun = np.searchsorted(np.sort(first), regular + grid.n_time, side="right")
-    ended = np.searchsorted(np.sort(last), regular, side="left")
-    free = regular[begun == ended]
     wanted = round(sky_pages * is_pulse.sum()) if len(events.sample) else len(free)
     sky = rng.permutation(free)[:wanted]
     start = np.concatenate([start, sky])
@@ -210,6 +234,10 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
         raise InputError(f"--resolutions {min(args.resolutions)} and --seed {args.seed}: at least 1 and 0 are needed")
     rng = np.random.default_rng(args.seed)
     dms, cleaning = config.front_end()
+    classifier = None
+    if args.hard_negatives:
+        device = choose_device(config.device)
+        classifier = Classifier(load_checkpoint(args.hard_negatives, device), device)
     planned, groups = [], 0
     for i, path in enumerate(args.observations):
         source = FilterbankPages(path, dms, config.page_samples, cleaning)
@@ -217,7 +245,10 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
             events = events_from_cands(Path(args.cands[i]), source.grid, tuple(args.pulse_dm), tuple(args.artefact_dm))
         else:
             events = events_from_truth(truth_path(path), source.grid)
-        chosen = label_starts(events, source.grid, source.nsamples, args.shifts, args.sky_pages, rng)
+        free = pulse_free_starts(events, source.grid, source.nsamples, rng)
+        if classifier:
+            free = only_hard(free, source, classifier)
+        chosen = label_starts(events, free, source.grid, source.nsamples, args.shifts, args.sky_pages, rng)
         chosen = LabelledStarts(chosen.start, chosen.is_pulse, chosen.group + groups, chosen.snr)
         groups = int(chosen.group.max(initial=groups - 1)) + 1
         source.choose(chosen.start)

@@ -81,6 +81,7 @@ class TrainingConfig(ConfigFile, ImageFiles):
     gradient_clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     class_weights: bool = False
     augment: bool = False
+    initial_weights: Name | None = None
     checkpoint_interval_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     dms: list[float] | None = None
     tsamp_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)

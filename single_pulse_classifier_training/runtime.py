@@ -34,6 +34,14 @@ def choose_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
+def use_gpu(number: int) -> None:
+    """Make ``cuda`` mean this GPU, counted round, if there is any."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
 def set_seed(seed: int) -> None:
     """Seed Python's, numpy's and torch's global random generators (all devices)."""
     import torch

@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from single_pulse_classifier_training.augment import augmentation
-from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import TrainingBatches, build_loader, ordered_batches
@@ -252,7 +252,12 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: boo
     """Train on one process of all; the writer returns the result."""
     started = time.perf_counter()
     set_seed(config.seed)
-    model = build_model(config.model_name, config.resolution).to(device, memory_format=torch.channels_last)
+    if config.initial_weights is None:
+        model = build_model(config.model_name, config.resolution)
+    else:
+        path = config.resolve(config.initial_weights)
+        model = load_checkpoint(path, device, config.model_name, config.resolution).model
+    model = model.to(device, memory_format=torch.channels_last)
     set_seed(config.seed + ranks.rank)
     sides = load_sides(config)
     name = f"{config.model_name}_{config.resolution}"

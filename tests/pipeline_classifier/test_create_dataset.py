@@ -12,10 +12,11 @@ from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.pages import to_images
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.simulated_rfi import Rfi
-from pipeline_classifier.simulation import EFFELSBERG, simulate
+from pipeline_classifier.simulation import EFFELSBERG, simulate, write_truth
 from pipeline_classifier.sources import FilterbankPages
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "create_dataset.py"
+DEFAULT_MODEL = SCRIPT.with_name("models") / "default.pth"
 HEADER = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=4.096e-4)
 PULSES = [Pulse(1.0, 56.77, 40.0, 2.0), Pulse(3.0, 57.2, 30.0, 3.0)]
 SHIFTS = 8
@@ -126,6 +127,18 @@ def test_sky_without_pulses_alone_and_several_observations(observation, tmp_path
     assert sorted(np.unique(groups[labels == "Pulse"], return_counts=True)[1]) == [2, 2]
     assert not set(groups[labels == "Pulse"]) & set(groups[labels == "Artefact"])
     assert len(set(groups[labels == "Artefact"])) == (labels == "Artefact").sum()
+
+
+def test_hard_negatives_are_the_sky_that_fools_a_model(observation, tmp_path):
+    """The truth names the first pulse alone: to the model the second one is no sky."""
+    (tmp_path / "crab.fil").symlink_to(observation)
+    write_truth(tmp_path / "crab_truth.csv", PULSES[:1], [2.0], HEADER.tstart)
+    options = ("--shifts", 1, "--sky-pages", 100, "--normaliser", "robust", "--hard-negatives", DEFAULT_MODEL)
+    done = create_dataset("crab.fil", *options, "--name", "set", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = load(tmp_path, "set")
+    sky = files["training"][files["labels_training"] == "Artefact"]
+    assert 1 <= len(sky) <= 4 and sky[:, 255 - 116 : 255 - 111].max() > 150
 
 
 def test_candidates_outside_the_observation_are_left_out(observation, tmp_path):

@@ -59,6 +59,20 @@ def train(folder: Path, config: dict, *options: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd="/", capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+def test_a_training_starts_from_the_weights_it_is_given(training_set):
+    folder, config = training_set
+    assert train(folder, config | {"num_epochs": 3}).returncode == 0
+    first = folder / "checkpoints" / "ch_point_DM_time_binary_classificator_241002_3_32" / "best.pth"
+    (folder / "first.pth").write_bytes(first.read_bytes())
+    keys = {"initial_weights": "first.pth", "num_epochs": 1, "learning_rate": 1e-9}
+    done = train(folder, config | keys)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_checkpoint(path, "cpu").metrics["val_loss"] for path in (folder / "first.pth", first))
+    assert after == pytest.approx(before, rel=1e-3)
+    wrong = train(folder, config | {"initial_weights": "first.pth", "model_name": "DM_time_small_residual"})
+    assert wrong.returncode == 2 and "first.pth was trained with model_name" in wrong.stderr
+
+
 def test_training_learns_and_leaves_checkpoints_and_plot(training_set):
     folder, config = training_set
     done = train(folder, config)

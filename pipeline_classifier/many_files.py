@@ -1,0 +1,134 @@
+"""Many observations: shared over the processes of torchrun or Slurm, each marked when it is done, one catalogue of all."""
+
+import csv
+import fcntl
+import glob
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.runtime import atomic_writer
+
+CATALOGUE = "catalogue.csv"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The place of this process among all that share the files.
+
+    Attributes
+    ----------
+    rank, n : number of the process, and how many there are
+    local_rank, n_local : the same on this machine
+    """
+
+    rank: int = 0
+    n: int = 1
+    local_rank: int = 0
+    n_local: int = 1
+
+    def of(self, files: Sequence[Path]) -> list[Path]:
+        """The files of this process."""
+        return list(files[self.rank :: self.n])
+
+
+def share_of_this_process(environment: Mapping[str, str] = os.environ) -> Share:
+    """From the variables of torchrun, of a Slurm array, or of a Slurm job with several tasks."""
+    for rank, n, local_rank, n_local in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "", ""),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    ):
+        if rank in environment and n in environment:
+            first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in rank else 0
+            step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1)) if "ARRAY" in rank else 1
+            number, count = (int(environment[rank]) - first) // step, int(environment[n])
+            return Share(number, count, int(environment.get(local_rank, 0)), int(environment.get(n_local, 1)))
+    return Share()
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """The files that names and patterns such as 'data/*.fil' stand for, each once, in order of their names.
+
+    Raises
+    ------
+    InputError : no file of that name; two files whose results would have the same names
+    """
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise InputError(f"--filterbank {pattern}: no such file, and no file fits this as a pattern")
+        files |= dict.fromkeys(Path(name) for name in found)
+    by_stem: dict[str, Path] = {}
+    for path in files:
+        if path.stem in by_stem:
+            raise InputError(
+                f"--filterbank {path}: its results would have the same names as those of {by_stem[path.stem]}; "
+                "valid: files of different names, or one of them after the other into different folders"
+            )
+        by_stem[path.stem] = path
+    return list(files)
+
+
+def fingerprint(path: Path, model: Path, settings: object) -> dict[str, object]:
+    """What a finished search of a file is known by: name, size and time of the file, and how it was searched."""
+    file, network = path.stat(), model.stat()
+    how = json.dumps([settings, str(model.resolve()), network.st_size, network.st_mtime_ns], default=str)
+    return {
+        "name": path.name,
+        "size": file.st_size,
+        "mtime_ns": file.st_mtime_ns,
+        "settings": hashlib.sha256(how.encode()).hexdigest(),
+    }
+
+
+def _record(folder: Path, path: Path) -> Path:
+    return folder / f"done_{path.stem}.json"
+
+
+def is_done(folder: Path, path: Path, identity: dict[str, object]) -> bool:
+    """Whether the results in ``folder`` are those of this very file, searched in this very way."""
+    try:
+        return json.loads(_record(folder, path).read_text()) == identity
+    except (OSError, ValueError):
+        return False
+
+
+def begin(folder: Path, path: Path) -> None:
+    """From here on the results of a file are not whole."""
+    _record(folder, path).unlink(missing_ok=True)
+
+
+def finish(folder: Path, path: Path, identity: dict[str, object]) -> None:
+    """Mark the results of a file as whole."""
+    with atomic_writer(_record(folder, path)) as file:
+        file.write(json.dumps(identity).encode())
+
+
+def write_catalogue(folder: Path) -> Path:
+    """Join the candidates of all finished files of a folder to one table, with the observation in the first column.
+
+    Every process calls this after its last file; the last one to do so sees the results of all.
+    """
+    with open(folder / ".catalogue.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        heading: list[str] = []
+        for record in sorted(folder.glob("done_*.json")):
+            stem = record.stem.removeprefix("done_")
+            with open(folder / f"candidates_{stem}.csv", newline="") as file:
+                columns, *rows = csv.reader(file)
+            if not heading:
+                heading = ["observation", *columns]
+                writer.writerow(heading)
+            writer.writerows([stem, *row] for row in rows)
+        with atomic_writer(folder / CATALOGUE) as catalogue:
+            catalogue.write(text.getvalue().encode())
+    return folder / CATALOGUE
