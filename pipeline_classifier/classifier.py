@@ -1,9 +1,11 @@
 """From pages to probabilities: a checkpoint's network, fed with images made by the checkpoint's own normaliser."""
 
+import threading
+
 import numpy as np
 import torch
 
-from pipeline_classifier.pages import PageBatch, resize, to_images
+from pipeline_classifier.pages import PageBatch, matched_snr, resize, to_images
 from single_pulse_classifier_training.checkpoint import Checkpoint
 
 NOT_CLASSIFIED = -1
@@ -19,6 +21,11 @@ class Classifier:
     threshold : probability from which a page is a pulse; None takes the checkpoint's
     max_false_per_hour : most false positives per hour, in place of a threshold: ``search`` picks one by it
     batch_size : images that the network sees at once
+    snr_gate : pages without a boxcar of this S/N are class 0 with probability 0, unseen by the network; None: all are seen
+
+    Attributes
+    ----------
+    gated : pages that the gate kept from the network so far
     """
 
     def __init__(
@@ -28,12 +35,16 @@ class Classifier:
         threshold: float | None = None,
         max_false_per_hour: float | None = None,
         batch_size: int = 32,
+        snr_gate: float | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = device
         self.threshold = checkpoint.threshold if threshold is None else threshold
         self.max_false_per_hour = max_false_per_hour
         self.batch_size = batch_size
+        self.snr_gate = snr_gate
+        self.gated = 0
+        self._counting = threading.Lock()
         self._model = checkpoint.model.eval().to(device, memory_format=torch.channels_last)
         self._pulse = checkpoint.class_names.index("Pulse")
 
@@ -49,10 +60,16 @@ class Classifier:
         predictions : (B,) int32, 1 pulse, 0 artefact, -1 for a page that is constant or not finite
         probabilities : (B,) float32 of being a pulse, -1 where not classified
         """
-        probabilities = np.empty(len(batch), np.float32)
-        for first in range(0, len(batch), self.batch_size):
-            part = slice(first, first + self.batch_size)
-            probabilities[part] = self._probabilities(batch.pages[part])
+        probabilities = np.zeros(len(batch), np.float32)
+        seen = np.arange(len(batch))
+        if self.snr_gate is not None and batch.pages.dtype != np.uint8:
+            seen = seen[~(self._matched_snr(batch.pages) < self.snr_gate)]
+            with self._counting:
+                self.gated += len(batch) - len(seen)
+        for first in range(0, len(seen), self.batch_size):
+            part = seen[first : first + self.batch_size]
+            pages = batch.pages[part[0] : part[-1] + 1] if len(seen) == len(batch) else batch.pages[part]
+            probabilities[part] = self._probabilities(pages)
         predictions = (probabilities >= self.threshold).astype(np.int32)
         predictions[probabilities < 0] = NOT_CLASSIFIED
         return predictions, probabilities
@@ -77,6 +94,10 @@ class Classifier:
         """Log-odds (B,) float32 of a pulse, of at most ``batch_size`` images."""
         logits = self.logits(images)
         return (logits[:, self._pulse] - logits[:, 1 - self._pulse]).cpu().numpy()
+
+    def _matched_snr(self, pages: np.ndarray) -> np.ndarray:
+        parts = [pages[first : first + self.batch_size] for first in range(0, len(pages), self.batch_size)]
+        return np.concatenate([matched_snr(part) for part in parts])
 
     def _probabilities(self, pages: np.ndarray) -> np.ndarray:
         """Of at most ``batch_size`` pages."""

@@ -145,6 +145,7 @@ class PipelineConfig(ConfigFile):
     threads: int | None = Field(default=None, ge=1, le=1024)
     threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    snr_gate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     page_samples: int = Field(default=256, ge=16, le=65536)
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)
     time_downsample: list[Literal[1, 2, 4, 8, 16, 32, 64]] = Field(default=[1], min_length=1)

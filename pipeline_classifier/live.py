@@ -21,7 +21,7 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.live_results import LiveResults, Monitor
 from pipeline_classifier.psrdada import RingTimeout
 from pipeline_classifier.ring_pages import RingPages
-from pipeline_classifier.search import LayerResult, SearchResult, account_of, set_threshold, thread_count, worker_pool
+from pipeline_classifier.search import LayerResult, SearchResult, account_of, gate_of, set_threshold, thread_count, worker_pool
 from pipeline_classifier.sources import Layer
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.memory import keep_freed_memory
@@ -149,5 +149,5 @@ def live_search(
     starts = np.arange(source.n_pages) * source.grid.n_time
     values = (file.values()[: source.n_pages] for file in (results.predictions, results.probabilities))
     layers = [LayerResult(Layer(source.grid, starts), *values)]
-    account = account_of(source, layers, results.events, began) | decision
+    account = account_of(source, layers, results.events, began) | decision | gate_of(classifier)
     return SearchResult(layers, list(results.last_events), account, [*results.files, status_path])

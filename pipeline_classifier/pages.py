@@ -184,6 +184,22 @@ def _median(values: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.partition(values.numpy(), middle, axis=1)[:, middle].copy())  # thrice as fast as torch's
 
 
+def matched_snr(pages: np.ndarray) -> np.ndarray:
+    """Highest S/N of boxcars of 1, 2, 4, ... samples, up to a quarter of a page, in each (B, n_dm, n_time) page.
+
+    Every second row serves: neighbouring trial DMs show the same pulse. NaN for a page that is not finite.
+    """
+    values = torch.from_numpy(pages)
+    median, sigma = robust_noise(values)
+    sums = values[:, ::2] - median[:, None, None]
+    best, width = sums.amax(dim=(1, 2)), 1
+    while 2 * width <= pages.shape[2] // 4:
+        sums = sums[..., :-width] + sums[..., width:]
+        width *= 2
+        best = torch.maximum(best, sums.amax(dim=(1, 2)) / width**0.5)
+    return (best / sigma).numpy()
+
+
 def resize(images: torch.Tensor, resolution: int) -> torch.Tensor:
     """Average (or repeat) pixels of (B, H, W) uint8 images so that they become (B, resolution, resolution)."""
     if images.shape[1:] == (resolution, resolution):

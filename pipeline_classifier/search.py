@@ -99,7 +99,7 @@ def load_classifier(
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
     logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
-    return Classifier(checkpoint, chosen, threshold, max_false_per_hour, config.batch_size)
+    return Classifier(checkpoint, chosen, threshold, max_false_per_hour, config.batch_size, config.snr_gate)
 
 
 def open_filterbank(path: str | Path | Sequence[str | Path], config: PipelineConfig) -> FilterbankPages:
@@ -196,7 +196,7 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
     for finder in finders:
         events += finder.finish()
     events = merge_duplicates(events, source.grid)
-    return SearchResult(layers, events, account_of(source, layers, len(events), began) | decision)
+    return SearchResult(layers, events, account_of(source, layers, len(events), began) | decision | gate_of(classifier))
 
 
 def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
@@ -206,12 +206,18 @@ def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
     ------
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
-    decision = {}
+    decision: dict[str, float] = {}
+    classifier.gated = 0
     if classifier.max_false_per_hour is not None:
         classifier.threshold, decision["false_per_hour"] = threshold_for_rate(
             classifier.checkpoint.thresholds, classifier.max_false_per_hour, page_s
         )
     return decision | {"threshold": float(classifier.threshold)}
+
+
+def gate_of(classifier: Classifier) -> dict[str, float]:
+    """For the account: the pages that the network did not see, if there is a gate."""
+    return {} if classifier.snr_gate is None else {"pages_gated": classifier.gated}
 
 
 def account_of(source: Source | RingPages, layers: list[LayerResult], events: int, began: float) -> dict[str, float]:

@@ -77,6 +77,16 @@ def test_dm_time_and_snr_of_every_pulse(observation, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 5 + len(PULSES), "no temporary file is left"
 
 
+def test_the_gate_spares_the_network_and_keeps_the_pulses(observation, tmp_path):
+    (tmp_path / "config.json").write_text('{"snr_gate": 7}')
+    done = run_inference("-c", tmp_path / "config.json", "--filterbank", observation, "--output-dir", tmp_path, "--no-plots")
+    account = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert int(account["pages"]) * 0.8 < int(account["pages_gated"]) < int(account["pages"]) - len(PULSES) + 1
+    probabilities = np.load(tmp_path / "probabilities_pulses.npy")
+    assert (probabilities == 0).sum() >= int(account["pages_gated"])
+    assert len(candidates(tmp_path / "candidates_pulses.csv")) == len(PULSES)
+
+
 def test_noise_alone_gives_nothing(tmp_path):
     simulator = SCRIPT.with_name("simulate_observation.py")
     options = ["--pulses", "0", "--rfi", "none", "--duration-s", "10", "--seed", "11"]
