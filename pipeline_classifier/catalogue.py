@@ -1,6 +1,6 @@
 """From pages that hold a pulse to events: one row each, measured on the DM-time plane."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,10 @@ from pipeline_classifier.pages import PageBatch, PageGrid
 
 LONGEST_RUN = 32  # pages; a longer row of positive pages is measured piece by piece, so that memory stays bounded
 NEXT_PEAK_SNR = 7.0  # a second peak in one run of pages is an event of its own from this S/N on
+CANDIDATE = 0.3
+PEAKS_PER_PAGE = 3
+RESIDUAL = 0.4  # of the S/N of a pulse: what is fainter, close to it, is no pulse of its own
+RESIDUAL_REACH = 6  # widths of both
 SECONDS_PER_DAY = 86400.0
 
 
@@ -24,7 +28,8 @@ class Event:
     dm_pc_cm3 : trial DM of the highest S/N
     snr : of the best boxcar on the sum over channels
     width_ms : of that boxcar
-    probability : the network's, highest of the pages of the event
+    probability : the network's, of a page with the event in its middle; where pages are looked at once only, the
+        highest of the pages of the event
     first_page, last_page : the adjacent positive pages it was found in
     width_samples : width in columns of the page
     time_downsample : samples of the observation in a column of those pages
@@ -161,10 +166,21 @@ class EventFinder:
     ----------
     grid : of the pages
     time_downsample, dm_stack : what the events say of their pages
+    classify : a second look at every peak, on a page with the peak in its middle: what it does not call a pulse is no
+        event, and of several peaks in a page it tells the pulse from brighter interference. Then pages from a
+        probability of `CANDIDATE` on are looked at. None: the brightest peaks of the pages that hold a pulse, as many
+        as pages, are the events.
     """
 
-    def __init__(self, grid: PageGrid, time_downsample: int = 1, dm_stack: int = 0) -> None:
+    def __init__(
+        self,
+        grid: PageGrid,
+        time_downsample: int = 1,
+        dm_stack: int = 0,
+        classify: Callable[[PageBatch], tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> None:
         self.grid = grid
+        self.classify = classify if np.isfinite(grid.tsamp) else None
         self.time_downsample, self.dm_stack = time_downsample, dm_stack
         self._held: PageBatch | None = None
         self._probabilities = np.empty(0, dtype=np.float32)
@@ -173,6 +189,8 @@ class EventFinder:
     def add(self, batch: PageBatch, predictions: np.ndarray, probabilities: np.ndarray) -> list[Event]:
         """Take the next batch; return the events of the runs of positive pages that ended in it."""
         positive = predictions == 1
+        if self.classify is not None:
+            positive |= probabilities >= CANDIDATE
         if not self._positive.any() and not positive.any():
             self._hold(batch, slice(len(batch) - 1, None))
             self._probabilities, self._positive = probabilities[-1:], positive[-1:]
@@ -239,21 +257,33 @@ class EventFinder:
         origin = int(starts[chosen][0])
         pages = held.pages[chosen]
         if pages.dtype == np.uint8:
-            pages = pages[:, ::-1].astype(np.float32)
+            pages = pages[:, ::-1]
         plane = np.empty((pages.shape[1], int(starts[chosen][-1]) - origin + n_time), dtype=np.float32)
         for page, start in zip(pages, starts[chosen] - origin, strict=True):
             plane[:, start : start + n_time] = page
-        run = slice(first_page, last_page + 1)
+        n_pages = last_page - first_page + 1
         peaks = find_peaks(
             plane,
             self.grid,
             int(starts[first_page]) - origin - n_time // 4,
             int(starts[last_page]) - origin + n_time + n_time // 4,
-            most=last_page - first_page + 1,
+            most=n_pages if self.classify is None else PEAKS_PER_PAGE * n_pages,
         )
-        probability = float(self._probabilities[run].max())
-        first_number, last_number = held.first + first_page, held.first + last_page
-        return [self._event(peak, origin, probability, first_number, last_number) for peak in peaks]
+        probabilities = [float(self._probabilities[first_page : last_page + 1].max())] * len(peaks)
+        if self.classify is not None:
+            predictions, second = self.classify(self._centred(plane, peaks, held.pages.dtype))
+            peaks = [peak for peak, prediction in zip(peaks, predictions, strict=True) if prediction == 1]
+            probabilities = second[predictions == 1].tolist()
+        numbers = held.first + first_page, held.first + last_page
+        return [self._event(peak, origin, p, *numbers) for peak, p in zip(peaks, probabilities, strict=True)]
+
+    def _centred(self, plane: np.ndarray, peaks: Sequence[Peak], dtype: np.dtype) -> PageBatch:
+        """A page about each peak, as far as the plane reaches."""
+        n_time = self.grid.n_time
+        starts = np.array([peak.column + peak.width // 2 - n_time // 2 for peak in peaks])
+        starts = np.clip(starts, 0, plane.shape[1] - n_time)
+        pages = np.stack([plane[:, start : start + n_time] for start in starts]).astype(dtype)
+        return PageBatch(pages[:, ::-1] if dtype == np.uint8 else pages, starts, 0)
 
     def _event(self, peak: Peak, origin: int, probability: float, first_page: int, last_page: int) -> Event:
         time_s = (origin + peak.column + peak.width / 2) * self.grid.tsamp
@@ -278,25 +308,37 @@ class EventFinder:
 def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
     """Group the numbers of events that are one pulse, each group and all of them brightest first.
 
-    A bright pulse is seen in several pages at wrong trial DMs, with pages between them that the network refused: what
-    lies in the bow tie of a brighter event belongs to it. Events of one run of pages were told apart when they were
-    measured.
+    A bright pulse is seen in several pages at wrong trial DMs, with pages between them that the network refused.
     """
     groups: list[list[int]] = []
     for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
         event = events[number]
         for group in groups:
-            brighter = events[group[0]]
-            if _run(brighter) == _run(event):
-                continue
-            reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
-            margin = (2 * brighter.width_ms + event.width_ms) / 1e3
-            if min(reach, 0) - margin <= event.time_s - brighter.time_s <= max(reach, 0) + margin:
+            if _is_part_of(event, events[group[0]], grid):
                 group.append(number)
                 break
         else:
             groups.append([number])
     return groups
+
+
+def _is_part_of(event: Event, brighter: Event, grid: PageGrid) -> bool:
+    """Whether an event is but the trace of a brighter one.
+
+    It is, if it lies in the bow tie of the brighter one and is no brighter than a pulse smeared over the difference in
+    sweep can be (Cordes and McLaughlin 2003, ApJ 596, 1142); or near it and much fainter, as what the cleaning leaves
+    beside a bright pulse. Events of one run of pages were told apart when they were measured.
+    """
+    reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
+    apart = event.time_s - brighter.time_s
+    width_s, brighter_s = event.width_ms / 1e3, brighter.width_ms / 1e3
+    if event.snr < RESIDUAL * brighter.snr and abs(apart) <= RESIDUAL_REACH * (width_s + brighter_s):
+        return True
+    margin = 2 * brighter_s + width_s
+    if _run(event) == _run(brighter) or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
+        return False
+    smeared = brighter.snr * np.sqrt(brighter_s / (brighter_s + abs(reach)))
+    return abs(apart) <= margin or event.snr <= 2 * smeared
 
 
 def _run(event: Event) -> tuple[int, int, int, int]:
@@ -332,7 +374,9 @@ class EventMerger:
 
     def __init__(self, grid: PageGrid) -> None:
         self.grid = grid
-        self.reach_s = (float(grid.sweep(grid.dms[-1] - grid.dms[0])) + 3 * (grid.n_time // 2) + 1) * grid.tsamp
+        longest = grid.n_time // 2
+        bow_tie = float(grid.sweep(grid.dms[-1] - grid.dms[0])) + 3 * longest
+        self.reach_s = (max(bow_tie, 2 * RESIDUAL_REACH * longest) + 1) * grid.tsamp
         self._pending: list[Event] = []
 
     def add(self, events: Sequence[Event], until_s: float) -> list[Event]:

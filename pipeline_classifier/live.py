@@ -123,7 +123,7 @@ def live_search(
     """
     keep_freed_memory()
     decision = set_threshold(classifier, source.grid.n_time * source.grid.tsamp)
-    finder, merger = EventFinder(source.grid), EventMerger(source.grid)
+    finder, merger = EventFinder(source.grid, classify=classifier.classify), EventMerger(source.grid)
     threads, size = thread_count(threads), classifier.batch_size
     began = time.monotonic()
     results = LiveResults(output_dir, source.name, n_spectra)

@@ -65,9 +65,8 @@ def occlusion(classifier: Classifier, image: torch.Tensor) -> np.ndarray:
 
 
 def page_of(event: Event, result: LayerResult) -> int:
-    """Of the pages with a pulse that an event was found in, the one whose middle is nearest to it."""
+    """Of the pages that an event was found in, the one whose middle is nearest to it."""
     pages = np.arange(event.first_page, event.last_page + 1)
-    pages = pages[result.predictions[pages] == 1]
     grid = result.layer.grid
     away = np.abs((result.layer.starts[pages] + grid.n_time / 2) * grid.tsamp - event.time_s)
     return int(pages[0] if np.isnan(away).any() else pages[away.argmin()])

@@ -177,7 +177,9 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
         )
         for layer in source.layers
     ]
-    finders = [EventFinder(layer.grid, layer.time_downsample, layer.dm_stack) for layer in source.layers]
+    finders = [
+        EventFinder(layer.grid, layer.time_downsample, layer.dm_stack, classifier.classify) for layer in source.layers
+    ]
     events: list[Event] = []
 
     def classified(block: Block) -> list[tuple[PageBatch, np.ndarray, np.ndarray]]:
