@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-TEST_PACKAGES := 'pytest>=8' 'hypothesis>=6.100' 'keras>=3.5'
+TEST_PACKAGES := 'pytest>=8' 'hypothesis>=6.100' 'keras>=3.5' 'ruff>=0.6' 'mypy>=1.11'
 KERAS_VENV ?= .venv-keras
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate test test-slow bench default-model clean
+.PHONY: help simulate lint test test-slow bench default-model clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,17 +16,21 @@ $(VENV)/installed: requirements_pytorch.txt
 	$(VENV)/bin/pip install --quiet -r requirements_pytorch.txt
 	touch $@
 
-$(VENV)/installed-tests: $(VENV)/installed
+$(VENV)/installed-tests: $(VENV)/installed Makefile
 	$(VENV)/bin/pip install --quiet $(TEST_PACKAGES)
 	touch $@
 
 simulate: $(VENV)/installed ## simulate an observation and find its pulses; results in simulation_output/
 	$(RUN) pipeline_classifier/run_pipeline_simulation.py --output-dir simulation_output
 
-test: $(VENV)/installed-tests ## run the tests (a few minutes)
+lint: $(VENV)/installed-tests ## check style and types (ruff, mypy)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: lint ## check style and types, then run the tests (a few minutes)
 	$(RUN) -m pytest
 
-test-slow: $(VENV)/installed-tests ## run the long tests too
+test-slow: lint ## run the long tests too
 	$(RUN) -m pytest -m 'slow or not slow'
 
 $(KERAS_VENV)/bin/python:
@@ -37,10 +41,11 @@ bench: $(VENV)/installed $(KERAS_VENV)/bin/python ## measure training and infere
 	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_training.py
 	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_inference.py
 	$(RUN) tests/benchmarks/bench_memory.py
+	$(RUN) tests/benchmarks/bench_front_end.py
 	$(RUN) tests/benchmarks/bench_ring.py
 	$(RUN) tests/benchmarks/bench_soak.py
 
-default-model: $(VENV)/installed ## train the default model again (about half an hour, 8 GB in /tmp)
+default-model: $(VENV)/installed ## train the default model again (about an hour, 20 GB in /tmp)
 	$(RUN) pipeline_classifier/make_default_model.py --work-dir /tmp/default_model
 
 clean: ## remove the environments and what make simulate wrote

@@ -78,7 +78,7 @@ def bin_sums(raw: torch.Tensor) -> Sums:
 def _shape(
     mean: torch.Tensor, second: torch.Tensor, third: torch.Tensor, fourth: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Skewness and excess kurtosis from the means of the first four powers, (n_tiles, nchans): medians over the tiles."""
+    """Skewness and excess kurtosis from the means of the first four powers, (n_tiles, nchans): medians over tiles."""
     variance = (second - mean**2).clamp_min(1e-12)
     skewness = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
     kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2 - 3

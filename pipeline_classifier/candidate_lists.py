@@ -41,7 +41,9 @@ def write_candidates(path: Path, events: Sequence[Event]) -> None:
     _write(path, candidate_lines(events, heading=True))
 
 
-def write_transientx(path: Path, events: Sequence[Event], grid: PageGrid, observation: str, images: Sequence[str]) -> None:
+def write_transientx(
+    path: Path, events: Sequence[Event], grid: PageGrid, observation: str, images: Sequence[str]
+) -> None:
     """Write events in the columns of a TransientX list: tab separated, no heading.
 
     Beam, number, MJD, DM, width (ms), S/N, highest and lowest frequency (MHz), image, number of the image, observation.

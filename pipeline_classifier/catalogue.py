@@ -84,30 +84,30 @@ def find_peaks(plane: np.ndarray, grid: PageGrid, first: int, last: int, most: i
     a much brighter pulse gives that pulse, wherever its centre is.
     """
     values = np.nan_to_num(plane - np.median(plane, axis=1, keepdims=True))
-    sigma = 1.4826 * np.median(np.abs(values[:, ::2])) or values.std() or 1.0
-    total = np.pad(np.cumsum(values / sigma, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+    sigma = 1.4826 * np.median(np.abs(values[::2, ::2])) or values.std() or 1.0
+    total = np.pad(np.cumsum(values / sigma, axis=1, dtype=np.float32), ((0, 0), (1, 0)))
     n = plane.shape[1]
     best = np.full(plane.shape, -np.inf, dtype=np.float32)  # by the centre of the boxcar
     best_width = np.ones(plane.shape, dtype=np.int32)
     for width in boxcar_widths(min(grid.n_time // 2, n)):
-        snr = (total[:, width:] - total[:, :-width]) / np.sqrt(width)
-        centres = slice((width - 1) // 2, (width - 1) // 2 + snr.shape[1])
-        better = snr > best[:, centres]
-        best[:, centres][better] = snr[better]
-        best_width[:, centres][better] = width
+        snrs = (total[:, width:] - total[:, :-width]) * np.float32(width**-0.5)
+        centres = slice((width - 1) // 2, (width - 1) // 2 + snrs.shape[1])
+        better = snrs > best[:, centres]
+        np.copyto(best[:, centres], snrs, where=better)
+        np.copyto(best_width[:, centres], width, where=better)
     everywhere = best.copy()
     best[:, : max(0, first)] = best[:, last:] = -np.inf
 
     peaks: list[Peak] = []
     columns = np.arange(n)
     while len(peaks) < most:
-        row, centre = np.unravel_index(int(best.argmax()), best.shape)
+        row, centre = (int(index) for index in np.unravel_index(int(best.argmax()), best.shape))
         snr, width = float(best[row, centre]), int(best_width[row, centre])
         if not np.isfinite(snr) or (peaks and snr < NEXT_PEAK_SNR):
             break
         row, centre = brightest_of_bow_tie(everywhere, grid, row, centre, width)
         snr, width = float(everywhere[row, centre]), int(best_width[row, centre])
-        peaks.append(Peak(int(row), int(centre) - (width - 1) // 2, width, snr))
+        peaks.append(Peak(row, centre - (width - 1) // 2, width, snr))
         reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
         margin = 2 * width + best_width
         own = (columns >= centre + np.minimum(reach, 0) - margin) & (columns <= centre + np.maximum(reach, 0) + margin)
@@ -170,6 +170,7 @@ class EventFinder:
         event, and of several peaks in a page it tells the pulse from brighter interference. Then pages from a
         probability of `CANDIDATE` on are looked at. None: the brightest peaks of the pages that hold a pulse, as many
         as pages, are the events.
+    min_snr : peaks of less S/N get no second look
     """
 
     def __init__(
@@ -178,8 +179,10 @@ class EventFinder:
         time_downsample: int = 1,
         dm_stack: int = 0,
         classify: Callable[[PageBatch], tuple[np.ndarray, np.ndarray]] | None = None,
+        min_snr: float = 0.0,
     ) -> None:
         self.grid = grid
+        self.min_snr = min_snr
         self.classify = classify if np.isfinite(grid.tsamp) else None
         self.time_downsample, self.dm_stack = time_downsample, dm_stack
         self._held: PageBatch | None = None
@@ -271,6 +274,9 @@ class EventFinder:
         )
         probabilities = [float(self._probabilities[first_page : last_page + 1].max())] * len(peaks)
         if self.classify is not None:
+            peaks = [peak for peak in peaks if peak.snr >= self.min_snr]
+            if not peaks:
+                return []
             predictions, second = self.classify(self._centred(plane, peaks, held.pages.dtype))
             peaks = [peak for peak, prediction in zip(peaks, predictions, strict=True) if prediction == 1]
             probabilities = second[predictions == 1].tolist()

@@ -252,7 +252,7 @@ def speed(
     filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, classifier: Classifier
 ) -> Report:
     """Speed of reading, cleaning, dedispersion and classification, from a block for each thread; None if too large."""
-    unknown = {"timed_s": None, "times_real_time": None, "expected_run_s": None}
+    unknown: Report = {"timed_s": None, "times_real_time": None, "expected_run_s": None}
     if any(report[key] > largest for key, largest in LARGEST_TIMED.items()):
         return unknown
     source = open_filterbank(filterbank.path, config)

@@ -1,4 +1,4 @@
-"""Programs that the live pipeline starts: each in a process group of its own, with a log, and stopped with its group."""
+"""Programs that the live pipeline starts: each in a process group of its own, with a log, stopped with its group."""
 
 import logging
 import os

@@ -7,8 +7,10 @@ import torch
 
 from pipeline_classifier.pages import PageBatch, matched_snr, resize, to_images
 from single_pulse_classifier_training.checkpoint import Checkpoint
+from single_pulse_classifier_training.training_models import fuse_for_inference
 
 NOT_CLASSIFIED = -1
+FEW = 4  # pages of a second look
 
 
 class Classifier:
@@ -21,7 +23,9 @@ class Classifier:
     threshold : probability from which a page is a pulse; None takes the checkpoint's
     max_false_per_hour : most false positives per hour, in place of a threshold: ``search`` picks one by it
     batch_size : images that the network sees at once
-    snr_gate : pages without a boxcar of this S/N are class 0 with probability 0, unseen by the network; None: all are seen
+    snr_gate : pages without a boxcar of this S/N are class 0 with probability 0, unseen by the network; None: no gate
+    precision : of the multiplications, "float32" or "bf16": on CPUs with such instructions nearly twice as fast
+    min_snr : least S/N of an event
 
     Attributes
     ----------
@@ -36,6 +40,8 @@ class Classifier:
         max_false_per_hour: float | None = None,
         batch_size: int = 32,
         snr_gate: float | None = None,
+        precision: str = "float32",
+        min_snr: float = 0.0,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = device
@@ -43,9 +49,11 @@ class Classifier:
         self.max_false_per_hour = max_false_per_hour
         self.batch_size = batch_size
         self.snr_gate = snr_gate
+        self.min_snr = min_snr
         self.gated = 0
         self._counting = threading.Lock()
-        self._model = checkpoint.model.eval().to(device, memory_format=torch.channels_last)
+        self._model = fuse_for_inference(checkpoint.model).to(device).to(memory_format=torch.channels_last)
+        self._bf16 = precision == "bf16"
         self._pulse = checkpoint.class_names.index("Pulse")
 
     @torch.inference_mode()
@@ -60,19 +68,31 @@ class Classifier:
         predictions : (B,) int32, 1 pulse, 0 artefact, -1 for a page that is constant or not finite
         probabilities : (B,) float32 of being a pulse, -1 where not classified
         """
-        probabilities = np.zeros(len(batch), np.float32)
         seen = np.arange(len(batch))
         if self.snr_gate is not None and batch.pages.dtype != np.uint8:
             seen = seen[~(self._matched_snr(batch.pages) < self.snr_gate)]
             with self._counting:
                 self.gated += len(batch) - len(seen)
-        for first in range(0, len(seen), self.batch_size):
-            part = seen[first : first + self.batch_size]
+        return self._decide(batch, seen, self.batch_size)
+
+    @torch.inference_mode()
+    def _decide(self, batch: PageBatch, seen: np.ndarray, together: int) -> tuple[np.ndarray, np.ndarray]:
+        """Class and probability of the pages that are to be ``seen``, ``together`` at a time; others are class 0."""
+        probabilities = np.zeros(len(batch), np.float32)
+        for first in range(0, len(seen), together):
+            part = seen[first : first + together]
             pages = batch.pages[part[0] : part[-1] + 1] if len(seen) == len(batch) else batch.pages[part]
-            probabilities[part] = self._probabilities(pages)
+            images, unusable = self.images(pages)
+            probability = torch.softmax(self.logits(images, together), dim=1)[:, self._pulse]
+            probability[unusable] = NOT_CLASSIFIED
+            probabilities[part] = probability.cpu().numpy()
         predictions = (probabilities >= self.threshold).astype(np.int32)
         predictions[probabilities < 0] = NOT_CLASSIFIED
         return predictions, probabilities
+
+    def second_look(self, batch: PageBatch) -> tuple[np.ndarray, np.ndarray]:
+        """`classify` for a few pages: the network sees `FEW` images at a time, always."""
+        return self._decide(batch, np.arange(len(batch)), FEW)
 
     @torch.inference_mode()
     def images(self, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,24 +104,19 @@ class Classifier:
         return images, images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
 
     @torch.inference_mode()
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 2) of at most ``batch_size`` images (B, resolution, resolution) uint8, over the temperature."""
-        full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
+    def logits(self, images: torch.Tensor, together: int) -> torch.Tensor:
+        """Logits (B, 2) of at most ``together`` images (B, resolution, resolution) uint8, over the temperature."""
+        full = torch.zeros((together, 1, *images.shape[1:]), device=self.device)
         full[: len(images), 0] = images
-        return self._model(full)[: len(images)].float() / self.checkpoint.temperature
+        with torch.autocast(self.device.type, torch.bfloat16, self._bf16):
+            logits = self._model(full)
+        return logits[: len(images)].float() / self.checkpoint.temperature
 
     def log_odds(self, images: torch.Tensor) -> np.ndarray:
         """Log-odds (B,) float32 of a pulse, of at most ``batch_size`` images."""
-        logits = self.logits(images)
+        logits = self.logits(images, self.batch_size)
         return (logits[:, self._pulse] - logits[:, 1 - self._pulse]).cpu().numpy()
 
     def _matched_snr(self, pages: np.ndarray) -> np.ndarray:
         parts = [pages[first : first + self.batch_size] for first in range(0, len(pages), self.batch_size)]
         return np.concatenate([matched_snr(part) for part in parts])
-
-    def _probabilities(self, pages: np.ndarray) -> np.ndarray:
-        """Of at most ``batch_size`` pages."""
-        images, unusable = self.images(pages)
-        probability = torch.softmax(self.logits(images), dim=1)[:, self._pulse]
-        probability[unusable] = NOT_CLASSIFIED
-        return probability.cpu().numpy()

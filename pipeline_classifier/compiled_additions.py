@@ -51,7 +51,9 @@ def additions(dtype: np.dtype) -> Callable[[int, int, int], None]:
             subprocess.run(command, input=SOURCE, text=True, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             reason = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
-            raise InputError(f"compile: the C compiler {COMPILER} does not work ({reason}); valid without one: false")
+            raise InputError(
+                f"compile: the C compiler {COMPILER} does not work ({reason}); valid without one: false"
+            ) from error
         function = getattr(ctypes.CDLL(str(library)), dtype.name)
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     function.restype = None

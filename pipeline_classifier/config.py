@@ -88,7 +88,7 @@ class FrontEndConfig(ConfigFile):
         kadane = next((entry for entry in entries if entry[0] == "kadaneF"), None)
         return Cleaning(
             baseline_window_s=self.baseline.width,
-            zero_dm=next((entry[0] for entry in entries if entry[0] in ("zdot", "zero")), None),
+            zero_dm=next((entry[0] for entry in entries if entry[0] in ("zdot", "zero")), None),  # type: ignore[misc]
             zap_threshold=self.preprocesslite.zapthre,
             mask_threshold=self.rfi.thremask,
             zaplist=zaplist,
@@ -145,6 +145,8 @@ class PipelineConfig(ConfigFile):
     threads: int | None = Field(default=None, ge=1, le=1024)
     threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    min_snr: float = Field(default=6.0, ge=0, allow_inf_nan=False)
+    precision: Literal["float32", "bf16"] = "float32"
     snr_gate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     page_samples: int = Field(default=256, ge=16, le=65536)
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)

@@ -146,14 +146,14 @@ def events_from_cands(
             if not row:
                 continue
             try:
-                mjd, dm, width_ms, snr = (float(value) for value in row[2:6])
-                if not np.isfinite([mjd, dm, width_ms, snr]).all():
+                values = [float(value) for value in row[2:6]]
+                if len(values) < 4 or not np.isfinite(values).all():
                     raise ValueError
             except ValueError:
                 raise InputError(
                     f"{path} line {number}: columns 3 to 6 must be MJD, DM, width (ms) and S/N, not {row[2:6]}"
                 ) from None
-            rows.append((mjd, dm, width_ms, snr))
+            rows.append(values)
     mjd, dm, width_ms, snr = np.array(rows, dtype=float).reshape(-1, 4).T
     is_pulse = (dm >= pulse_dm[0]) & (dm <= pulse_dm[1])
     labelled = is_pulse | ((dm >= artefact_dm[0]) & (dm <= artefact_dm[1]))

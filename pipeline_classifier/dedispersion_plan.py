@@ -223,6 +223,7 @@ class Schedule:
 
     def _sum(self, band: Band, width: int, place: Place, temporary: int) -> None:
         """Enter the additions of a narrow band and all below it, depth first."""
+        assert band.halves is not None  # a single channel is no sum
         halves = []
         for half, half_width in zip(band.halves, band.half_widths(width), strict=True):
             if half.halves is None:
@@ -247,7 +248,8 @@ class Schedule:
         """Enter the additions of rows first..last-1, those that lie at constant steps as one."""
         starts = np.empty((last - first, 3), np.int64)
         for k, half in enumerate(halves):
-            starts[:, k] = half.offset + band.rows[first:last, k, 0] % half.kept * half.pitch + band.rows[first:last, k, 1]
+            rows, shifts = band.rows[first:last, k, 0], band.rows[first:last, k, 1]
+            starts[:, k] = half.offset + rows % half.kept * half.pitch + shifts
         starts[:, 2] = place.offset + np.arange(first, last) % place.kept * place.pitch
         for row, count, step in progressions(starts):
             steps = starts[row + step] - starts[row] if count > 1 else (0, 0, 0)
@@ -285,7 +287,9 @@ def progressions(starts: np.ndarray) -> list[tuple[int, int, int]]:
             if not free[first + step] or min(ahead) < 0:
                 continue
             row, count = first + step, 2
-            while row + step < n and free[row + step] and ahead == [b - a for a, b in zip(values[row], values[row + step])]:
+            while row + step < n and free[row + step]:
+                if ahead != [b - a for a, b in zip(values[row], values[row + step], strict=True)]:
+                    break
                 row, count = row + step, count + 1
             best = max(best, (count, step), key=lambda run: run[0])
         count, step = best

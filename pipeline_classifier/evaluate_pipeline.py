@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
@@ -237,7 +238,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     copy = injected_path(args, output_dir) if args.inject else None
     classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
-    if args.inject:
+    if copy is not None:
         evaluated = [evaluate_injected(args, truths[0], config, classifier, copy)]
     else:
         evaluated = [
@@ -246,7 +247,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         ]
     records, outcomes = zip(*evaluated, strict=True)
     outcome = pooled(outcomes)
-    evaluation = {"model": config.model_path.name, "observations": list(records)}
+    evaluation: dict[str, Any] = {"model": config.model_path.name, "observations": list(records)}
     evaluation |= quality(outcome, config.trial_dms())
 
     written = [output_dir / "evaluation.json"]

@@ -10,7 +10,7 @@ import os
 import struct
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class _HeaderReader:
     def __init__(self, head: bytes, path: Path):
         self.head, self.path, self.position = head, path, 0
 
-    def value(self, kind: str, keyword: str) -> int | float | str:
+    def value(self, kind: str, keyword: str) -> Any:
         if kind == STRING:
             length = self.value(INT, keyword)
             if not 0 <= length <= MAX_HEADER_BYTES:
@@ -180,7 +180,7 @@ def read_header(path: str | Path) -> Header:
 
     reader = _HeaderReader(head, path)
     reader.keyword()
-    values = {}
+    values: dict[str, Any] = {}
     while (keyword := reader.keyword()) != "HEADER_END":
         if keyword not in KEYWORDS:
             raise InputError(f"{path}: unknown keyword {keyword!r} in the header; valid: {', '.join(sorted(KEYWORDS))}")
@@ -265,7 +265,7 @@ class Filterbank:
         if header.nifs == 1:
             samples = samples[:, 0]
         elif self.ifs != "sum":
-            samples = samples[:, self.ifs]
+            samples = samples[:, int(self.ifs)]
         else:
             wide = np.float32 if header.nbits == 32 else np.uint16 if header.dtype == np.uint8 else np.int32
             samples = samples.sum(axis=1, dtype=wide)

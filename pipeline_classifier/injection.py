@@ -64,7 +64,7 @@ def inject(
     header, nsamples = files[0].header, files[0].nsamples
     if nsamples < FEWEST_SAMPLES:
         raise InputError(f"{path}: holds {nsamples} samples; valid for an injection: at least {FEWEST_SAMPLES}")
-    chosen = list(range(header.nifs)) if ifs == "sum" else [ifs]
+    chosen = list(range(header.nifs)) if ifs == "sum" else [int(ifs)]
     rows = max(SHORTEST_BLOCK, BLOCK_VALUES // (header.nifs * header.nchans))
     injector = Injector(pulses, header.frequencies, header.tsamp, seed)
     rng = np.random.default_rng([seed, 5])

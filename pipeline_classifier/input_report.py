@@ -1,10 +1,11 @@
 """The verdict of check_input.py on an observation, and its report in words."""
 
 import math
+from typing import Any
 
 from pipeline_classifier.rfi import FEWEST_SAMPLES
 
-Report = dict[str, object]
+Report = dict[str, Any]
 
 FEWEST_TO_TIME = 4096  # samples; of fewer what is timed is mostly the start of a run
 

@@ -21,7 +21,15 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.live_results import LiveResults, Monitor
 from pipeline_classifier.psrdada import RingTimeout
 from pipeline_classifier.ring_pages import RingPages
-from pipeline_classifier.search import LayerResult, SearchResult, account_of, gate_of, set_threshold, thread_count, worker_pool
+from pipeline_classifier.search import (
+    LayerResult,
+    SearchResult,
+    account_of,
+    gate_of,
+    set_threshold,
+    thread_count,
+    worker_pool,
+)
 from pipeline_classifier.sources import Layer
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.memory import keep_freed_memory
@@ -123,7 +131,8 @@ def live_search(
     """
     keep_freed_memory()
     decision = set_threshold(classifier, source.grid.n_time * source.grid.tsamp)
-    finder, merger = EventFinder(source.grid, classify=classifier.classify), EventMerger(source.grid)
+    finder = EventFinder(source.grid, classify=classifier.second_look, min_snr=classifier.min_snr)
+    merger = EventMerger(source.grid)
     threads, size = thread_count(threads), classifier.batch_size
     began = time.monotonic()
     results = LiveResults(output_dir, source.name, n_spectra)

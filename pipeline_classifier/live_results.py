@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -192,10 +193,8 @@ class Monitor:
         next_status = next_log = time.monotonic()
         while not self._done.wait(TICK_S):
             ended = self.source_ended() if self.source_ended else ""
-            try:
+            with suppress(RingError):  # it was destroyed: batches() says so
                 self.fill = self.source.fill
-            except RingError:
-                pass  # it was destroyed: batches() says so
             if ended and not self.fill[0]:
                 self.source.account["stopped"] = self.source.account["stopped"] or ended
             now = time.monotonic()

@@ -3,7 +3,7 @@
   python make_default_model.py --work-dir /tmp/default_model
 
 Runs simulate_observation.py, create_dataset.py and training.py one after the other, each as a command of its own; their
-files stay in the work folder (about 8 GB). The threshold is then set by the false pages per hour on pulse-free
+files stay in the work folder (about 20 GB). The threshold is then set by the false pages per hour on pulse-free
 observations of their own. The checkpoint becomes models/default.pth, the training config
 models/default_training_config.json.
 """
@@ -39,10 +39,8 @@ LONGEST_SWEEP = 8000  # samples
 LONGEST_TSAMP_S = 1.3e-3
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
-CALIBRATION_OBSERVATIONS = 12
-FALSE_PER_HOUR = (
-    200  # pages; what the default threshold lets through on such observations, two thirds of them full of RFI
-)
+CALIBRATION_OBSERVATIONS = 24
+FALSE_PER_HOUR = 100  # pages; what the default threshold lets through on such observations, full of interference
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -51,7 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models-dir", default=HERE / "models", help="where the model is installed (default: %(default)s)"
     )
-    parser.add_argument("--observations", type=int, default=44, help="observations to simulate (default: %(default)s)")
+    parser.add_argument("--observations", type=int, default=150, help="observations to simulate (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=8, help="epochs to train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=2026, help="of everything (default: %(default)s)")
     return parser
@@ -115,12 +113,13 @@ def measure_thresholds(model: Path, work: Path, rng: np.random.Generator) -> lis
         path = work / f"calibration_{number:03d}.fil"
         options = random_observation(number, rng)
         options[options.index("--pulses") + 1] = "0"
+        options[options.index("--rfi") + 1] = "strong"
         command(HERE / "simulate_observation.py", path, *options)
         command(HERE / "run_inference.py", "-c", config_path, "--filterbank", path, "--output-dir", work, "--no-plots")
         probabilities.append(np.load(work / f"probabilities_{path.stem}.npy", allow_pickle=False))
         duration_s += float(options[options.index("--duration-s") + 1])
     pages = np.concatenate(probabilities)
-    return false_rate_thresholds(pages, (1000, FALSE_PER_HOUR, 100, 30), page_s=duration_s / len(pages))
+    return false_rate_thresholds(pages, (1000, 200, FALSE_PER_HOUR, 30), page_s=duration_s / len(pages))
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -132,11 +131,12 @@ def run(args: argparse.Namespace) -> Path:
     options = [random_observation(number, rng) for number in range(args.observations)]
     with ThreadPoolExecutor(2) as pool:
         jobs = pool.map(
-            lambda job: command(HERE / "simulate_observation.py", job[0], *job[1]), zip(observations, options)
+            lambda job: command(HERE / "simulate_observation.py", job[0], *job[1]),
+            zip(observations, options, strict=True),
         )
         list(tqdm(jobs, total=args.observations, desc="observations", unit="file", disable=None))
     logger.info("making the training set")
-    settings = ["--shifts", "8", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(args.seed)]
+    settings = ["--shifts", "6", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(args.seed)]
     command(HERE / "create_dataset.py", *observations, "--output-dir", work, "--name", "default", *settings)
 
     prefix = "default_DM_time_dataset_realbased"

@@ -1,4 +1,4 @@
-"""Many observations: shared over the processes of torchrun or Slurm, each marked when it is done, one catalogue of all."""
+"""Many observations: shared over the processes of torchrun or Slurm, each marked when it is done, one catalogue."""
 
 import csv
 import fcntl

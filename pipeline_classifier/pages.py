@@ -146,7 +146,7 @@ def to_images(
 
 
 def _grey_levels(values: torch.Tensor, black: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:
-    """Map ``black`` to ``black + extent`` of each page to 0 to 255, (B, n_dm, n_time) uint8, and turn it upside down."""
+    """Map ``black`` to ``black + extent`` of each page to 0 to 255, (B, n_dm, n_time) uint8, turned upside down."""
     images = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
     together = PAGES_IN_CACHE if values.device.type == "cpu" else len(values)
     for first in range(0, len(values), max(1, together)):

@@ -11,14 +11,14 @@ from single_pulse_classifier_training.runtime import atomic_writer
 
 if TYPE_CHECKING:
     from pipeline_classifier.saliency import Look
-    from pipeline_classifier.sources import ArrayPages, Cutout, FilterbankPages
+    from pipeline_classifier.sources import Cutout, Source
 
 MOST_SUBBANDS = 64
 LOOK_HEIGHT = 3.2  # inches
 
 
 def plot_event(
-    path: Path, event: Event, source: "FilterbankPages | ArrayPages", look: "Look | None" = None
+    path: Path, event: Event, source: "Source", look: "Look | None" = None
 ) -> None:
     """Draw one event as PNG: profile, dedispersed dynamic spectrum (where there are channels), DM-time plane.
 
@@ -37,7 +37,7 @@ def plot_event(
     FigureCanvasAgg(figure)
     above = figure
     if look:
-        above, below = figure.subfigures(2, 1, height_ratios=[height, LOOK_HEIGHT])
+        above, below = figure.subfigures(2, 1, height_ratios=[height, LOOK_HEIGHT])  # type: ignore[misc]
         _draw_look(below.subplots(), look, event)
     panels = above.subplots(len(heights), 1, sharex=True, height_ratios=heights)
 
@@ -73,6 +73,7 @@ def _title(event: Event, name: str) -> str:
 
 def _draw_spectrum(axis, cutout: "Cutout", event: Event, edges: tuple[float, float]) -> None:
     """Channels averaged into subbands, and samples into bins of a third of the pulse, so that a weak pulse shows."""
+    assert cutout.spectrum is not None and cutout.frequencies is not None
     nchans, n = cutout.spectrum.shape
     together = -(-nchans // MOST_SUBBANDS)
     bin_width = max(1, event.width_samples // 3)

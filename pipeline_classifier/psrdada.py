@@ -6,9 +6,10 @@
           page = np.frombuffer(reader.getNextPage(), np.float32)
           reader.markCleared()                      # reader.isEndOfData says whether it was the last of its transfer
 
-Method names are those of psrdada-python, whose Reader can stand in the place of this one. What is new: nothing waits for
-ever, a writer that died or a ring that was destroyed is an error of its own (``WriterDied``, ``RingDestroyed``), and
-the page that a killed reader held is read again. A stream is a pair of rings: data under the key, headers under key + 1.
+Method names are those of psrdada-python, whose Reader can stand in the place of this one. What is new: nothing waits
+for ever, a writer that died or a ring that was destroyed is an error of its own (``WriterDied``, ``RingDestroyed``),
+and the page that a killed reader held is read again. A stream is a pair of rings: data under the key, headers under
+key + 1.
 
 Connect in the process that reads or writes: a lock belongs to the process that took it.
 """
@@ -18,7 +19,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from pipeline_classifier.psrdada_protocol import RingReader, RingWriter
 from pipeline_classifier.psrdada_ring import (
@@ -112,16 +113,19 @@ def destroy_rings(key: str | int) -> None:
     remove_ring(key + 1)
 
 
-class _Stream:
+_End = TypeVar("_End", RingReader, RingWriter)
+
+
+class _Stream(Generic[_End]):
     """The pair of rings that both ends have: header and data, connected and disconnected together."""
 
-    _end: type[RingReader] | type[RingWriter]
+    _end: type[_End]
 
     def __init__(self, key: str | int | None = None, timeout_s: float = 10.0) -> None:
         self.timeout_s = timeout_s
         self.isEndOfData = False
         self.isHoldingPage = False
-        self._rings: list[RingReader] | list[RingWriter] = []
+        self._rings: list[_End] = []
         if key is not None:
             self.connect(key)
 
@@ -151,14 +155,14 @@ class _Stream:
         return bool(self._rings)
 
     @property
-    def _header(self) -> RingReader | RingWriter:
+    def _header(self) -> _End:
         return self._ring(0)
 
     @property
-    def _data(self) -> RingReader | RingWriter:
+    def _data(self) -> _End:
         return self._ring(1)
 
-    def _ring(self, number: int) -> RingReader | RingWriter:
+    def _ring(self, number: int) -> _End:
         if not self._rings:
             raise RingError("not connected to a ring; connect first")
         return self._rings[number]
@@ -184,7 +188,7 @@ class _Stream:
         self._release()
 
 
-class Reader(_Stream):
+class Reader(_Stream[RingReader]):
     """Reads a stream of pages.
 
     Parameters
@@ -313,7 +317,7 @@ class Reader(_Stream):
         return self._data.bytes_read
 
 
-class Writer(_Stream):
+class Writer(_Stream[RingWriter]):
     """Writes a stream of pages.
 
     Parameters

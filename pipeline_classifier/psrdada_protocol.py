@@ -1,9 +1,9 @@
 """The two ends of a PSRDADA ring: how ``ipcbuf`` hands blocks from one writer to up to eight readers.
 
-Blocks are numbered from 0 for ever; block b lies in place b % nbufs. A *transfer* is a run of blocks from s_buf to e_buf,
-of which the last may be filled in part; it ends with "end of data", and another one may follow. The writer counts FULL
-up, a reader counts it down and CLEAR up, the writer counts CLEAR down before it fills a place again. Start and end of
-the last eight transfers are kept, guarded by SODACK and EODACK.
+Blocks are numbered from 0 for ever; block b lies in place b % nbufs. A *transfer* is a run of blocks from s_buf to
+e_buf, of which the last may be filled in part; it ends with "end of data", and another one may follow. The writer
+counts FULL up, a reader counts it down and CLEAR up, the writer counts CLEAR down before it fills a place again. Start
+and end of the last eight transfers are kept, guarded by SODACK and EODACK.
 
 What a process holds when it is killed comes back by SEM_UNDO (WRITE, READ, READER_CONN), all but the page in its hands:
 ``RingReader.lock`` finds that one.
@@ -65,8 +65,8 @@ class RingReader(Ring):
                 break
             time.sleep(RETRY_S)
         raise RingTimeout(
-            f"{self}: all {self.n_readers} places for readers are taken after {timeout_s:g} s; end the other reader, or "
-            "make the ring with more (dada_db -r)"
+            f"{self}: all {self.n_readers} places for readers are taken after {timeout_s:g} s; end the other reader, "
+            "or make the ring with more (dada_db -r)"
         )
 
     def unlock(self) -> None:

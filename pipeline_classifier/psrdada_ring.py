@@ -7,6 +7,7 @@ of 0x10000: the connection semaphores, eight places for the semaphores of a read
 
 import ctypes
 import time
+from collections.abc import Callable
 
 from pipeline_classifier.sysv import Segment, Semaphores, is_gone
 from single_pulse_classifier_training.cli import InputError
@@ -81,7 +82,8 @@ def blocks_of(segment: Segment, name: str) -> int:
         if segment.size - 5 * nbufs in OLDER_SYNC_BYTES:
             what = "the layout of a PSRDADA before 2018-11-15"
         raise RingError(
-            f"{name}: a sync segment of {segment.size} bytes is {what}; valid are {SYNC_BYTES} and 5 more for each block"
+            f"{name}: a sync segment of {segment.size} bytes is {what}; valid are {SYNC_BYTES} "
+            "and 5 more for each block"
         )
     return nbufs
 
@@ -165,12 +167,14 @@ class Ring:
 
     def detach(self) -> None:
         """Let go of all memory; the ring itself stays."""
-        self.sync = self.count = None  # they would dangle
+        self.sync = self.count = None  # type: ignore[assignment] # they would dangle
         for segment in self._segments:
             segment.detach()
         self._segments = []
 
-    def change(self, semaphores: Semaphores, *operations: tuple[int, ...], timeout_s: float = 0.0) -> bool:
+    def change(
+        self, semaphores: Semaphores, *operations: tuple[int, int] | tuple[int, int, int], timeout_s: float = 0.0
+    ) -> bool:
         """``Semaphores.change`` with operations (number, change[, flags]); RingDestroyed if the ring is gone."""
         try:
             return semaphores.change(*[(*operation, 0)[:3] for operation in operations], timeout_s=timeout_s)
@@ -205,11 +209,12 @@ def make_ring(key: int, nbufs: int, bufsz: int, n_readers: int) -> None:
         sync.semkey_data[:] = [key + KEY_STEP * (2 + reader) for reader in range(MAX_READERS)]
         keys = (ctypes.c_int32 * nbufs).from_address(segment.address + SYNC_BYTES + nbufs)
         keys[:] = [key + KEY_STEP * (2 + MAX_READERS + block) for block in range(nbufs)]
-        made.append(Semaphores(sync.semkey_connect, 2, create=True))
-        made += [Semaphores(sync.semkey_data[reader], 5, create=True) for reader in range(n_readers)]
+        connection = Semaphores(sync.semkey_connect, 2, create=True)
+        made.append(connection)
+        readers = [Semaphores(semkey, 5, create=True) for semkey in sync.semkey_data[:n_readers]]
+        made += readers
         for block_key in keys:
             made.append(Segment(block_key, bufsz))
-        connection, readers = made[1], made[2 : 2 + n_readers]
         connection.change((WRITE, 1, 0), (READ, n_readers, 0))
         for semaphores in readers:
             semaphores.change((SODACK, MAX_TRANSFERS, 0), (EODACK, MAX_TRANSFERS, 0), (READER_CONN, 1, 0))
@@ -242,7 +247,7 @@ def remove_ring(key: int) -> None:
         segment.detach()
 
 
-def _remove_if_there(kind: type[Segment] | type[Semaphores], *arguments: int) -> None:
+def _remove_if_there(kind: Callable[..., Segment | Semaphores], *arguments: int) -> None:
     try:
         part = kind(*arguments)
     except FileNotFoundError:

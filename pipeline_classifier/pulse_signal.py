@@ -127,6 +127,7 @@ def _spectrum(pulse: Pulse, frequencies: np.ndarray, rng: np.random.Generator) -
     if pulse.scintillation_bandwidth_mhz > 0:
         spectrum = spectrum * scintillation(frequencies, pulse.scintillation_bandwidth_mhz, rng)
     if pulse.centre_mhz is not None:
+        assert pulse.bandwidth_mhz is not None  # it has both, or neither
         distance = (frequencies - pulse.centre_mhz) / pulse.bandwidth_mhz * FWHM_PER_SIGMA
         spectrum = spectrum * np.exp(-0.5 * distance**2)
     return spectrum
@@ -245,7 +246,7 @@ class Injector:
     def add(self, block: np.ndarray, first_sample: int) -> None:
         """Add all pulses to a block (m, nchans) float32, in units of channel noise, in place; blocks in time order."""
         begin, end = self._extents.T
-        for i in np.flatnonzero((begin < first_sample + len(block)) & (end > first_sample)):
+        for i in np.flatnonzero((begin < first_sample + len(block)) & (end > first_sample)).tolist():
             if i not in self._active:
                 rng = np.random.default_rng([self.seed, 4, i])
                 self._active[i] = pulse_signal(self.pulses[i], self.frequencies, self.tsamp, rng)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def without_known(
     left = np.flatnonzero(recovery.false_events)
     pulses = [Pulse(event.time_s, event.dm_pc_cm3, event.snr, event.width_ms) for event in known]
     false_events = np.zeros(len(events), dtype=bool)
-    false_events[left] = compare(pulses, [events[number] for number in left], grid).false_events
+    false_events[left] = compare(pulses, [events[number] for number in left.tolist()], grid).false_events
     return Recovery(recovery.event_of_pulse, false_events)
 
 
@@ -138,7 +139,7 @@ def recall_by(values: np.ndarray, found: np.ndarray, edges: Sequence[float]) -> 
     edges : ascending; a bin has its lower edge, and not its upper one
     """
     bins = []
-    for low, high in zip(edges[:-1], edges[1:]):
+    for low, high in pairwise(edges):
         chosen = (values >= low) & (values < high)
         limits = {"from": float(low) if low > -np.inf else None, "to": float(high) if high < np.inf else None}
         bins.append(limits | {"found": int(found[chosen].sum()), "of": int(chosen.sum())})
@@ -197,9 +198,11 @@ def summary(pulses: Sequence[Pulse], events: Sequence[Event], recovery: Recovery
     """Pulses found by S/N, and false events, as lines of text."""
     snr = np.array([pulse.snr for pulse in pulses])
     lines = [f"{'injected pulses found':>24} {int(recovery.found.sum())} of {len(pulses)}"]
-    for part in recall_by(snr, recovery.found, SNR_EDGES):
-        if part["of"]:
-            lines.append(f"{'S/N ' + bin_label(part):>24} {part['found']} of {part['of']}")
+    lines += [
+        f"{'S/N ' + bin_label(part):>24} {part['found']} of {part['of']}"
+        for part in recall_by(snr, recovery.found, SNR_EDGES)
+        if part["of"]
+    ]
     bright = snr >= 10
     if bright.any():
         lines.append(f"{'recall at S/N >= 10':>24} {recovery.found[bright].mean():.3f}")

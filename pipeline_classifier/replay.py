@@ -69,7 +69,7 @@ def send_pages(path: Path, config: PipelineConfig) -> None:
     with Writer(config.key_output, config.idle_timeout_s) as writer:
         writer.setHeader(ring_header(source.grid))
         for batch in source.batches(PAGES_IN_RING):
-            writer.write(np.ascontiguousarray(batch.pages))
+            writer.write(np.ascontiguousarray(batch.pages).data)
 
 
 @contextmanager

@@ -29,7 +29,8 @@ class Cleaning:
         subtracts the mean alone. Pulses must be shorter: one of a tenth of the window loses about a tenth of its S/N.
     zero_dm : what is done about undispersed interference: "zdot" regresses every channel against the mean of all
         channels, "zero" subtracts that mean; both drop the samples of strong impulses. None: nothing.
-    zap_threshold : inter-quartile ranges by which a channel's skewness, kurtosis and other figures may be off the band's
+    zap_threshold : inter-quartile ranges by which a channel's skewness, kurtosis and other figures may be off those
+        of the band
     mask_threshold : robust sigmas by which a channel's figures may differ from those of near channels (IQRM)
     zaplist : [[f_low, f_high], ...] in MHz, bands that are never used.
     kadane_channels : neighbouring channels taken together to find long narrow-band signals; 0: not sought
@@ -254,8 +255,8 @@ def zero_dm_series(
 def spikes(series: torch.Tensor, hits: torch.Tensor, n_good: int) -> torch.Tensor:
     """Samples (n,) bool of undispersed impulses: the hits, and what is about them up to the foot of the impulse.
 
-    A hit is a sample whose mean over all channels, each clipped at `CLIP` sigma, is beyond `SPIKE`: it is in most of the
-    band at once. A dispersed pulse is in a part of the channels at a time, none of which counts more than `CLIP`.
+    A hit is a sample whose mean over all channels, each clipped at `CLIP` sigma, is beyond `SPIKE`: it is in most of
+    the band at once. A dispersed pulse is in a part of the channels at a time, none of which counts more than `CLIP`.
     """
     if not hits.any():
         return hits

@@ -2,21 +2,21 @@
 
 What is in the ring (TransientX's ``dada_dbdedispdb``): a byte stream of images, each (ndm, ndump) float32 in the byte
 order of the machine, DM-major, row 0 = ``dms`` and row i = ``dms + i*ddm``; column j of image p is the sample
-``p*ndump + j``, timed at the top channel. That is the page of pages.py as it stands; with a negative ``ddm`` the rows are
-turned round, so that row 0 is the lowest DM. Blocks of the ring and images need not match: a block may hold several
-images, and an image may go on in the next block of its transfer.
+``p*ndump + j``, timed at the top channel. That is the page of pages.py as it stands; with a negative ``ddm`` the rows
+are turned round, so that row 0 is the lowest DM. Blocks of the ring and images need not match: a block may hold
+several images, and an image may go on in the next block of its transfer.
 
 The header is one line of JSON. Of 2024: ``ddm, dms, ndm, ndump, fmax, fmin, tsamp``; today's: ``ddm, dms, ndm`` and
-``obsinfo`` with ``fch1, foff, nchans, tsamp, tstart``. Lines of ``KEY value`` may have the same names, in either case, or
-DADA's own: ``TSAMP`` (microseconds), ``MJD_START``, ``FREQ``, ``BW``, ``NCHAN``. What the header does not say comes from
-the config.
+``obsinfo`` with ``fch1, foff, nchans, tsamp, tstart``. Lines of ``KEY value`` may have the same names, in either case,
+or DADA's own: ``TSAMP`` (microseconds), ``MJD_START``, ``FREQ``, ``BW``, ``NCHAN``. What the header does not say comes
+from the config.
 """
 
 import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -53,7 +53,8 @@ def grid_of(header: dict, dms: np.ndarray, n_time: int, downsample: int = 1) -> 
     ------
     InputError : a value is no number, or makes no grid.
     """
-    obsinfo = header.get("obsinfo") if isinstance(header.get("obsinfo"), dict) else {}
+    obsinfo = header.get("obsinfo")
+    obsinfo = obsinfo if isinstance(obsinfo, dict) else {}
     values = {**header, **obsinfo}
 
     def number(default: float, *names: str) -> float:
@@ -66,11 +67,11 @@ def grid_of(header: dict, dms: np.ndarray, n_time: int, downsample: int = 1) -> 
         return default
 
     low, step = number(dms[0], "dms", "DMS"), number(dms[1] - dms[0] if len(dms) > 1 else 1.0, "ddm", "DDM")
-    n_dm, n_time = number(len(dms), "ndm", "NDM"), number(n_time, "ndump", "NDUMP")
-    if not (1 <= n_dm <= MAX_SIDE and 1 <= n_time <= MAX_SIDE and step and math.isfinite(low + step)):
+    n_dm, n_columns = number(len(dms), "ndm", "NDM"), number(n_time, "ndump", "NDUMP")
+    if not (1 <= n_dm <= MAX_SIDE and 1 <= n_columns <= MAX_SIDE and step and math.isfinite(low + step)):
         raise InputError(
-            f"header of the ring: dms {low:g}, ddm {step:g}, ndm {n_dm:g}, ndump {n_time:g} make no page; valid are a ddm "
-            f"other than 0, and 1 to {MAX_SIDE} for the other two"
+            f"header of the ring: dms {low:g}, ddm {step:g}, ndm {n_dm:g}, ndump {n_columns:g} make no page; valid are "
+            f"a ddm other than 0, and 1 to {MAX_SIDE} for the other two"
         )
     tsamp = number(number(math.nan, "TSAMP") * 1e-6, "tsamp") * (downsample if "tsamp" in obsinfo else 1)
     top, bottom = number(math.nan, "fmax", "FMAX"), number(math.nan, "fmin", "FMIN")
@@ -83,7 +84,7 @@ def grid_of(header: dict, dms: np.ndarray, n_time: int, downsample: int = 1) -> 
         top, bottom = number(math.nan, "FREQ") + half, number(math.nan, "FREQ") - half
     trials = low + step * np.arange(int(n_dm))
     tstart = number(math.nan, "tstart", "TSTART", "MJD_START")
-    return PageGrid(np.sort(trials), int(n_time), tsamp, tstart, top, bottom), step < 0
+    return PageGrid(np.sort(trials), int(n_columns), tsamp, tstart, top, bottom), step < 0
 
 
 class RingPages:
@@ -129,11 +130,13 @@ class RingPages:
         max_latency_s: float = 1.0,
         downsample: int = 1,
     ) -> None:
-        by_key = isinstance(source, str | int)
-        self.name = name or (f"ring_{parse_key(source):x}" if by_key else "ring")
+        if isinstance(source, str | int):
+            self.name = name or f"ring_{parse_key(source):x}"
+            self._reader = Reader(source, idle_timeout_s, copy=False)
+        else:
+            self.name, self._reader = name or "ring", source
         self.max_pages, self.idle_timeout_s = max_pages, idle_timeout_s
         self.stop_at_end_of_data, self.max_latency_s = stop_at_end_of_data, max_latency_s
-        self._reader = Reader(source, idle_timeout_s, copy=False) if by_key else source
         self._ours = isinstance(self._reader, Reader)
         try:
             header = self._reader.getHeader()
@@ -144,7 +147,7 @@ class RingPages:
             self.grid, self._descending = grid_of(self.header, dms, n_time, downsample)
             self._image_bytes = 4 * math.prod(self.grid.shape)
             bytes_before = self._reader.bytes_read if self._ours else 0
-            self.account = {"blocks_read": 0, "transfers": 0, "samples_read": 0, "bytes_left_over": 0}
+            self.account: dict[str, Any] = {"blocks_read": 0, "transfers": 0, "samples_read": 0, "bytes_left_over": 0}
             self.account |= {"ring_blocks": self.fill[1], "ring_fullest": 0, "stopped": ""}
         except BaseException:
             self.close()
@@ -187,7 +190,7 @@ class RingPages:
             del held[len(held) - left_over :]
             self.account["bytes_left_over"] += left_over + skipped
 
-            waiting = min(len(held) // size, most - self.n_pages)
+            waiting = int(min(len(held) // size, most - self.n_pages))
             if waiting == most - self.n_pages:
                 self.account["stopped"] = f"{most} pages, as asked for"
             now = time.monotonic()
@@ -216,7 +219,7 @@ class RingPages:
     def _blocks(self) -> Iterator[tuple[bytes, bool, bool]]:
         """Yield the bytes of each block, whether its transfer ends with them, and whether another block waits.
 
-        While none comes, (b"", False, False) at every tick; at last (b"", True, False), with ``account["stopped"]`` set.
+        While none comes, (b"", False, False) at every tick; at last (b"", True, False), ``account["stopped"]`` set.
         """
         account, reader = self.account, self._reader
         tick = min(TICK_S, self.max_latency_s / 4, self.idle_timeout_s)

@@ -8,12 +8,12 @@
   python run_inference.py --pages batch.npy                        candidates that are dedispersed already
 
 A ring is waited for, and read until n_spectra pages came, none came for idle_timeout_s, its writer died, or SIGINT or
-SIGTERM. Its outputs have the name of the config's filterbank and grow while it is read, valid at any moment; beside them
-status_<name>.json says how it goes. No pictures are drawn.
+SIGTERM. Its outputs have the name of the config's filterbank and grow while it is read, valid at any moment; beside
+them status_<name>.json says how it goes. No pictures are drawn.
 
-Many files are shared by the processes of `torchrun --nproc-per-node=N run_inference.py ...`, of `srun -n N`, or of a Slurm
-array. catalogue.csv has the events of all. With --resume a file is left out if its results are there, made from a file of
-the same name, size and time, with the same config and model; so the same command goes on where a run was cut off.
+Many files are shared by the processes of `torchrun --nproc-per-node=N run_inference.py ...`, of `srun -n N`, or of a
+Slurm array. catalogue.csv has the events of all. With --resume a file is left out if its results are there, made from a
+file of the same name, size and time, with the same config and model: the same command goes on where a run was cut off.
 
 A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM), which the model's normaliser turns into
 images, or uint8 images as in a training set (row 0 = highest DM), which are taken as they are.
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     many = args.filterbank is not None and not args.joined and (len(files) > 1 or share.n > 1 or args.resume)
     if many:
         return search_many(files or [config.filterbank_path], share, config, args)
-    source = None
+    source: ArrayPages | FilterbankPages | None = None
     if args.pages:
         source = ArrayPages(args.pages, config.front_end()[0])
     elif args.filterbank is not None:

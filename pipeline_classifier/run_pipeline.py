@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
@@ -83,7 +83,7 @@ class Plan:
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_search_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, and what is missing for it; start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what it lacks; start nothing")
     return parser
 
 
@@ -132,7 +132,8 @@ def missing(config: PipelineConfig, plan: Plan) -> Iterator[str]:
             yield f"{key}: {image} is not there"
     for word in dict.fromkeys(command.words[0] for command in plan.commands):
         if not shutil.which(word):
-            remedy = "install Apptainer or Singularity" if word in RUNTIMES else "name path_to_pulsarx_singularity_image"
+            image = "name path_to_pulsarx_singularity_image"
+            remedy = "install Apptainer or Singularity" if word in RUNTIMES else image
             yield f"{word} is not on PATH: {remedy}, or put it there"
     if not config.filterbank_path.is_file():
         yield f"the filterbank {config.filterbank_path} is not there"
@@ -174,6 +175,9 @@ def ring_of(plan: RingPlan) -> Iterator[None]:
         destroy_rings(plan.key)
 
 
+Entered = TypeVar("Entered")
+
+
 class CleanUp(ExitStack):
     """A stack that is unwound on SIGTERM and SIGHUP as on Ctrl-C, and whose unwinding no signal disturbs."""
 
@@ -187,7 +191,7 @@ class CleanUp(ExitStack):
         if not self._starting:
             raise KeyboardInterrupt
 
-    def start(self, make: Callable[..., AbstractContextManager], *args: object) -> object:
+    def start(self, make: Callable[..., AbstractContextManager[Entered]], *args: object) -> Entered:
         """Enter ``make(*args)``; a signal waits until it lies on the stack."""
         self._starting = True
         try:
@@ -197,7 +201,7 @@ class CleanUp(ExitStack):
             if self._told:
                 raise KeyboardInterrupt
 
-    def __exit__(self, *exception: object) -> bool:
+    def __exit__(self, *exception: Any) -> bool | None:
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
         try:

@@ -3,7 +3,7 @@
   python run_pipeline_simulation.py                                  simulates an observation, and says what it found
   python run_pipeline_simulation.py -c config.json --output-dir out
   python run_pipeline_simulation.py -c config.json --filterbank file.fil --output-dir out
-  python run_pipeline_simulation.py -c config.json --through-ring    the pages go through a real PSRDADA ring, key_output
+  python run_pipeline_simulation.py -c config.json --through-ring    pages go through a real PSRDADA ring, key_output
 
 Without --filterbank the file that the config names is searched; if it is not on disk, one is simulated under its name
 in the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside
@@ -25,9 +25,11 @@ from pipeline_classifier.recovery import compare, summary
 from pipeline_classifier.replay import sent_through_ring
 from pipeline_classifier.report import add_report_options, check_report_options, write_report
 from pipeline_classifier.results import report, write_results
+from pipeline_classifier.ring_pages import RingPages
 from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, open_filterbank, search
 from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, truth_path
+from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
 
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> SearchResult:
         path = output_dir / path.name
         simulate_missing(path, args)
 
+    source: FilterbankPages | RingPages
     if args.through_ring:
         # The outputs have the name of the file that is sent, and its end is the end.
         changes = {"name_of_the_filterbank": path.name, "n_spectra": None, "stop_at_end_of_data": True}

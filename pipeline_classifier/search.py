@@ -99,7 +99,16 @@ def load_classifier(
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
     logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
-    return Classifier(checkpoint, chosen, threshold, max_false_per_hour, config.batch_size, config.snr_gate)
+    return Classifier(
+        checkpoint,
+        chosen,
+        threshold,
+        max_false_per_hour,
+        config.batch_size,
+        config.snr_gate,
+        config.precision,
+        config.min_snr,
+    )
 
 
 def open_filterbank(path: str | Path | Sequence[str | Path], config: PipelineConfig) -> FilterbankPages:
@@ -168,6 +177,7 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
     keep_freed_memory()
+    torch.set_num_threads(1)  # for the second looks: the cores are busy with the pages
     decision = set_threshold(classifier, page_interval_s(source))
     layers = [
         LayerResult(
@@ -178,7 +188,10 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
         for layer in source.layers
     ]
     finders = [
-        EventFinder(layer.grid, layer.time_downsample, layer.dm_stack, classifier.classify) for layer in source.layers
+        EventFinder(
+            layer.grid, layer.time_downsample, layer.dm_stack, classifier.second_look, classifier.min_snr
+        )
+        for layer in source.layers
     ]
     events: list[Event] = []
 

@@ -6,7 +6,7 @@ Everything that is added is in units of a channel's noise; gains multiply the wh
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from pipeline_classifier.filterbank import Header
 from single_pulse_classifier_training.cli import InputError
 
 # Ranges to draw from for each file; numbers of events are per minute, channels are fractions of the band.
-LEVELS = {
+LEVELS: dict[str, dict[str, Any]] = {
     "mild": {
         "impulses": (6, 20),
         "impulse_amplitude": (0.3, 3),
@@ -61,8 +61,11 @@ SATURATING_SIGMA = 1e3
 class Interferer(Protocol):
     """Anything that can add its samples ``start`` to ``stop`` to a block (m, nchans) which has a part of them."""
 
-    start: int
-    stop: int
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
 
     def add(self, block: np.ndarray, first_sample: int) -> None: ...
 
@@ -171,7 +174,8 @@ class Rfi:
             gain += amplitude * np.sin(2 * np.pi * samples / period + phase)
         factors = np.concatenate([[1.0], self.steps[:, 1]])
         gain *= factors[np.searchsorted(self.steps[:, 0], samples, side="right")]
-        for begin, end in self.dropouts[_overlapping(*self.dropouts.T, first_sample, n)]:
+        begins, ends = self.dropouts.T
+        for begin, end in self.dropouts[_overlapping(begins, ends, first_sample, n)]:
             gain[max(0, begin - first_sample) : max(0, end - first_sample)] = 0
         return gain.astype(np.float32)
 
@@ -202,7 +206,7 @@ class _Draw:
     def count(self, what: str) -> int:
         return self.rng.poisson(self.rng.uniform(*self.ranges[what]) * self.minutes)
 
-    def log_uniform(self, low: float, high: float, size: int | None = None) -> np.ndarray | float:
+    def log_uniform(self, low: float, high: float, size: int | None = None) -> Any:
         return np.exp(self.rng.uniform(np.log(low), np.log(high), size))
 
     def samples(self, size: int) -> np.ndarray:
@@ -299,7 +303,8 @@ class _Draw:
     def dropouts(self) -> np.ndarray:
         n = self.count("dropouts")
         begin = self.samples(n)
-        lengths = self.log_uniform(*self.ranges["dropout_ms"], n) * 1e-3 / self.tsamp
+        shortest, longest = self.ranges["dropout_ms"]
+        lengths = self.log_uniform(shortest, longest, n) * 1e-3 / self.tsamp
         return np.column_stack([begin, begin + np.ceil(lengths).astype(int)])
 
 
@@ -323,7 +328,8 @@ def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
         return Rfi()
     draw = _Draw(level, header, nsamples, np.random.default_rng([seed, 3]))
     dead, noisy = draw.channels("dead"), draw.channels("noisy")
-    interferers = [*draw.impulses(), *draw.carriers(), *draw.mains(), *draw.saturations(), *draw.chirps()]
+    interferers: list[Interferer] = [*draw.impulses(), *draw.carriers(), *draw.mains()]
+    interferers += [*draw.saturations(), *draw.chirps()]
     return Rfi(
         interferers,
         draw.drift(),

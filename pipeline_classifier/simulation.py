@@ -50,8 +50,8 @@ class PulseRanges:
     """What `random_pulses` draws from: (low, high) pairs, uniform in DM, log-uniform in S/N and width.
 
     Of all pulses, a fraction ``scattered`` has a tail of 0.1 to 2 widths at mid band, ``scintillating`` a random
-    spectrum, ``band_limited`` an envelope over 15 to 60 per cent of the band, ``double`` a second pulse of 0.6 to 1 times
-    its S/N, 2 to 6 widths (and at least 4 samples) behind it.
+    spectrum, ``band_limited`` an envelope over 15 to 60 per cent of the band, ``double`` a second pulse of 0.6 to 1
+    times its S/N, 2 to 6 widths (and at least 4 samples) behind it.
     """
 
     dm_pc_cm3: tuple[float, float] = (10.0, 120.0)
@@ -100,7 +100,7 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
     top, bottom = frequencies[0], frequencies[-1]
     band = top - bottom + abs(header.foff)
     dms, indices = rng.uniform(*ranges.dm_pc_cm3, n), rng.uniform(*ranges.spectral_index, n)
-    snrs, widths = (np.exp(rng.uniform(*np.log(r), n)) for r in (ranges.snr, ranges.width_ms))
+    snrs, widths = (np.exp(rng.uniform(low, high, n)) for low, high in map(np.log, (ranges.snr, ranges.width_ms)))
     # A tail at mid band, referred to 1 GHz.
     tails = widths * np.exp(rng.uniform(np.log(0.1), np.log(2), n)) * (frequencies.mean() / 1000) ** 4
     scattering = np.where(rng.random(n) < ranges.scattered, tails, 0)
@@ -116,6 +116,7 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
                 column.tolist()
                 for column in (dms, snrs, widths, scattering, indices, scintillation, centres, bandwidths)
             ),
+            strict=True,
         )
     ]
     if n == 0:
@@ -227,7 +228,9 @@ def truth_path(filterbank: str | Path) -> Path:
     return Path(filterbank).with_name(f"{Path(filterbank).stem}_truth.csv")
 
 
-def write_truth(path: str | Path, pulses: Sequence[Pulse], boxcar_widths_ms: Sequence[float], tstart: float) -> None:
+def write_truth(
+    path: str | Path, pulses: Sequence[Pulse], boxcar_widths_ms: Sequence[float] | np.ndarray, tstart: float
+) -> None:
     """Write pulses as CSV with the columns `TRUTH_COLUMNS`; times and MJDs hold at the highest channel's centre."""
     text = io.StringIO()
     writer = csv.DictWriter(text, TRUTH_COLUMNS, lineterminator="\n")

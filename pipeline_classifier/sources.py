@@ -3,10 +3,12 @@
 import logging
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,10 +87,24 @@ class Cutout:
     frequencies: np.ndarray | None = None
 
 
-class Source:
-    """What all sources share; a subclass gives ``layers``, ``blocks()`` and ``pages(block)``."""
+class Source(ABC):
+    """What all sources share."""
 
+    name: str
     layers: list[Layer]
+    account: dict[str, Any]
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Block]:
+        """The blocks in which pages begin, in order."""
+
+    @abstractmethod
+    def pages(self, block: Block) -> list[PageBatch]:
+        """The pages that begin in a block, those of a layer in one batch."""
+
+    @abstractmethod
+    def cutout(self, event: Event) -> Cutout:
+        """The surroundings of an event."""
 
     @property
     def grid(self) -> PageGrid:
@@ -159,7 +175,7 @@ class FilterbankPages(Source):
             raise InputError(f"{file.path}: {file.nsamples} samples are less than one of td {cleaning.td}")
         if zapped(frequencies, cleaning.zaplist).all():
             raise InputError(
-                f"{self.filterbank.path}: zaplist {list(cleaning.zaplist)} leaves none of its {len(frequencies)} channels"
+                f"{file.path}: zaplist {list(cleaning.zaplist)} leaves none of its {len(frequencies)} channels"
             )
         sweep = float(dispersion_delay(np.max(dms), frequencies[-1], frequencies[0]) / tsamp)
         if not sweep * len(frequencies) * 4 < LARGEST_SWEEP_BYTES:
@@ -197,7 +213,7 @@ class FilterbankPages(Source):
             self.choose(starts)
         self._lock = threading.Lock()
         self._channel_samples = 0
-        self.account = {
+        self.account: dict[str, Any] = {
             "samples": nsamples,
             "samples_read": 0,
             "channels": len(frequencies),
@@ -350,7 +366,7 @@ class ArrayPages(Source):
             dms = np.full(pages.shape[1], np.nan)
         self.pages_on_disk, self.name = pages, Path(path).stem
         self.layers = [Layer(PageGrid(dms, pages.shape[2]), np.arange(len(pages)) * (pages.shape[2] + 1))]
-        self.account: dict = {}
+        self.account: dict[str, Any] = {}
 
     def blocks(self) -> Iterator[Block]:
         """Stretches of `PAGES_PER_BLOCK` pages."""

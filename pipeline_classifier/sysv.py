@@ -48,7 +48,7 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _checked(result: int, failed: int = -1) -> int:
+def _checked(result: int, failed: int | None = -1) -> int:
     if result == failed:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -87,7 +87,7 @@ class Segment:
         """Let go of the memory; every view of it dangles from now on."""
         if self.address is not None:
             _libc().shmdt(self.address)
-            self.address = None
+            self.address = None  # type: ignore[assignment]
 
     def remove(self) -> None:
         """Destroy the segment; it goes when the last process has detached."""
@@ -119,7 +119,7 @@ class Semaphores:
         bool
             False, and nothing done, when that was not possible within ``timeout_s``.
         """
-        array = (_SemBuf * len(operations))(*operations)
+        array = (_SemBuf * len(operations))(*(_SemBuf(*operation) for operation in operations))
         deadline = time.monotonic() + timeout_s
         while True:
             seconds, fraction = divmod(max(0.0, deadline - time.monotonic()), 1.0)

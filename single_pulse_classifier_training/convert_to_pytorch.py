@@ -23,6 +23,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
@@ -80,7 +81,8 @@ def convert_files(args: argparse.Namespace) -> list[Path]:
     for source, target in jobs:
         checkpoint, lines = convert(source, args.resolution)
         if args.verify:
-            lines.append(verify(checkpoint, *args.verify, args.tolerance))
+            pages, outputs = args.verify
+            lines.append(verify(checkpoint, pages, outputs, args.tolerance))
         write(target, checkpoint, lines)
     return [target for _, target in jobs]
 
@@ -157,9 +159,9 @@ def verify(checkpoint: Checkpoint, pages_path: str, outputs_path: str, tolerance
         raise InputError(f"{pages_path}: shape {images.shape} is not (N, {side}, {side}[, 1]) with N > 0")
     if outputs.shape != (len(images), 2):
         raise InputError(f"{outputs_path}: shape {outputs.shape} is not ({len(images)}, 2), two outputs for each image")
-    outputs = torch.from_numpy(outputs.astype(np.float64))
-    is_softmax = bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-3).all())
-    expected = outputs if is_softmax else outputs.softmax(1)
+    returned = torch.from_numpy(outputs.astype(np.float64))
+    is_softmax = bool((returned >= 0).all() and ((returned.sum(1) - 1).abs() < 1e-3).all())
+    expected = returned if is_softmax else returned.softmax(1)
     found = torch.empty_like(expected)
     with torch.inference_mode():
         for first in tqdm(range(0, len(images), VERIFY_BATCH), unit="batch", desc="verify", disable=None):
@@ -218,7 +220,7 @@ def write_templates(args: argparse.Namespace) -> list[Path]:
 def migrate_config(path: Path, output: str | None, resolution: int | None, overwrite: bool) -> list[Path]:
     """Write the config of the TensorFlow pipeline anew for this one, and convert the Keras model that it names."""
     old = _read_json(path)
-    model = old.get("name_of_the_model")
+    model: Any = old.get("name_of_the_model")
     has_keras_model = isinstance(model, str) and model.lower().endswith((*KERAS_SUFFIXES, ".keras"))
     if not has_keras_model and "workers_for_tensorflow" not in old:
         raise InputError(f"{path} needs no change: it names no Keras model and has no key 'workers_for_tensorflow'")

@@ -3,6 +3,7 @@
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,18 +43,18 @@ class DMTimeImages(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """A whole batch: uint8 images (B, 1, H, W) and int64 labels (B,). The DataLoader needs ``keep_batch``."""
-        indices = np.asarray(indices)
-        file_of = np.searchsorted(self.starts, indices, side="right") - 1
-        batch = np.empty((len(indices), 1, self.resolution, self.resolution), np.uint8)
+        places = np.asarray(indices)
+        file_of = np.searchsorted(self.starts, places, side="right") - 1
+        batch = np.empty((len(places), 1, self.resolution, self.resolution), np.uint8)
         for file in np.unique(file_of):
             chosen = file_of == file
-            batch[chosen, 0] = self.files[file][indices[chosen] - self.starts[file]]
+            batch[chosen, 0] = self.files[file][places[chosen] - self.starts[file]]
             forget(self.files[file])
-        return torch.from_numpy(batch), torch.from_numpy(self.labels[indices])
+        return torch.from_numpy(batch), torch.from_numpy(self.labels[places])
 
     def chunks(self, n_images: int) -> Iterator[tuple[int, np.ndarray]]:
         """All images in order: index of the first, and up to ``n_images`` of one file, uint8 (n, H, W)."""
-        for start, images in zip(self.starts, self.files):
+        for start, images in zip(self.starts[:-1], self.files, strict=True):
             for first in range(0, len(images), n_images):
                 chunk = images[first : first + n_images]
                 yield int(start) + first, chunk
@@ -64,10 +65,10 @@ class DMTimeImages(Dataset):
         return DMTimeImages, (self.paths, self.labels, self.resolution)
 
 
-def forget(images: np.memmap) -> None:
+def forget(images: np.ndarray) -> None:
     """Give the memory of a map back, which the system counts as this process's although it is the disk's cache."""
     if hasattr(mmap, "MADV_DONTNEED"):
-        images._mmap.madvise(mmap.MADV_DONTNEED)
+        images._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def keep_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +118,7 @@ def build_loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=keep_batch,
+        collate_fn=keep_batch,  # type: ignore[arg-type] # a batch of __getitems__ is no list
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
@@ -126,7 +127,7 @@ def build_loader(
     )
 
 
-def _load_array(path: Path, key: str, mmap_mode: str | None = None) -> np.ndarray:
+def _load_array(path: Path, key: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{key}: the file {path} does not exist")
     try:
@@ -195,7 +196,7 @@ def load_snr(paths: Sequence[Path], n_images: int) -> np.ndarray:
 
 def _one_per_image(paths: Sequence[Path], key: str, n_images: int, kinds: str, valid: str) -> np.ndarray:
     parts = [np.atleast_1d(_load_array(Path(path), key).squeeze()) for path in paths]
-    for path, part in zip(paths, parts):
+    for path, part in zip(paths, parts, strict=True):
         if part.ndim != 1 or part.dtype.kind not in kinds:
             raise InputError(f"{key}: {path} holds {part.dtype} {part.shape}: valid are {valid}, one an image")
     values = np.concatenate(parts)

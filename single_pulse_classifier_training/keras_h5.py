@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,7 +28,7 @@ DAMAGED = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeE
 # Groups that hold one group per layer, each with its weights in vars/0, vars/1: Keras 3, and Keras 2.12 to 2.15.
 LAYER_GROUPS = ("layers", "_layer_checkpoint_dependencies")
 WITHOUT_EFFECT = ("InputLayer", "Dropout", "SpatialDropout2D")
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "Conv2D": {"kernel_size": [5, 5], "strides": [1, 1], "padding": "valid", "dilation_rate": [1, 1], "groups": 1},
     "MaxPooling2D": {"pool_size": [2, 2], "strides": [2, 2], "padding": "valid"},
 }
@@ -224,7 +225,9 @@ def _listed(shapes: Counter) -> str:
 
 def _fitting_description(keras: KerasModel, fits: list[tuple[str, int]]) -> list[tuple[str, int]]:
     """Those of the networks that do what the model_config of a whole model says; InputError if it says otherwise."""
-    steps, sides = [], set()
+    assert keras.description is not None
+    steps: list[tuple] = []
+    sides: set[tuple] = set()
     try:
         for layer in keras.description:
             kind, config = layer["class_name"], dict(layer["config"])

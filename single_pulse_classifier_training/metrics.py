@@ -59,9 +59,11 @@ def _counts_by_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[np.nda
     """
     order = np.argsort(-scores, kind="stable")
     ranked_labels, ranked_scores = labels[order], scores[order]
-    last_of_score = np.append(np.flatnonzero(np.diff(ranked_scores)), len(scores) - 1) if len(scores) else []
+    last_of_score = np.append(np.flatnonzero(np.diff(ranked_scores)), len(scores) - 1)
+    if not len(scores):
+        last_of_score = np.empty(0, np.int64)
     true_positives = np.cumsum(ranked_labels)[last_of_score]
-    selected = np.asarray(last_of_score, np.int64) + 1
+    selected = last_of_score.astype(np.int64) + 1
     return np.append(0, true_positives).astype(np.int64), np.append(0, selected - true_positives).astype(np.int64)
 
 
@@ -138,6 +140,6 @@ def recall_by_snr(labels: np.ndarray, predictions: np.ndarray, snr: np.ndarray) 
     names[0], names[-1] = f"<{SNR_EDGES[1]:g}", f">{SNR_EDGES[-2]:g}"
     return [
         {"snr": name, "pulses": n, "found": n_found, "recall": n_found / n}
-        for name, n, n_found in zip(names, pulses, found)
+        for name, n, n_found in zip(names, pulses, found, strict=True)
         if n
     ]

@@ -39,7 +39,7 @@ def plot_training_history(history: list[dict[str, float]], best_epoch: int, titl
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     epochs = [record["epoch"] for record in history]
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         axes.plot(epochs, [record[f"train_{quantity}"] for record in history], "o-", ms=3, label="train")
         axes.plot(epochs, [record[f"val_{quantity}"] for record in history], "s-", ms=3, label="validation")
         axes.axvline(best_epoch, color="grey", ls=":", label=f"best epoch, {best_epoch}")
@@ -137,7 +137,7 @@ def _draw_reliability(axes: "Axes", predictions: Predictions, metrics: dict[str,
         axes.plot(confidence, accuracy, style, color=color, label=f"{name}, expected error {error[key]:.4f}")
     for count, x, y in zip(images, confidence, accuracy, strict=True):
         if count:
-            place = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center"}
+            place: dict[str, Any] = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center"}
             axes.annotate(f"{count}", (x, y), **place, fontsize=8, color=color)
     axes.margins(y=0.12)
     axes.set(xlim=(0.48, 1.03), xlabel="Confidence (probability of the predicted class)", ylabel="Accuracy")
@@ -168,7 +168,7 @@ def _draw_thresholds(axes: "Axes", predictions: Predictions, metrics: dict[str, 
     stored = metrics["thresholds"]
     thresholds = _inside(np.array([entry["threshold"] for entry in stored]))
     axes.plot([entry["false_per_hour"] for entry in stored], thresholds, "o", color="tab:orange", label="stored")
-    axes.axhline(_inside(metrics["threshold"]), color="tab:red", ls="--", label="default threshold")
+    axes.axhline(float(_inside(metrics["threshold"])), color="tab:red", ls="--", label="default threshold")
     axes.set(xscale="log", yscale="logit", xlabel="False positives per hour", ylabel="Threshold")
     axes.legend(loc="lower left")
 

@@ -64,7 +64,8 @@ def load_sides(config: TrainingConfig) -> dict[str, Side]:
     if config.validation_files is None:
         groups = join_by_marks(groups, *marks["training"])
         indices = split_by_event(dataset.labels, groups, config.validation_fraction, config.seed)
-        sides = {name: _side(dataset, snr, chosen) for name, chosen in zip(("training", "validation"), indices)}
+        in_training, in_validation = indices
+        sides = {"training": _side(dataset, snr, in_training), "validation": _side(dataset, snr, in_validation)}
     else:
         sides = {"training": _side(dataset, snr, np.arange(len(dataset)))}
     for name, files in (("validation", config.validation_files), ("test", config.test_files)):
@@ -151,7 +152,7 @@ def find_events(dataset: DMTimeImages) -> np.ndarray:
     """
     lags = sorted({1, max(1, NATIVE_RESOLUTION // dataset.resolution)})
     first_of_event = np.ones(len(dataset), bool)
-    for start, images in zip(dataset.starts, dataset.files):
+    for start, images in zip(dataset.starts[:-1], dataset.files, strict=True):
         joined = np.zeros(len(images), bool)
         for lag in lags:
             chunks = range(0, len(images) - lag, PAIRS_PER_CHUNK)
@@ -197,8 +198,8 @@ def _same_up_to_scale(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     The scale is the ratio of the standard deviations, free of the variance 1/12 of truncation (Sheppard's correction).
     """
     n_pixels = left.shape[1] * left.shape[2]
-    x = left.reshape(-1, n_pixels).astype(np.float32)
-    y = right.reshape(-1, n_pixels).astype(np.float32)
+    x: np.ndarray = left.reshape(-1, n_pixels).astype(np.float32)
+    y: np.ndarray = right.reshape(-1, n_pixels).astype(np.float32)
     inside = (x > 0) & (x < 255) & (y > 0) & (y < 255)
     n = np.maximum(inside.sum(axis=1, keepdims=True), 1)
 

@@ -161,6 +161,8 @@ def fit(
 ) -> None:
     """Train until the metric stops improving, from where ``progress`` stands."""
     training_loader, validation_loader = loaders
+    shuffled = training_loader.batch_sampler
+    assert isinstance(shuffled, TrainingBatches)
     ranks, watch = learner.ranks, Watch(config.checkpoint_interval_s)
     change = augmentation() if config.augment else None
 
@@ -177,8 +179,7 @@ def fit(
             raise Interrupted(signalled)
 
     while not is_over(config, progress):
-        training_loader.batch_sampler.epoch = progress.epoch
-        training_loader.batch_sampler.first = progress.n_batches
+        shuffled.epoch, shuffled.first = progress.epoch, progress.n_batches
         began, n_images = time.perf_counter(), len(training_loader) * config.batch_size
         loss, accuracy = train_one_epoch(learner, training_loader, progress, change, after_step)
         speed = n_images / (time.perf_counter() - began)
@@ -257,7 +258,7 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: boo
     else:
         path = config.resolve(config.initial_weights)
         model = load_checkpoint(path, device, config.model_name, config.resolution).model
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     set_seed(config.seed + ranks.rank)
     sides = load_sides(config)
     name = f"{config.model_name}_{config.resolution}"
@@ -269,8 +270,7 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: boo
         remove_leftovers(folder)
 
     loaders = build_loaders(config, sides, device, ranks)
-    n_batches = loaders[0].batch_sampler.n_batches
-    learner = build_learner(config, model, sides["training"].labels, n_batches, device, ranks)
+    learner = build_learner(config, model, sides["training"].labels, len(loaders[0]), device, ranks)
     progress, last = Progress(sums=torch.zeros(4, dtype=torch.float64, device=device)), folder / "last.pth"
     if go_on and last.exists():
         progress = resume(last, config, learner)
@@ -281,8 +281,9 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: boo
     if not ranks.is_writer:
         return None
 
+    assert progress.best is not None and progress.best_counts is not None and progress.best_path is not None
     plot_path = images / f"accuracy_across_epochs_for_{name}x{config.resolution}.jpg"
-    plot_training_history(progress.history, progress.best["epoch"], name, plot_path)
+    plot_training_history(progress.history, int(progress.best["epoch"]), name, plot_path)
     wall_time_s = time.perf_counter() - started
     return TrainingResult(
         progress.history, progress.best, progress.best_counts, progress.best_path, plot_path, wall_time_s

@@ -7,13 +7,16 @@ logits, and inference applies its temperature to them.
 Build one by name: ``build_model("DM_time_small_residual", 256)``.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from single_pulse_classifier_training.cli import InputError
 
@@ -57,6 +60,7 @@ def _convolve(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     # A small image is over before the larger kernel is built.
     if convolution.out_channels >= VECTOR_LENGTH or width < WIDE_ENOUGH_FOR_PAIRS or x.device.type != "cpu":
         return convolution(x)
+    assert convolution.bias is not None
     kernel = torch.stack((F.pad(convolution.weight, (0, 1)), F.pad(convolution.weight, (1, 0))))
     kernel = kernel.unflatten(-1, (3, 2)).permute(0, 1, 5, 2, 3, 4).flatten(0, 1).flatten(1, 2)
     pairs = x.permute(0, 2, 3, 1).reshape(n, height, width // 2, 2 * channels).permute(0, 3, 1, 2)
@@ -67,9 +71,9 @@ def _convolve(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 def _pool_relu(x: torch.Tensor) -> torch.Tensor:
     """2x2 max-pool and ReLU. ReLU is monotonic: pooling first gives the same at a quarter of the ReLU's work.
 
-    ``max_pool2d`` notes the place of every maximum as an int64, channel by channel: with few channels on a CPU the maxima
-    of strided views take a fifth of its time. In float32 training the tensors that the views need for the way back do
-    not fit in the cache, and ``max_pool2d`` wins.
+    ``max_pool2d`` notes the place of every maximum as an int64, channel by channel: with few channels on a CPU the
+    maxima of strided views take a fifth of its time. In float32 training the tensors that the views need for the way
+    back do not fit in the cache, and ``max_pool2d`` wins.
     """
     if x.device.type != "cpu" or x.requires_grad and x.dtype == torch.float32:
         return F.relu(F.max_pool2d(x, 2))
@@ -77,7 +81,7 @@ def _pool_relu(x: torch.Tensor) -> torch.Tensor:
 
 
 class _PoolReLU(torch.autograd.Function):
-    """2x2 max-pool and ReLU of (N, H, W, C), H and W even; of equal values the lower and the right one is the maximum."""
+    """2x2 max-pool and ReLU of (N, H, W, C), H and W even; of equal values the lower and right one is the maximum."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
@@ -228,7 +232,7 @@ class DMTimeSmallResidual(nn.Module):
             nn.Conv2d(1, stem, 8, stride=4, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
         )
         self.stages = nn.Sequential()
-        for number, (before, after) in enumerate(zip(SMALL_RESIDUAL_CHANNELS, stages)):
+        for number, (before, after) in enumerate(pairwise(SMALL_RESIDUAL_CHANNELS)):
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
             self.stages.extend([convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)])
             if number > 0:
@@ -284,6 +288,24 @@ models_htable: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": _resnet18,
     "mobilenet_v3_small": _mobilenet_v3_small,
 }
+
+
+def fuse_for_inference(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, its batch normalisations part of the convolutions before them: the same function."""
+    model = copy.deepcopy(model).eval()
+    for part in model.modules():
+        if isinstance(part, ResidualBlock):
+            pairs = [("conv1", "norm1"), ("conv2", "norm2")]
+        elif isinstance(part, nn.Sequential):
+            pairs = list(pairwise(part._modules))
+        else:
+            continue
+        for first, second in pairs:
+            convolution, norm = getattr(part, first), getattr(part, second)
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(part, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(part, second, nn.Identity())
+    return model
 
 
 def build_model(model_name: str, resolution: int) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.training_models import _pool_relu, build_model, models_htable
+from single_pulse_classifier_training.training_models import _pool_relu, build_model, fuse_for_inference, models_htable
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "DM_time_binary_classificator_241002_"
@@ -173,3 +173,19 @@ def test_torchvision_is_imported_for_its_own_networks_only():
         "build_model('mobilenet_v3_small', 32); assert 'torchvision' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("model_name", ["DM_time_small_residual", "resnet18", "DM_time_binary_classificator_241002_3_GAP"])
+def test_a_fused_network_is_the_same_function(model_name):
+    torch.manual_seed(0)
+    model = build_model(model_name, 64)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+    images = 255 * torch.rand(4, 1, 64, 64)
+    fused = fuse_for_inference(model)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(images), model.eval()(images), rtol=1e-4, atol=1e-4)
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in each.modules()) for each in (fused, model)]
+    assert norms[0] < norms[1] or norms[1] == 0
