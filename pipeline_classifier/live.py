@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline_classifier.catalogue import EventFinder, EventMerger
+from pipeline_classifier.catalogue import EventFinder
 from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.event_merging import EventMerger
 from pipeline_classifier.live_results import LiveResults, Monitor
 from pipeline_classifier.psrdada import RingTimeout
 from pipeline_classifier.ring_pages import RingPages

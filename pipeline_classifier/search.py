@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline_classifier.catalogue import Event, EventFinder, merge_duplicates
+from pipeline_classifier.catalogue import Event, EventFinder
 from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
+from pipeline_classifier.event_merging import merge_duplicates
 from pipeline_classifier.pages import PageBatch
 from pipeline_classifier.ring_pages import RingPages
 from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source

@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.candidate_lists import write_candidates, write_heimdall, write_transientx
-from pipeline_classifier.catalogue import (
-    Event,
-    EventFinder,
-    EventMerger,
-    boxcar_widths,
-    find_peaks,
-    merge_duplicates,
-)
+from pipeline_classifier.catalogue import Event, EventFinder, boxcar_widths, find_peaks
+from pipeline_classifier.event_merging import EventMerger, merge_duplicates
 from pipeline_classifier.pages import PageBatch, PageGrid
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.recovery import compare
