@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 
@@ -13,6 +14,13 @@ NEXT_PEAK_SNR = 7.0  # a second peak in one run of pages is an event of its own 
 CANDIDATE = 0.3
 PEAKS_PER_PAGE = 3
 SECONDS_PER_DAY = 86400.0
+
+
+def utc_of(mjd: float) -> str:
+    """Date and time of an MJD to the millisecond, 2020-05-31 11:36:46.000."""
+    # Half a millisecond, as isoformat cuts off and does not round.
+    time = datetime(1858, 11, 17) + timedelta(days=mjd, microseconds=500)
+    return time.isoformat(sep=" ", timespec="milliseconds")
 
 
 @dataclass(frozen=True)

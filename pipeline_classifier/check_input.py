@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +27,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier import sources
+from pipeline_classifier.catalogue import utc_of
 from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
 from pipeline_classifier.dedispersion import DISPERSION_CONSTANT, accumulator_dtype, dispersion_delay
@@ -96,8 +96,6 @@ def check(files: Sequence[str | Path], config: PipelineConfig, classifier: Class
 def header(filterbank: Filterbank | JoinedFilterbank) -> Report:
     """What the header says, in plain units, and how many samples there really are."""
     head = filterbank.header
-    # Half a millisecond, as isoformat cuts off and does not round.
-    start = datetime(1858, 11, 17, tzinfo=UTC) + timedelta(days=head.tstart, microseconds=500)
     return {
         "source_name": head.source_name,
         "nbits": head.nbits,
@@ -112,7 +110,7 @@ def header(filterbank: Filterbank | JoinedFilterbank) -> Report:
         "nsamples": filterbank.nsamples,
         "duration_s": filterbank.nsamples * head.tsamp,
         "tstart_mjd": head.tstart,
-        "start_utc": start.isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00") if head.tstart else None,
+        "start_utc": utc_of(head.tstart) if head.tstart else None,
         "bytes_left_over": filterbank.bytes_left_over,
     }
 
@@ -126,8 +124,6 @@ def search_grid(
     Pulsar Astronomy, sect. 4.1.1); that by the DM step is the sweep of half a step, the most a pulse is off a trial.
     """
     frequencies, tsamp, nsamples = sources.after_downsampling(filterbank, cleaning)
-    if not nsamples:
-        raise InputError(f"{filterbank.path}: {filterbank.nsamples} samples are less than one of td {cleaning.td}")
     top, bottom = frequencies[[0, -1]]
     sweeps_s = dispersion_delay(dms, bottom, top)
     channel_s = 2 * DISPERSION_CONSTANT * dms * abs(filterbank.header.foff) * cleaning.fd / bottom**3
@@ -187,9 +183,9 @@ def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
     starts = sorted({last * k // (STRETCHES - 1) for k in range(STRETCHES)})
     limits = None
     if head.dtype.kind in "iu" and head.nbits >= FEWEST_BITS_TO_SATURATE:
-        lowest = -(1 << head.nbits - 1) if head.dtype.kind == "i" else 0
         ifs = head.nifs if filterbank.ifs == "sum" else 1
-        limits = ifs * lowest, ifs * (lowest + (1 << head.nbits) - 1)
+        lowest, highest = head.sample_range
+        limits = ifs * lowest, ifs * highest
     dead = np.ones(head.nchans, dtype=bool)
     saturated, not_finite = np.zeros(head.nchans, dtype=np.int64), 0
     for start in starts:

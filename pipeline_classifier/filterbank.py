@@ -106,6 +106,12 @@ class Header:
         kind = {16: "<u2", 32: "<f4"}.get(self.nbits, "u1")
         return np.dtype(kind.replace("u", "i") if self.signed and self.nbits > 1 else kind)
 
+    @property
+    def sample_range(self) -> tuple[int, int]:
+        """Least and largest value of an integer sample."""
+        lowest = -(1 << self.nbits - 1) if self.dtype.kind == "i" else 0
+        return lowest, lowest + (1 << self.nbits) - 1
+
     def check(self, name: str | Path) -> None:
         """Raise InputError, naming the file, for the first value that no real observation has."""
         lowest, highest = sorted((self.fch1, self.fch1 + self.foff * (self.nchans - 1)))

@@ -87,12 +87,6 @@ def inject(
     return injector
 
 
-def sample_range(header: Header) -> tuple[int, int]:
-    """Least and largest value of an integer sample."""
-    lowest = -(1 << header.nbits - 1) if header.dtype.kind == "i" else 0
-    return lowest, lowest + (1 << header.nbits) - 1
-
-
 def counts_per_sigma(windows: Sequence[np.ndarray], header: Header) -> np.ndarray:
     """Counts to add in each IF for one sigma of the sum of the IFs, (n_ifs, nchans) float32.
 
@@ -105,7 +99,7 @@ def counts_per_sigma(windows: Sequence[np.ndarray], header: Header) -> np.ndarra
     gains = levels * np.sqrt((levels**2).sum(axis=0)) / np.where(shares > 0, shares, 1)
     if header.nbits < 8:
         # A sample at the top of so small a range cannot rise: those below it rise for it.
-        room = [(window < sample_range(header)[1]).mean(axis=0) for window in windows]
+        room = [(window < header.sample_range[1]).mean(axis=0) for window in windows]
         gains /= np.maximum(room, LEAST_ROOM)
     return gains.astype(np.float32)
 
@@ -116,7 +110,7 @@ def add_to_samples(samples: np.ndarray, counts: np.ndarray, header: Header, rng:
     rise = counts[touched]
     if header.dtype.kind != "f":
         rise = np.floor(rise + rng.random(len(rise), dtype=np.float32))
-        rise = np.clip(samples[touched] + rise, *sample_range(header))
+        rise = np.clip(samples[touched] + rise, *header.sample_range)
         samples[touched] = rise.astype(header.dtype)
     else:
         samples[touched] += rise

@@ -5,16 +5,17 @@ import base64
 import html
 import io
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 from pathlib import Path
 from string import Template
 
 import numpy as np
 
-from pipeline_classifier.catalogue import SECONDS_PER_DAY, Event
+from pipeline_classifier.catalogue import Event, utc_of
 from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.plots import plot_overview
-from pipeline_classifier.search import SearchResult, page_interval_s
+from pipeline_classifier.results import write_results
+from pipeline_classifier.search import SearchResult, page_interval_s, search
 from pipeline_classifier.sources import FilterbankPages, Source
 from single_pulse_classifier_training.calibration import rate_for_page_length
 from single_pulse_classifier_training.cli import InputError
@@ -23,7 +24,6 @@ from single_pulse_classifier_training.runtime import atomic_writer
 MOST_PICTURES = 500  # of the brightest events
 PICTURE_WIDTH, JPEG_QUALITY = 560, 50  # pixels; some 60 kB each
 MASK_PLACES, MASK_SAMPLES = 16, 4096  # where in the observation channels are looked at, and how long
-MJD_0 = datetime(1858, 11, 17)
 ACCOUNT = {
     "samples": ("samples in the observation", ""),
     "samples_read": ("samples searched", ""),
@@ -62,6 +62,22 @@ def check_report_options(args: argparse.Namespace, ring: bool) -> None:
             raise InputError(f"--{option} is not for a ring, whose pages are gone when it ends; valid: a file")
     if args.saliency and args.no_plots:
         raise InputError("--saliency adds to the pictures that --no-plots leaves out; valid is one of the two")
+
+
+def search_and_write(
+    source: Source,
+    classifier: Classifier,
+    output_dir: Path,
+    config: PipelineConfig,
+    args: argparse.Namespace,
+) -> SearchResult:
+    """Search one source and write what was found, with the options of `add_report_options` and ``--no-plots``."""
+    result = search(source, classifier, config.threads)
+    looker = classifier if args.saliency else None
+    write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots, looker=looker)
+    if args.report:
+        write_report(output_dir, result, source, classifier, config.model_path.name)
+    return result
 
 
 def write_report(output_dir: Path, result: SearchResult, source: Source, classifier: Classifier, model: str) -> None:
@@ -104,8 +120,7 @@ def facts(source: Source) -> list[tuple[str, str]]:
     file = source.filterbank
     known = [("source", file.header.source_name or "not named")]
     if file.tstart > 0:
-        utc = (MJD_0 + timedelta(seconds=round(file.tstart * SECONDS_PER_DAY, 3))).isoformat(" ", "milliseconds")
-        known += [("first sample at MJD", f"{file.tstart:.8f}"), ("UTC", utc)]
+        known += [("first sample at MJD", f"{file.tstart:.8f}"), ("UTC", utc_of(file.tstart))]
     half_channel = abs(file.header.foff) / 2
     low, high = file.frequencies[-1] - half_channel, file.frequencies[0] + half_channel
     known += [("band", f"{low:.6g} to {high:.6g} MHz in {file.nchans} channels")]

@@ -36,17 +36,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier import many_files
-from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.live import live_search, open_ring
-from pipeline_classifier.report import add_report_options, check_report_options, write_report
-from pipeline_classifier.results import report, write_results
+from pipeline_classifier.report import add_report_options, check_report_options, search_and_write
+from pipeline_classifier.results import report
 from pipeline_classifier.search import (
     SearchResult,
     add_search_options,
     load_classifier,
     open_filterbank,
-    search,
     thread_count,
 )
 from pipeline_classifier.sources import ArrayPages, FilterbankPages, open_observation
@@ -97,22 +95,6 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         with open_ring(config) as ring:
             result = live_search(ring, classifier, output_dir, config.n_spectra, config.threads)
     print(report(result))
-    return result
-
-
-def search_and_write(
-    source: ArrayPages | FilterbankPages,
-    classifier: Classifier,
-    output_dir: Path,
-    config: PipelineConfig,
-    args: argparse.Namespace,
-) -> SearchResult:
-    """Search one source and write what was found."""
-    result = search(source, classifier, config.threads)
-    looker = classifier if args.saliency else None
-    write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots, looker=looker)
-    if args.report:
-        write_report(output_dir, result, source, classifier, config.model_path.name)
     return result
 
 

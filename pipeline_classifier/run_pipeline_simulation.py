@@ -23,10 +23,10 @@ from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.live import live_search, open_ring
 from pipeline_classifier.recovery import compare, summary
 from pipeline_classifier.replay import sent_through_ring
-from pipeline_classifier.report import add_report_options, check_report_options, write_report
-from pipeline_classifier.results import report, write_results
+from pipeline_classifier.report import add_report_options, check_report_options, search_and_write
+from pipeline_classifier.results import report
 from pipeline_classifier.ring_pages import RingPages
-from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, open_filterbank, search
+from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, open_filterbank
 from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, truth_path
 from pipeline_classifier.sources import FilterbankPages
@@ -97,11 +97,7 @@ def run(args: argparse.Namespace) -> SearchResult:
             result = live_search(source, classifier, output_dir, config.n_spectra, config.threads, ended)
     else:
         source = open_filterbank(path, config)
-        result = search(source, classifier, config.threads)
-        looker = classifier if args.saliency else None
-        write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots, looker=looker)
-        if args.report:
-            write_report(output_dir, result, source, classifier, config.model_path.name)
+        result = search_and_write(source, classifier, output_dir, config, args)
     print(report(result))
     if truth_path(path).exists():
         pulses = read_truth(truth_path(path))

@@ -171,8 +171,6 @@ class FilterbankPages(Source):
         file = self.filterbank
         self.frequencies, self.tsamp, self.nsamples = after_downsampling(file, cleaning)
         frequencies, tsamp, nsamples = self.frequencies, self.tsamp, self.nsamples
-        if not nsamples:
-            raise InputError(f"{file.path}: {file.nsamples} samples are less than one of td {cleaning.td}")
         if zapped(frequencies, cleaning.zaplist).all():
             raise InputError(
                 f"{file.path}: zaplist {list(cleaning.zaplist)} leaves none of its {len(frequencies)} channels"
@@ -316,10 +314,18 @@ def open_observation(path: str | Path | Sequence[str | Path], ifs: int | str = "
 def after_downsampling(
     filterbank: Filterbank | JoinedFilterbank, cleaning: Cleaning
 ) -> tuple[np.ndarray, float, int]:
-    """Frequencies (nchans // fd,) in MHz, sampling time in seconds and samples that the search works with."""
+    """Frequencies (nchans // fd,) in MHz, sampling time in seconds and samples that the search works with.
+
+    Raises
+    ------
+    InputError : the observation is shorter than one sample of the search
+    """
+    nsamples = filterbank.nsamples // cleaning.td
+    if not nsamples:
+        raise InputError(f"{filterbank.path}: {filterbank.nsamples} samples are less than one of td {cleaning.td}")
     nothing = np.empty((0, filterbank.nchans), filterbank.header.dtype)
     _, frequencies, tsamp = downsample(nothing, filterbank.frequencies, filterbank.tsamp, cleaning.td, cleaning.fd)
-    return frequencies, tsamp, filterbank.nsamples // cleaning.td
+    return frequencies, tsamp, nsamples
 
 
 def block_length(block_samples: int, nchans: int, max_delay: int, longest_page: int) -> int:
