@@ -1,6 +1,5 @@
 """From pages that hold a pulse to events: one row each, measured on the DM-time plane."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -8,10 +7,11 @@ import numpy as np
 
 from pipeline_classifier.dedispersion import dispersion_delay
 from pipeline_classifier.pages import PageBatch, PageGrid
+from pipeline_classifier.peaks import Peak, boxcar_search, find_peaks
+from pipeline_classifier.second_look import SecondLook
 
 LONGEST_RUN = 32  # pages; a longer row of positive pages is measured piece by piece, so that memory stays bounded
-NEXT_PEAK_SNR = 7.0  # a second peak in one run of pages is an event of its own from this S/N on
-CANDIDATE = 0.3
+CANDIDATE = 0.1  # probability of a page from which on its peaks get a second look
 PEAKS_PER_PAGE = 3
 SECONDS_PER_DAY = 86400.0
 
@@ -34,8 +34,7 @@ class Event:
     dm_pc_cm3 : trial DM of the highest S/N
     snr : of the best boxcar on the sum over channels
     width_ms : of that boxcar
-    probability : the network's, of a page with the event in its middle; where pages are looked at once only, the
-        highest of the pages of the event
+    probability : of the second look; without one, the highest of the pages of the event
     first_page, last_page : the adjacent positive pages it was found in
     width_samples : width in columns of the page
     time_downsample : samples of the observation in a column of those pages
@@ -57,114 +56,6 @@ class Event:
     mjd_infinite: float = np.nan
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The best boxcar of a DM-time plane: ``row``, first column, ``width`` in samples, S/N."""
-
-    row: int
-    column: int
-    width: int
-    snr: float
-
-
-def boxcar_widths(longest: int) -> np.ndarray:
-    """Trial widths in samples, 1 to ``longest``, at most a factor 1.6 apart (2 from 1 to 2)."""
-    widths = np.unique(np.round(1.4 ** np.arange(0, 1 + np.log(max(longest, 1)) / np.log(1.4))).astype(int))
-    return widths[widths <= longest]
-
-
-def find_peaks(plane: np.ndarray, grid: PageGrid, first: int, last: int, most: int) -> list[Peak]:
-    """Find the pulses in a DM-time plane by a boxcar search, brightest first.
-
-    Parameters
-    ----------
-    plane : (n_dm, n) float32
-    grid : of the plane's rows and samples
-    first, last : columns in which a pulse's centre must lie
-    most : most pulses to return; the first is always returned, others from `NEXT_PEAK_SNR` on
-
-    Notes
-    -----
-    The noise is 1.4826 times the median absolute deviation. Between the peak and where its bottom channel falls at a
-    wrong trial DM lies the pulse's own bow tie, in which no second pulse is looked for. A peak in the bow tie of
-    a much brighter pulse gives that pulse, wherever its centre is.
-    """
-    values = np.nan_to_num(plane - np.median(plane, axis=1, keepdims=True))
-    sigma = 1.4826 * np.median(np.abs(values[::2, ::2])) or values.std() or 1.0
-    total = np.pad(np.cumsum(values / sigma, axis=1, dtype=np.float32), ((0, 0), (1, 0)))
-    n = plane.shape[1]
-    best = np.full(plane.shape, -np.inf, dtype=np.float32)  # by the centre of the boxcar
-    best_width = np.ones(plane.shape, dtype=np.int32)
-    for width in boxcar_widths(min(grid.n_time // 2, n)):
-        snrs = (total[:, width:] - total[:, :-width]) * np.float32(width**-0.5)
-        centres = slice((width - 1) // 2, (width - 1) // 2 + snrs.shape[1])
-        better = snrs > best[:, centres]
-        np.copyto(best[:, centres], snrs, where=better)
-        np.copyto(best_width[:, centres], width, where=better)
-    everywhere = best.copy()
-    best[:, : max(0, first)] = best[:, last:] = -np.inf
-
-    peaks: list[Peak] = []
-    columns = np.arange(n)
-    while len(peaks) < most:
-        row, centre = (int(index) for index in np.unravel_index(int(best.argmax()), best.shape))
-        snr, width = float(best[row, centre]), int(best_width[row, centre])
-        if not np.isfinite(snr) or (peaks and snr < NEXT_PEAK_SNR):
-            break
-        row, centre = brightest_of_bow_tie(everywhere, grid, row, centre, width)
-        snr, width = float(everywhere[row, centre]), int(best_width[row, centre])
-        peaks.append(Peak(row, centre - (width - 1) // 2, width, snr))
-        reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
-        margin = 2 * width + best_width
-        own = (columns >= centre + np.minimum(reach, 0) - margin) & (columns <= centre + np.maximum(reach, 0) + margin)
-        best[own] = -np.inf
-    for peak in tuple(peaks):
-        peaks += sub_pulses(total[peak.row], peak, peaks, first, last)
-    return peaks
-
-
-def sub_pulses(total: np.ndarray, peak: Peak, found: Sequence[Peak], first: int, last: int) -> list[Peak]:
-    """Other pulses at the DM of a peak that its profile shows apart from it and from those already found.
-
-    Parameters
-    ----------
-    total : (n + 1,) cumulative sum of the profile at the peak's DM, in units of its noise
-    first, last : columns in which the centre of a pulse must lie
-
-    Notes
-    -----
-    A sub-pulse has `NEXT_PEAK_SNR` in a boxcar of the peak's width, and between it and its neighbours the profile,
-    smoothed over that width, sinks to half of it.
-    """
-    width, half = peak.width, (peak.width - 1) // 2
-    snr = (total[width:] - total[:-width]) / np.sqrt(width)  # by first column
-    low, high = max(0, first - half), min(len(snr), last - half)
-    taken = [other.column for other in found]
-    peaks: list[Peak] = []
-    for column in low + np.argsort(-snr[low:high], kind="stable"):
-        if snr[column] < NEXT_PEAK_SNR:
-            break
-        near = min(taken, key=lambda other: abs(other - column))
-        valley = snr[min(near, column) : max(near, column) + 1].min()
-        if abs(near - column) > width and valley <= min(0.5 * snr[column], snr[column] - 4.0):
-            taken.append(int(column))
-            peaks.append(Peak(peak.row, int(column), width, float(snr[column])))
-    return peaks
-
-
-def brightest_of_bow_tie(snr: np.ndarray, grid: PageGrid, row: int, centre: int, width: int) -> tuple[int, int]:
-    """Row and centre of the pulse that a peak belongs to: a much brighter one whose bow tie it lies in, or itself.
-
-    The network may see a bright pulse's streak in a page beside the pulse itself. ``snr`` (n_dm, n) is by centre.
-    """
-    reach = np.nan_to_num(grid.sweep(grid.dms - grid.dms[row]))[:, None]
-    columns = np.arange(snr.shape[1])
-    holds_peak = (columns >= centre - np.maximum(reach, 0) - width) & (columns <= centre - np.minimum(reach, 0) + width)
-    within = np.where(holds_peak, snr, -np.inf)
-    brightest = np.unravel_index(int(within.argmax()), snr.shape)
-    return (int(brightest[0]), int(brightest[1])) if within[brightest] > 1.5 * snr[row, centre] else (row, centre)
-
-
 class EventFinder:
     """Turns classified batches, in order, into events; holds no more pages than the run that is still open.
 
@@ -172,24 +63,15 @@ class EventFinder:
     ----------
     grid : of the pages
     time_downsample, dm_stack : what the events say of their pages
-    classify : a second look at every peak, on a page with the peak in its middle: what it does not call a pulse is no
-        event, and of several peaks in a page it tells the pulse from brighter interference. Then pages from a
-        probability of `CANDIDATE` on are looked at. None: the brightest peaks of the pages that hold a pulse, as many
-        as pages, are the events.
-    min_snr : peaks of less S/N get no second look
+    second_look : tells the pulses among the peaks of all pages from a probability of `CANDIDATE` on. None, or a grid of
+        unknown times: the brightest peaks of the pages that hold a pulse, as many as pages, are the events.
     """
 
     def __init__(
-        self,
-        grid: PageGrid,
-        time_downsample: int = 1,
-        dm_stack: int = 0,
-        classify: Callable[[PageBatch], tuple[np.ndarray, np.ndarray]] | None = None,
-        min_snr: float = 0.0,
+        self, grid: PageGrid, time_downsample: int = 1, dm_stack: int = 0, second_look: SecondLook | None = None
     ) -> None:
         self.grid = grid
-        self.min_snr = min_snr
-        self.classify = classify if np.isfinite(grid.tsamp) else None
+        self.second_look = second_look if np.isfinite(grid.tsamp) and len(grid.dms) > 1 else None
         self.time_downsample, self.dm_stack = time_downsample, dm_stack
         self._held: PageBatch | None = None
         self._probabilities = np.empty(0, dtype=np.float32)
@@ -198,7 +80,7 @@ class EventFinder:
     def add(self, batch: PageBatch, predictions: np.ndarray, probabilities: np.ndarray) -> list[Event]:
         """Take the next batch; return the events of the runs of positive pages that ended in it."""
         positive = predictions == 1
-        if self.classify is not None:
+        if self.second_look:
             positive |= probabilities >= CANDIDATE
         if not self._positive.any() and not positive.any():
             self._hold(batch, slice(len(batch) - 1, None))
@@ -271,31 +153,25 @@ class EventFinder:
         for page, start in zip(pages, starts[chosen] - origin, strict=True):
             plane[:, start : start + n_time] = page
         n_pages = last_page - first_page + 1
+        searched = boxcar_search(plane, n_time // 2)
         peaks = find_peaks(
-            plane,
+            searched,
             self.grid,
             int(starts[first_page]) - origin - n_time // 4,
             int(starts[last_page]) - origin + n_time + n_time // 4,
-            most=n_pages if self.classify is None else PEAKS_PER_PAGE * n_pages,
+            most=n_pages * (PEAKS_PER_PAGE if self.second_look else 1),
         )
-        probabilities = [float(self._probabilities[first_page : last_page + 1].max())] * len(peaks)
-        if self.classify is not None:
-            peaks = [peak for peak in peaks if peak.snr >= self.min_snr]
-            if not peaks:
-                return []
-            predictions, second = self.classify(self._centred(plane, peaks, held.pages.dtype))
-            peaks = [peak for peak, prediction in zip(peaks, predictions, strict=True) if prediction == 1]
-            probabilities = second[predictions == 1].tolist()
         numbers = held.first + first_page, held.first + last_page
-        return [self._event(peak, origin, p, *numbers) for peak, p in zip(peaks, probabilities, strict=True)]
-
-    def _centred(self, plane: np.ndarray, peaks: Sequence[Peak], dtype: np.dtype) -> PageBatch:
-        """A page about each peak, as far as the plane reaches."""
-        n_time = self.grid.n_time
-        starts = np.array([peak.column + peak.width // 2 - n_time // 2 for peak in peaks])
-        starts = np.clip(starts, 0, plane.shape[1] - n_time)
-        pages = np.stack([plane[:, start : start + n_time] for start in starts]).astype(dtype)
-        return PageBatch(pages[:, ::-1] if dtype == np.uint8 else pages, starts, 0)
+        if not self.second_look:
+            probability = float(self._probabilities[first_page : last_page + 1].max())
+            return [self._event(peak, origin, probability, *numbers) for peak in peaks]
+        peaks = [peak for peak in peaks if peak.snr >= self.second_look.min_snr]
+        probabilities = self.second_look.probabilities(searched, self.grid, peaks).tolist()
+        return [
+            self._event(peak, origin, probability, *numbers)
+            for peak, probability in zip(peaks, probabilities, strict=True)
+            if probability >= self.second_look.threshold
+        ]
 
     def _event(self, peak: Peak, origin: int, probability: float, first_page: int, last_page: int) -> Event:
         time_s = (origin + peak.column + peak.width / 2) * self.grid.tsamp

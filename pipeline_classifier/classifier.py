@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from pipeline_classifier.pages import PageBatch, matched_snr, resize, to_images
+from pipeline_classifier.second_look import SecondLook
 from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.training_models import fuse_for_inference
 
 NOT_CLASSIFIED = -1
-FEW = 4  # pages of a second look
 
 
 class Classifier:
@@ -25,7 +25,7 @@ class Classifier:
     batch_size : images that the network sees at once
     snr_gate : pages without a boxcar of this S/N are class 0 with probability 0, unseen by the network; None: no gate
     precision : of the multiplications, "float32" or "bf16": on CPUs with such instructions nearly twice as fast
-    min_snr : least S/N of an event
+    second_look : for the peaks of pages that may hold a pulse; None: there is none
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Classifier:
         batch_size: int = 32,
         snr_gate: float | None = None,
         precision: str = "float32",
-        min_snr: float = 0.0,
+        second_look: SecondLook | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = device
@@ -49,7 +49,7 @@ class Classifier:
         self.max_false_per_hour = max_false_per_hour
         self.batch_size = batch_size
         self.snr_gate = snr_gate
-        self.min_snr = min_snr
+        self.second_look = second_look
         self.gated = 0
         self._counting = threading.Lock()
         self._model = fuse_for_inference(checkpoint.model).to(device).to(memory_format=torch.channels_last)
@@ -73,26 +73,17 @@ class Classifier:
             seen = seen[~(self._matched_snr(batch.pages) < self.snr_gate)]
             with self._counting:
                 self.gated += len(batch) - len(seen)
-        return self._decide(batch, seen, self.batch_size)
-
-    @torch.inference_mode()
-    def _decide(self, batch: PageBatch, seen: np.ndarray, together: int) -> tuple[np.ndarray, np.ndarray]:
-        """Class and probability of the pages that are to be ``seen``, ``together`` at a time; others are class 0."""
         probabilities = np.zeros(len(batch), np.float32)
-        for first in range(0, len(seen), together):
-            part = seen[first : first + together]
+        for first in range(0, len(seen), self.batch_size):
+            part = seen[first : first + self.batch_size]
             pages = batch.pages[part[0] : part[-1] + 1] if len(seen) == len(batch) else batch.pages[part]
             images, unusable = self.images(pages)
-            probability = torch.softmax(self.logits(images, together), dim=1)[:, self._pulse]
+            probability = torch.softmax(self.logits(images), dim=1)[:, self._pulse]
             probability[unusable] = NOT_CLASSIFIED
             probabilities[part] = probability.cpu().numpy()
         predictions = (probabilities >= self.threshold).astype(np.int32)
         predictions[probabilities < 0] = NOT_CLASSIFIED
         return predictions, probabilities
-
-    def second_look(self, batch: PageBatch) -> tuple[np.ndarray, np.ndarray]:
-        """`classify` for a few pages: the network sees `FEW` images at a time, always."""
-        return self._decide(batch, np.arange(len(batch)), FEW)
 
     @torch.inference_mode()
     def images(self, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,9 +95,9 @@ class Classifier:
         return images, images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
 
     @torch.inference_mode()
-    def logits(self, images: torch.Tensor, together: int) -> torch.Tensor:
-        """Logits (B, 2) of at most ``together`` images (B, resolution, resolution) uint8, over the temperature."""
-        full = torch.zeros((together, 1, *images.shape[1:]), device=self.device)
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) of at most ``batch_size`` images (B, resolution, resolution) uint8, over the temperature."""
+        full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
         full[: len(images), 0] = images
         with torch.autocast(self.device.type, torch.bfloat16, self._bf16):
             logits = self._model(full)
@@ -114,7 +105,7 @@ class Classifier:
 
     def log_odds(self, images: torch.Tensor) -> np.ndarray:
         """Log-odds (B,) float32 of a pulse, of at most ``batch_size`` images."""
-        logits = self.logits(images, self.batch_size)
+        logits = self.logits(images)
         return (logits[:, self._pulse] - logits[:, 1 - self._pulse]).cpu().numpy()
 
     def _matched_snr(self, pages: np.ndarray) -> np.ndarray:

@@ -145,6 +145,7 @@ class PipelineConfig(ConfigFile):
     threads: int | None = Field(default=None, ge=1, le=1024)
     threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    second_look: Name | None = str(DEFAULT_CONFIG.with_name("models") / "second_look.pth")
     min_snr: float = Field(default=6.0, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
     snr_gate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -196,6 +197,10 @@ class PipelineConfig(ConfigFile):
     @property
     def model_path(self) -> Path:
         return self.resolve(self.path_to_models) / self.name_of_the_model
+
+    @property
+    def second_look_path(self) -> Path:
+        return self.resolve(self.second_look or "")
 
     def front_end(self) -> tuple[np.ndarray, Cleaning]:
         """Trial DMs (n_dm,) in pc cm^-3 and cleaning: the TransientX file's, over which keys of this config win."""

@@ -109,7 +109,7 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"of pulse-free sky, take only pages to which this model gives a probability of {HARD:g} or more",
     )
     parser.add_argument(
-        "--normaliser", choices=NORMALISERS, default="minmax", help="default: %(default)s, the original's"
+        "--normaliser", choices=NORMALISERS[:2], default="minmax", help="default: %(default)s, the original's"
     )
     parser.add_argument(
         "--resolutions", nargs="+", type=int, default=[256], help="sides of the images, one file each (default: 256)"

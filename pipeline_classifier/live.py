@@ -132,7 +132,7 @@ def live_search(
     """
     keep_freed_memory()
     decision = set_threshold(classifier, source.grid.n_time * source.grid.tsamp)
-    finder = EventFinder(source.grid, classify=classifier.second_look, min_snr=classifier.min_snr)
+    finder = EventFinder(source.grid, second_look=classifier.second_look)
     merger = EventMerger(source.grid)
     threads, size = thread_count(threads), classifier.batch_size
     began = time.monotonic()

@@ -1,14 +1,15 @@
-"""Make the default model again: simulate observations, make a training set of them, train, install the checkpoint.
+"""Make the default models again: simulate observations, make training sets of them, train, install the checkpoints.
 
   python make_default_model.py --work-dir /tmp/default_model
 
-Runs simulate_observation.py, create_dataset.py and training.py one after the other, each as a command of its own; their
-files stay in the work folder (about 20 GB). The threshold is then set by the false pages per hour on pulse-free
-observations of their own. The checkpoint becomes models/default.pth, the training config
-models/default_training_config.json.
+Runs simulate_observation.py, create_dataset.py, create_peak_dataset.py and training.py one after the other, each as a
+command of its own; their files stay in the work folder (about 30 GB). The thresholds are then set by the false pages
+and events per hour on pulse-free observations of their own. The checkpoints become models/default.pth and
+models/second_look.pth, the training configs models/<model>_training_config.json.
 """
 
 import argparse
+import csv
 import json
 import logging
 import shutil
@@ -23,7 +24,9 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
+from pipeline_classifier.catalogue import CANDIDATE
 from pipeline_classifier.dedispersion import dispersion_delay
+from pipeline_classifier.second_look import SIDE
 from single_pulse_classifier_training.calibration import false_rate_thresholds, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -39,8 +42,22 @@ LONGEST_SWEEP = 8000  # samples
 LONGEST_TSAMP_S = 1.3e-3
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
+PULSE_FREE = 100  # observations in extreme interference, for the second look
 CALIBRATION_OBSERVATIONS = 24
-FALSE_PER_HOUR = 100  # pages; what the default threshold lets through on such observations, full of interference
+RATES = (1000, 300, 200, 100, 60, 30, 10)  # false positives per hour to find thresholds for
+FALSE_PAGES_PER_HOUR = 100  # what the default thresholds let through on such observations, full of interference
+FALSE_EVENTS_PER_HOUR = 30
+TRAINING_SETTINGS = {
+    "path_to_files": "./",
+    "path_to_checkpoints": "./checkpoints/",
+    "path_to_images": "./images/",
+    "learning_rate": 2e-3,
+    "optimiser": "adamw",
+    "weight_decay": 0.01,
+    "scheduler": "cosine",
+    "warmup_epochs": 0.5,
+    "gradient_clip": 5.0,
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -50,7 +67,18 @@ def get_parser() -> argparse.ArgumentParser:
         "--models-dir", default=HERE / "models", help="where the model is installed (default: %(default)s)"
     )
     parser.add_argument("--observations", type=int, default=150, help="observations to simulate (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs to train (default: %(default)s)")
+    parser.add_argument(
+        "--pulse-free",
+        type=int,
+        default=PULSE_FREE,
+        help="observations of extreme interference alone, for the second look (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=8,
+        help="epochs to train, twice as many for the second look (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=2026, help="of everything (default: %(default)s)")
     return parser
 
@@ -103,47 +131,35 @@ def command(script: Path, *words: str | Path) -> None:
         )
 
 
-def measure_thresholds(model: Path, work: Path, rng: np.random.Generator) -> list[dict[str, float]]:
-    """Thresholds that let through a given number of false pages per hour, on pulse-free observations not trained on."""
-    config_path = work / "calibration_config.json"
-    with atomic_writer(config_path) as file:
-        file.write(json.dumps({"path_to_models": str(model.parent), "name_of_the_model": model.name}).encode())
-    probabilities, duration_s = [], 0.0
-    for number in tqdm(range(CALIBRATION_OBSERVATIONS), desc="pulse-free observations", unit="file", disable=None):
-        path = work / f"calibration_{number:03d}.fil"
-        options = random_observation(number, rng)
-        options[options.index("--pulses") + 1] = "0"
-        options[options.index("--rfi") + 1] = "strong"
-        command(HERE / "simulate_observation.py", path, *options)
-        command(HERE / "run_inference.py", "-c", config_path, "--filterbank", path, "--output-dir", work, "--no-plots")
-        probabilities.append(np.load(work / f"probabilities_{path.stem}.npy", allow_pickle=False))
-        duration_s += float(options[options.index("--duration-s") + 1])
-    pages = np.concatenate(probabilities)
-    return false_rate_thresholds(pages, (1000, 200, FALSE_PER_HOUR, 30), page_s=duration_s / len(pages))
+def without_pulses(options: list[str], rfi: str) -> list[str]:
+    """The same observation with interference alone."""
+    changed = dict(zip(options[::2], options[1::2], strict=True)) | {"--pulses": "0", "--rfi": rfi}
+    return [word for pair in changed.items() for word in pair]
 
 
-def run(args: argparse.Namespace) -> Path:
-    """Make the model; return its path."""
-    work = make_output_folder(Path(args.work_dir), "--work-dir")
-    models = make_output_folder(Path(args.models_dir), "--models-dir")
-    rng = np.random.default_rng(args.seed)
-    observations = [work / f"observation_{number:03d}.fil" for number in range(args.observations)]
-    options = [random_observation(number, rng) for number in range(args.observations)]
+def simulate(jobs: list[tuple[Path, list[str]]]) -> None:
+    """Simulate observations, two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        jobs = pool.map(
-            lambda job: command(HERE / "simulate_observation.py", job[0], *job[1]),
-            zip(observations, options, strict=True),
-        )
-        list(tqdm(jobs, total=args.observations, desc="observations", unit="file", disable=None))
-    logger.info("making the training set")
+        done = pool.map(lambda job: command(HERE / "simulate_observation.py", job[0], *job[1]), jobs)
+        list(tqdm(done, total=len(jobs), desc="observations", unit="file", disable=None))
+
+
+def train(work: Path, name: str, config: dict[str, object]) -> Path:
+    """Train with a config of its own, ``<name>_training_config.json``; return the best checkpoint."""
+    config_path = work / f"{name}_training_config.json"
+    with atomic_writer(config_path) as file:
+        file.write((json.dumps(TRAINING_SETTINGS | config, indent=1) + "\n").encode())
+    logger.info("training; %s", config_path)
+    command(TRAINING, config_path)
+    return work / "checkpoints" / f"ch_point_{config['model_name']}_{config['resolution']}" / "best.pth"
+
+
+def train_pages(work: Path, observations: list[Path], args: argparse.Namespace) -> Path:
+    """The network that sees every page."""
     settings = ["--shifts", "6", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(args.seed)]
     command(HERE / "create_dataset.py", *observations, "--output-dir", work, "--name", "default", *settings)
-
     prefix = "default_DM_time_dataset_realbased"
     config = {
-        "path_to_files": "./",
-        "path_to_checkpoints": "./checkpoints/",
-        "path_to_images": "./images/",
         "resolution": 256,
         "model_name": MODEL_NAME,
         "files_by_resolution": {"256": f"{prefix}_training.npy", "default": f"{prefix}_training_{{res}}x{{res}}.npy"},
@@ -151,34 +167,108 @@ def run(args: argparse.Namespace) -> Path:
         "groups": f"{prefix}_groups_training.npy",
         "snr": f"{prefix}_snr_training.npy",
         "normaliser": "robust",
-        "learning_rate": 2e-3,
         "num_epochs": args.epochs,
         "patience": args.epochs,
         "batch_size": 64,
-        "optimiser": "adamw",
-        "weight_decay": 0.01,
-        "scheduler": "cosine",
-        "warmup_epochs": 0.5,
-        "gradient_clip": 5.0,
         "seed": args.seed,
         "dms": (0.5 * np.arange(256)).tolist(),
     }
-    config_path = work / "default_training_config.json"
+    return train(work, "default", config)
+
+
+def train_second_look(work: Path, observations: list[Path], args: argparse.Namespace) -> Path:
+    """The network that sees every peak."""
+    command(HERE / "create_peak_dataset.py", *observations, "--output-dir", work, "--name", "second_look")
+    prefix = "second_look_DM_time_dataset_peaks"
+    config = {
+        "resolution": SIDE,
+        "model_name": "DM_time_second_look",
+        "files_by_resolution": {str(SIDE): f"{prefix}_training_64x64.npy"},
+        "labels": f"{prefix}_labels_training.npy",
+        "groups": f"{prefix}_groups_training.npy",
+        "snr": f"{prefix}_snr_training.npy",
+        "normaliser": "noise",
+        "augment": True,
+        "num_epochs": 2 * args.epochs,
+        "patience": 2 * args.epochs,
+        "batch_size": 128,
+        "seed": args.seed,
+    }
+    return train(work, "second_look", config)
+
+
+def measure_thresholds(
+    pages: Path, second_look: Path, work: Path, rng: np.random.Generator
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Thresholds of both networks for given numbers of false pages, and false events, per hour.
+
+    They are measured on pulse-free observations that neither was trained on.
+    """
+    config_path = work / "calibration_config.json"
+    models = {"path_to_models": str(pages.parent), "name_of_the_model": pages.name, "second_look": str(second_look)}
     with atomic_writer(config_path) as file:
-        file.write((json.dumps(config, indent=1) + "\n").encode())
-    logger.info("training; %s", config_path)
-    command(TRAINING, config_path)
-    trained = work / "checkpoints" / f"ch_point_{MODEL_NAME}_256" / "best.pth"
+        file.write(json.dumps(models).encode())
+    paths = [work / f"calibration_{number:03d}.fil" for number in range(CALIBRATION_OBSERVATIONS)]
+    options = [without_pulses(random_observation(number, rng), "strong") for number in range(CALIBRATION_OBSERVATIONS)]
+    simulate(list(zip(paths, options, strict=True)))
+    of_pages, of_events = [], []
+    for path in tqdm(paths, desc="pulse-free observations", unit="file", disable=None):
+        where = ["--filterbank", path, "--output-dir", work, "--no-plots", "--threshold", str(CANDIDATE)]
+        command(HERE / "run_inference.py", "-c", config_path, *where)
+        of_pages.append(np.load(work / f"probabilities_{path.stem}.npy", allow_pickle=False))
+        with open(work / f"candidates_{path.stem}.csv", newline="", encoding="utf-8") as file:
+            of_events += [float(row["probability"]) for row in csv.DictReader(file)]
+    probabilities = np.concatenate(of_pages)
+    duration_s = sum(float(words[words.index("--duration-s") + 1]) for words in options)
+    # Every page has an event; that of most is no pulse for certain.
+    events = np.full(len(probabilities), -1.0)
+    events[: len(of_events)] = of_events
+    page_s = duration_s / len(probabilities)
+    thresholds = false_rate_thresholds(probabilities, RATES, page_s), false_rate_thresholds(events, RATES, page_s)
+    for entry in thresholds[1]:
+        del entry["page_s"]  # the rate of events is the same at any length of a page
+    return thresholds
+
+
+def install(
+    trained: Path, thresholds: list[dict[str, float]], rate: float, config: Path, path: Path
+) -> Path:
+    """Put a checkpoint with its thresholds, and its training config beside it, to their places."""
     checkpoint = load_checkpoint(trained, "cpu")
-    checkpoint.thresholds = measure_thresholds(trained, work, rng)
-    checkpoint.threshold, _ = threshold_for_rate(checkpoint.thresholds, FALSE_PER_HOUR)
-    save_checkpoint(models / "default.pth", checkpoint)
-    with open(config_path, "rb") as content, atomic_writer(models / config_path.name) as copy:
+    checkpoint.thresholds = thresholds
+    checkpoint.threshold, _ = threshold_for_rate(thresholds, rate)
+    save_checkpoint(path, checkpoint)
+    with open(config, "rb") as content, atomic_writer(path.parent / config.name) as copy:
         shutil.copyfileobj(content, copy)
-    for threshold in checkpoint.thresholds:
-        print(f"{threshold['false_per_hour']:>8g} false pages per hour at threshold {threshold['threshold']:.4f}")
-    print(models / "default.pth")
-    return models / "default.pth"
+    for entry in thresholds:
+        print(f"{entry['false_per_hour']:>8g} false positives per hour at threshold {entry['threshold']:.4f}")
+    print(path)
+    return path
+
+
+def run(args: argparse.Namespace) -> list[Path]:
+    """Make the models; return their paths."""
+    work = make_output_folder(Path(args.work_dir), "--work-dir")
+    models = make_output_folder(Path(args.models_dir), "--models-dir")
+    rng = np.random.default_rng(args.seed)
+    observations = [work / f"observation_{number:03d}.fil" for number in range(args.observations)]
+    jobs = [(path, random_observation(number, rng)) for number, path in enumerate(observations)]
+    pulse_free = [work / f"pulse_free_{number:03d}.fil" for number in range(args.pulse_free)]
+    jobs += [(path, without_pulses(random_observation(n, rng), "extreme")) for n, path in enumerate(pulse_free)]
+    simulate(jobs)
+    pages = train_pages(work, observations, args)
+    second_look = train_second_look(work, observations + pulse_free, args)
+    of_pages, of_events = measure_thresholds(pages, second_look, work, rng)
+    return [
+        install(pages, of_pages, FALSE_PAGES_PER_HOUR, work / "default_training_config.json", models / "default.pth"),
+        install(
+            second_look,
+            of_events,
+            FALSE_EVENTS_PER_HOUR,
+            work / "second_look_training_config.json",
+            models / "second_look.pth",
+        ),
+    ]
 
 
 def main() -> None:

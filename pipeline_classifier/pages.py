@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from pipeline_classifier.dedispersion import dispersion_delay
 
-NORMALISERS = ("minmax", "robust")
+NORMALISERS = ("minmax", "robust", "noise")
 ROBUST_RANGE = (-5.0, 20.0)
 """Sigmas that ``robust`` maps to 0 and 255: noise keeps ten levels per sigma, and one hot pixel blackens nothing."""
 
@@ -120,7 +120,8 @@ def to_images(
     ----------
     pages : (B, n_dm, n_time) float32
     normaliser : ``minmax``: each page's own minimum and maximum become 0 and 255 (the original's
-        normalize_image_to_255); ``robust``: median and median absolute deviation, -5 to +20 sigma become 0 to 255
+        normalize_image_to_255); ``robust``: median and median absolute deviation, -5 to +20 sigma become 0 to 255;
+        ``noise``: values are in units of the noise as they are, -5 to +20 become 0 to 255
     resolution : side of the images; a page of another size is averaged (or repeated) onto it afterwards
     device : where to work
 
@@ -137,6 +138,9 @@ def to_images(
         median, sigma = robust_noise(values)
         unusable = ~(torch.isfinite(values.sum(dim=(1, 2))) & (sigma > 0))
         black, white = (median + sigmas * sigma for sigmas in ROBUST_RANGE)
+    elif normaliser == "noise":
+        unusable = ~torch.isfinite(values.sum(dim=(1, 2)))
+        black, white = (torch.full((len(values),), sigmas, device=values.device) for sigmas in ROBUST_RANGE)
     else:
         raise ValueError(f"normaliser {normaliser!r} is not one of {', '.join(NORMALISERS)}")
     images = _grey_levels(values, black, white - black)

@@ -34,27 +34,38 @@ class Recovery:
         return self.event_of_pulse >= 0
 
 
-def compare(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) -> Recovery:
-    """Match events to pulses, the brightest event first.
+class Matcher:
+    """Which of some pulses an event at some time and DM may be.
 
     They match within twice the wider width (at least 3 ms and three samples) in time, and in DM within 2 pc cm^-3 plus
     what shifts the bottom of the band by that time.
     """
+
+    def __init__(self, pulses: Sequence[Pulse], grid: PageGrid) -> None:
+        self.times = np.array([pulse.time_s for pulse in pulses], dtype=float)
+        self.dms = np.array([pulse.dm_pc_cm3 for pulse in pulses], dtype=float)
+        self.widths = np.array([pulse.width_ms for pulse in pulses], dtype=float) / 1e3
+        self.least_s = max(TIME_TOLERANCE_S, 3 * grid.tsamp)
+        self.sweep_s = max(float(grid.sweep(1.0)) * grid.tsamp, 1e-9)
+
+    def matches(self, time_s: float, dm: float, width_s: float, slack: float = 1.0) -> np.ndarray:
+        """(n_pulses,) bool; the tolerances are multiplied by ``slack``."""
+        tolerance = np.maximum(max(self.least_s, 2 * width_s), 2 * self.widths)
+        near = np.abs(self.times - time_s) <= slack * tolerance
+        return near & (np.abs(self.dms - dm) <= slack * (DM_TOLERANCE + tolerance / self.sweep_s))
+
+
+def compare(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) -> Recovery:
+    """Match events to pulses as a `Matcher` does, the brightest event first."""
     event_of_pulse = np.full(len(pulses), -1)
     false_events = np.ones(len(events), dtype=bool)
-    times = np.array([pulse.time_s for pulse in pulses])
-    dms = np.array([pulse.dm_pc_cm3 for pulse in pulses])
-    widths = np.array([pulse.width_ms for pulse in pulses]) / 1e3
-    sweep_s = max(float(grid.sweep(1.0)) * grid.tsamp, 1e-9)
+    matcher = Matcher(pulses, grid)
     for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
         event = events[number]
-        tolerance = np.maximum(max(TIME_TOLERANCE_S, 3 * grid.tsamp, 2 * event.width_ms / 1e3), 2 * widths)
-        near = np.abs(times - event.time_s) <= tolerance
-        near &= np.abs(dms - event.dm_pc_cm3) <= DM_TOLERANCE + tolerance / sweep_s
-        near &= event_of_pulse < 0
+        near = matcher.matches(event.time_s, event.dm_pc_cm3, event.width_ms / 1e3) & (event_of_pulse < 0)
         if near.any():
             candidates = np.flatnonzero(near)
-            event_of_pulse[candidates[np.argmin(np.abs(times[candidates] - event.time_s))]] = number
+            event_of_pulse[candidates[np.argmin(np.abs(matcher.times[candidates] - event.time_s))]] = number
             false_events[number] = False
     return Recovery(event_of_pulse, false_events)
 

@@ -21,6 +21,7 @@ from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
 from pipeline_classifier.event_merging import merge_duplicates
 from pipeline_classifier.pages import PageBatch
 from pipeline_classifier.ring_pages import RingPages
+from pipeline_classifier.second_look import SecondLook
 from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source
 from single_pulse_classifier_training.calibration import threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint
@@ -97,6 +98,9 @@ def load_classifier(
         raise InputError(f"--max-false-per-hour {max_false_per_hour:g} is no rate: valid are numbers above 0")
     if threshold is None and max_false_per_hour is None:
         threshold, max_false_per_hour = config.threshold, config.max_false_per_hour
+    second_look = None
+    if config.second_look is not None:
+        second_look = SecondLook(load_checkpoint(config.second_look_path, "cpu"), threshold, config.min_snr)
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
     logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
@@ -108,7 +112,7 @@ def load_classifier(
         config.batch_size,
         config.snr_gate,
         config.precision,
-        config.min_snr,
+        second_look,
     )
 
 
@@ -189,9 +193,7 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
         for layer in source.layers
     ]
     finders = [
-        EventFinder(
-            layer.grid, layer.time_downsample, layer.dm_stack, classifier.second_look, classifier.min_snr
-        )
+        EventFinder(layer.grid, layer.time_downsample, layer.dm_stack, classifier.second_look)
         for layer in source.layers
     ]
     events: list[Event] = []
@@ -224,10 +226,15 @@ def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
     """
     decision: dict[str, float] = {}
     classifier.gated = 0
-    if classifier.max_false_per_hour is not None:
+    rate, second_look = classifier.max_false_per_hour, classifier.second_look
+    if rate is not None:
         classifier.threshold, decision["false_per_hour"] = threshold_for_rate(
-            classifier.checkpoint.thresholds, classifier.max_false_per_hour, page_s
+            classifier.checkpoint.thresholds, rate, page_s
         )
+        if second_look:
+            second_look.threshold, _ = threshold_for_rate(second_look.checkpoint.thresholds, rate)
+    if second_look:
+        decision["event_threshold"] = float(second_look.threshold)
     return decision | {"threshold": float(classifier.threshold)}
 
 

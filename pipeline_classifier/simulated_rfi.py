@@ -54,6 +54,13 @@ LEVELS: dict[str, dict[str, Any]] = {
         "saturation_ms": (0.5, 20),
     },
 }
+LEVELS["extreme"] = LEVELS["strong"] | {
+    "impulses": (150, 400),
+    "chirps": (40, 120),
+    "steps": (4, 12),
+    "dropouts": (3, 12),
+    "saturations": (3, 12),
+}
 RFI_LEVELS = ("none", *LEVELS)
 SATURATING_SIGMA = 1e3
 
@@ -314,8 +321,9 @@ def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
     Parameters
     ----------
     level
-        ``none`` (nothing at all), ``mild`` (an ordinary observation, at most 4 per cent of dead channels) or ``strong``
-        (impulses, chirps, steps and drop-outs every few seconds, up to 10 per cent of dead channels).
+        ``none`` (nothing at all), ``mild`` (an ordinary observation, at most 4 per cent of dead channels), ``strong``
+        (impulses, chirps, steps and drop-outs every few seconds, up to 10 per cent of dead channels) or ``extreme``
+        (several times as many: for training sets).
 
     Raises
     ------

@@ -12,26 +12,44 @@ ROW_GAIN = 0.05
 FAINTEST = 0.6
 PART_OF_PAGES = 0.3
 MOST_ROWS_DROPPED = 0.1
+MOST_SHIFT = 2.0  # pixels
 
 
-def augmentation() -> nn.Module:
+def augmentation(centred: bool = False) -> nn.Module:
     """The changes that an observation makes too, one after the other.
 
     Takes and gives float tensors (N, 1, n_dm, n_time) with values 0..255.
+
+    Parameters
+    ----------
+    centred : the images are peaks in the middle, scaled to their width, and not pages in which a pulse may be anywhere
     """
     # Importing torchvision takes more than a second.
     from torchvision.transforms import v2
 
-    return v2.Compose(
-        [
-            RollInTime(),
-            FainterPulse(),
-            RowBaseline(),
-            RowDropOut(),
-            v2.GaussianNoise(sigma=NOISE_LEVELS, clip=False),
-            v2.Lambda(lambda images: images.clamp(0.0, 255.0)),
-        ]
-    )
+    changes = [Jitter()] if centred else [RollInTime(), FainterPulse(), RowBaseline(), RowDropOut()]
+    noise = v2.GaussianNoise(sigma=NOISE_LEVELS, clip=False)
+    return v2.Compose([*changes, noise, v2.Lambda(lambda images: images.clamp(0.0, 255.0))])
+
+
+class Jitter(nn.Module):
+    """Measure each peak a little wrong: shift it by up to two pixels, and scale both axes by 0.8 to 1.25.
+
+    The pixels are the nearest ones, at the edges the outermost.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n_pages, _, n_dm, n_time = images.shape
+        scale = 1.25 ** torch.empty((n_pages, 1), device=images.device).uniform_(-1.0, 1.0)
+
+        def places(size: int) -> torch.Tensor:
+            shift = torch.empty((n_pages, 1), device=images.device).uniform_(-MOST_SHIFT, MOST_SHIFT)
+            offsets = torch.arange(size, device=images.device) - size // 2
+            return (size // 2 + scale * offsets + shift).round().clamp(0, size - 1).to(torch.int64)
+
+        rows, columns = places(n_dm), places(n_time)
+        images = images.gather(2, rows[:, None, :, None].expand_as(images))
+        return images.gather(3, columns[:, None, None, :].expand_as(images))
 
 
 class RollInTime(nn.Module):

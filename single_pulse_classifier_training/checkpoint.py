@@ -47,7 +47,7 @@ class Checkpoint:
     model : the network, in evaluation mode, on the device that load_checkpoint was given
     model_name, resolution : what ``build_model`` rebuilds it from
     class_names : name of class 0, name of class 1
-    normaliser : "minmax" or "robust", how the pages it was trained on were brought to 0..255
+    normaliser : "minmax", "robust" or "noise", how the pages it was trained on were brought to 0..255
     dms : DM of each row of the training pages, lowest first, pc cm^-3; None if unknown
     tsamp_s : sampling time of the training pages, seconds; None if unknown
     thresholds : [{"threshold": probability, "false_per_hour": measured false pages per hour, "page_s": their length}]

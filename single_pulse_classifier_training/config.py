@@ -68,7 +68,7 @@ class TrainingConfig(ConfigFile, ImageFiles):
     batch_size: int = Field(default=32, ge=2)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    normaliser: Literal["minmax", "robust"] = "minmax"
+    normaliser: Literal["minmax", "robust", "noise"] = "minmax"
     early_stopping_metric: Literal["val_loss", "val_accuracy", "train_accuracy"] = "val_loss"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"

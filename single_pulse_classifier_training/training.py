@@ -164,7 +164,7 @@ def fit(
     shuffled = training_loader.batch_sampler
     assert isinstance(shuffled, TrainingBatches)
     ranks, watch = learner.ranks, Watch(config.checkpoint_interval_s)
-    change = augmentation() if config.augment else None
+    change = augmentation(centred=config.normaliser == "noise") if config.augment else None
 
     def save() -> None:
         save_training_state(folder / "last.pth", describe(config, learner.model, {}), learner, progress)

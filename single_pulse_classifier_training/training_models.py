@@ -223,26 +223,37 @@ class DMTimeSmallResidual(nn.Module):
     """Residual network with a coarse stem: a sixtieth of ``241002_3``'s weights, and a fifth of its time on a CPU.
 
     A weak pulse is local, and the mean over the page dilutes it: the output layer sees the maximum as well.
+
+    Parameters
+    ----------
+    channels : of the stem and of every stage after it, each at half the size of the one before
+    kernel, stride : of the stem
+    plain : stages, the first ones, that have no residual block: at their size it would take most of the time
+    dropout : before the output layer
     """
 
-    def __init__(self, dropout: float = 0.2):
+    def __init__(
+        self,
+        channels: tuple[int, ...] = SMALL_RESIDUAL_CHANNELS,
+        kernel: int = 8,
+        stride: int = 4,
+        plain: int = 1,
+        dropout: float = 0.2,
+    ):
         super().__init__()
-        stem, *stages = SMALL_RESIDUAL_CHANNELS
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, stem, 8, stride=4, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
-        )
+        stem = nn.Conv2d(1, channels[0], kernel, stride, (kernel - stride + 1) // 2, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True))
         self.stages = nn.Sequential()
-        for number, (before, after) in enumerate(pairwise(SMALL_RESIDUAL_CHANNELS)):
+        for number, (before, after) in enumerate(pairwise(channels)):
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
             self.stages.extend([convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)])
-            if number > 0:
-                # At the size of the first stage a block would take a third of the network's time.
+            if number >= plain:
                 self.stages.append(ResidualBlock(after))
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(2 * stages[-1], N_CLASSES)
+        self.fc = nn.Linear(2 * channels[-1], N_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # The robust normaliser maps -5..+20 sigma to 0..255: back to units of the noise.
+        # The robust and noise normalisers map -5..+20 sigma to 0..255: back to units of the noise.
         x = (images - 51.0) / 10.2
         x = self.stages(self.stem(x))
         x = torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
@@ -285,6 +296,7 @@ models_htable: dict[str, Callable[[int], nn.Module]] = {
     ),
     "DM_time_binary_classificator_241002_3_GAP": DMTimeBinaryClassificator241002_3_GAP,
     "DM_time_small_residual": lambda resolution: DMTimeSmallResidual(),
+    "DM_time_second_look": lambda resolution: DMTimeSmallResidual((16, 32, 64), 5, 2, plain=0, dropout=0.3),
     "resnet18": _resnet18,
     "mobilenet_v3_small": _mobilenet_v3_small,
 }

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.candidate_lists import write_candidates, write_heimdall, write_transientx
-from pipeline_classifier.catalogue import Event, EventFinder, boxcar_widths, find_peaks
+from pipeline_classifier.catalogue import Event, EventFinder
 from pipeline_classifier.event_merging import EventMerger, merge_duplicates
 from pipeline_classifier.pages import PageBatch, PageGrid
+from pipeline_classifier.peaks import BoxcarSearch, Peak, boxcar_search, boxcar_widths, find_peaks
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.recovery import compare
 
@@ -111,15 +112,15 @@ def test_pages_with_a_gap_between_them_are_separate():
 
 def test_a_peak_is_looked_for_only_where_it_is_asked_for():
     values = plane(3, [(20, 10, 2, 60.0), (12, 90, 2, 20.0)])
-    [peak] = find_peaks(values, GRID, N_TIME, 2 * N_TIME, most=3)
+    [peak] = find_peaks(boxcar_search(values, 32), GRID, N_TIME, 2 * N_TIME, most=3)
     assert (peak.row, peak.column) == (12, 90)
 
 
 def test_a_plane_of_zeros_and_nans_is_no_trouble():
     values = np.zeros((32, 200), np.float32)
     values[3, 5] = np.nan
-    for peak in find_peaks(values, GRID, 0, 200, most=2):
-        assert np.isfinite(peak.snr) and peak.snr <= 0
+    for peak in find_peaks(boxcar_search(values, 32), GRID, 0, 200, most=2):
+        assert np.isfinite(peak.snr) and peak.snr < 1e-30
 
 
 @pytest.mark.parametrize("apart", [8, 12, 20])
@@ -172,22 +173,29 @@ def test_what_the_cleaning_leaves_beside_a_bright_pulse_belongs_to_it():
     assert len(merge_duplicates([event(1.0, 56.0, 12.0, page=15), residual], GRID)) == 2
 
 
-@pytest.mark.parametrize("passes", [True, False])
-def test_the_second_look_decides_on_a_page_with_the_peak_in_its_middle(passes):
+class OnlyDm20:
+    """A second look for which every peak of the trial DM 20 is a pulse, with a given probability."""
+
+    threshold, min_snr = 0.9, 6.0
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: list[Peak]) -> np.ndarray:
+        assert all(peak.snr >= self.min_snr for peak in peaks)
+        return np.array([self.probability if grid.dms[peak.row] == 20 else 0.01 for peak in peaks])
+
+
+@pytest.mark.parametrize("probability, page_probability, found", [(0.97, 0.4, 1), (0.85, 0.4, 0), (0.97, 0.01, 0)])
+def test_the_second_look_decides_on_every_peak_of_a_page_that_may_hold_a_pulse(probability, page_probability, found):
     """A brighter streak of interference is in the page too: only what the second look calls a pulse is an event."""
     values = plane(5, [(20, 2 * N_TIME + 5, 2, 25.0), (3, 2 * N_TIME + 40, 4, 60.0)])
-
-    def second_look(batch: PageBatch) -> tuple[np.ndarray, np.ndarray]:
-        middle = batch.pages[:, 20, N_TIME // 2 - 2 : N_TIME // 2 + 2].max(axis=1)
-        is_pulse = (middle > 10) & passes
-        return is_pulse.astype(np.int32), np.where(is_pulse, 0.97, 0.01).astype(np.float32)
-
-    finder = EventFinder(GRID, classify=second_look)
+    finder = EventFinder(GRID, second_look=OnlyDm20(probability))
     pages = np.stack([values[:, first : first + N_TIME] for first in range(0, 5 * N_TIME, N_TIME)])
-    probabilities = np.array([0, 0, 0.4, 0, 0], np.float32)
     batch = PageBatch(pages, N_TIME * np.arange(5), 0)
+    probabilities = np.array([0, 0, page_probability, 0, 0], np.float32)
     events = finder.add(batch, np.zeros(5, np.int32), probabilities) + finder.finish()
-    assert [(e.dm_pc_cm3, e.probability) for e in events] == ([(20.0, pytest.approx(0.97))] if passes else [])
+    assert [(e.dm_pc_cm3, e.probability) for e in events] == [(20.0, pytest.approx(0.97))] * found
 
 
 def test_a_twin_in_the_bow_tie_is_merged_and_another_pulse_is_not():

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from pipeline_classifier import sources
-from pipeline_classifier.catalogue import Event, find_peaks
+from pipeline_classifier.catalogue import Event
 from pipeline_classifier.dedispersion import brute_force, delays_in_samples, quantise
 from pipeline_classifier.filterbank import Filterbank, FilterbankWriter, Header
+from pipeline_classifier.peaks import boxcar_search, find_peaks
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.rfi import Cleaning
 from pipeline_classifier.simulated_rfi import Rfi
@@ -44,7 +45,7 @@ def stream(source: FilterbankPages, batch_size: int = 16) -> np.ndarray:
 
 def peak_of(source: FilterbankPages) -> tuple[float, float, float]:
     plane = stream(source)
-    [peak] = find_peaks(plane, source.grid, 0, plane.shape[1], most=1)
+    [peak] = find_peaks(boxcar_search(plane, 128), source.grid, 0, plane.shape[1], most=1)
     return source.grid.dms[peak.row], (peak.column + peak.width / 2) * source.grid.tsamp, peak.snr
 
 
