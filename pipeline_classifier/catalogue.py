@@ -10,7 +10,7 @@ from pipeline_classifier.pages import PageBatch, PageGrid
 from pipeline_classifier.peaks import Peak, boxcar_search, find_peaks
 from pipeline_classifier.second_look import SecondLook
 
-LONGEST_RUN = 32  # pages; a longer row of pages that hold a pulse is measured piece by piece, so that memory is bounded
+LONGEST_RUN = 32  # pages; a longer row of positive pages is measured piece by piece, so that memory stays bounded
 CANDIDATE = 0.1  # probability of a page from which on its peaks get a second look
 PEAKS_PER_PAGE = 3
 SECONDS_PER_DAY = 86400.0
@@ -63,9 +63,8 @@ class EventFinder:
     ----------
     grid : of the pages
     time_downsample, dm_stack : what the events say of their pages
-    second_look : tells the pulses among the peaks of each page from a probability of `CANDIDATE` on. None, or a grid of
-        unknown times: adjacent pages that hold a pulse are measured together, and their brightest peaks, as many as
-        pages, are the events.
+    second_look : tells the pulses among the peaks of all pages from a probability of `CANDIDATE` on. None, or a grid of
+        unknown times: the brightest peaks of the pages that hold a pulse, as many as pages, are the events.
     """
 
     def __init__(
@@ -125,17 +124,16 @@ class EventFinder:
         self._held = PageBatch(kept.pages.copy(), kept.starts, kept.first)
 
     def _runs(self, starts: np.ndarray) -> list[tuple[int, int]]:
-        """First and last index of every run of adjacent positive pages; for a second look each page by itself."""
-        longest = 1 if self.second_look else LONGEST_RUN
+        """First and last index of every run of adjacent positive pages, none longer than `LONGEST_RUN`."""
         positive = np.flatnonzero(self._positive)
         if not len(positive):
             return []
         apart = (np.diff(positive) > 1) | (np.diff(starts[positive]) > self.grid.n_time)
         runs = np.split(positive, np.flatnonzero(apart) + 1)
         return [
-            (int(run[i]), int(run[min(i + longest, len(run)) - 1]))
+            (int(run[i]), int(run[min(i + LONGEST_RUN, len(run)) - 1]))
             for run in runs
-            for i in range(0, len(run), longest)
+            for i in range(0, len(run), LONGEST_RUN)
         ]
 
     def _measure(self, held: PageBatch, first_page: int, last_page: int) -> list[Event]:
@@ -154,16 +152,19 @@ class EventFinder:
         plane = np.empty((pages.shape[1], int(starts[chosen][-1]) - origin + n_time), dtype=np.float32)
         for page, start in zip(pages, starts[chosen] - origin, strict=True):
             plane[:, start : start + n_time] = page
-        first = int(starts[first_page]) - origin - n_time // 4
-        last = int(starts[last_page]) - origin + n_time + n_time // 4
+        n_pages = last_page - first_page + 1
+        searched = boxcar_search(plane, n_time // 2)
+        peaks = find_peaks(
+            searched,
+            self.grid,
+            int(starts[first_page]) - origin - n_time // 4,
+            int(starts[last_page]) - origin + n_time + n_time // 4,
+            most=n_pages * (PEAKS_PER_PAGE if self.second_look else 1),
+        )
         numbers = held.first + first_page, held.first + last_page
         if not self.second_look:
-            most = last_page - first_page + 1
-            peaks = find_peaks(boxcar_search(plane, n_time // 2), self.grid, first, last, most, brightest=True)
             probability = float(self._probabilities[first_page : last_page + 1].max())
             return [self._event(peak, origin, probability, *numbers) for peak in peaks]
-        searched = boxcar_search(plane, n_time // 2, first, last)
-        peaks = find_peaks(searched, self.grid, first, last, PEAKS_PER_PAGE)
         peaks = [peak for peak in peaks if peak.snr >= self.second_look.min_snr]
         probabilities = self.second_look.probabilities(searched, self.grid, peaks).tolist()
         return [

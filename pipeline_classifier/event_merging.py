@@ -7,7 +7,6 @@ import numpy as np
 
 from pipeline_classifier.catalogue import Event
 from pipeline_classifier.pages import PageGrid
-from pipeline_classifier.peaks import trace_snr
 
 RESIDUAL = 0.4  # of the S/N of a pulse: what is fainter, close to it, is no pulse of its own
 RESIDUAL_REACH = 6  # widths of both
@@ -33,7 +32,8 @@ def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
 def _is_part_of(event: Event, brighter: Event, grid: PageGrid) -> bool:
     """Whether an event is but the trace of a brighter one.
 
-    It is, if it lies in the bow tie of the brighter one and is no brighter than `trace_snr`; or near it and much fainter, as what the cleaning leaves
+    It is, if it lies in the bow tie of the brighter one and is no brighter than a pulse smeared over the difference in
+    sweep can be (Cordes and McLaughlin 2003, ApJ 596, 1142); or near it and much fainter, as what the cleaning leaves
     beside a bright pulse. Events of one run of pages were told apart when they were measured.
     """
     reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
@@ -44,7 +44,8 @@ def _is_part_of(event: Event, brighter: Event, grid: PageGrid) -> bool:
     margin = 2 * brighter_s + width_s
     if _run(event) == _run(brighter) or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
         return False
-    return abs(apart) <= margin or event.snr <= trace_snr(brighter.snr, brighter_s, reach)
+    smeared = brighter.snr * np.sqrt(brighter_s / (brighter_s + abs(reach)))
+    return abs(apart) <= margin or event.snr <= 2 * smeared
 
 
 def _run(event: Event) -> tuple[int, int, int, int]:

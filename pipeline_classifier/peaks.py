@@ -43,15 +43,8 @@ class BoxcarSearch:
     width: np.ndarray
 
 
-def boxcar_search(plane: np.ndarray, longest: int, first: int = 0, last: int | None = None) -> BoxcarSearch:
-    """Search every row of a DM-time plane with boxcars.
-
-    Parameters
-    ----------
-    plane : (n_dm, n) float32
-    longest : boxcar, samples
-    first, last : columns in which the centre of a boxcar must lie; elsewhere the S/N is -inf. The default is everywhere.
-    """
+def boxcar_search(plane: np.ndarray, longest: int) -> BoxcarSearch:
+    """Search every row of a DM-time plane (n_dm, n) float32 with boxcars up to ``longest`` samples."""
     n_dm, n = plane.shape
     median = np.partition(plane, n // 2, axis=1)[:, n // 2, None]
     values = np.nan_to_num(plane - median)
@@ -61,37 +54,18 @@ def boxcar_search(plane: np.ndarray, longest: int, first: int = 0, last: int | N
     total /= sigma
     snr = np.full(plane.shape, -np.inf, dtype=np.float32)
     widths = boxcar_widths(min(longest, n))
-    first, last = max(0, first), n if last is None else min(n, last)
     for number, width in enumerate(widths.tolist()):
-        half = (width - 1) // 2
-        begin, end = max(0, first - half), min(n + 1 - width, last - half)  # first columns of the boxcars
-        if begin >= end:
-            continue
-        snrs = (total[:, begin + width : end + width] - total[:, begin:end]) * np.float32(width**-0.5)
+        snrs = (total[:, width:] - total[:, :-width]) * np.float32(width**-0.5)
         # The last five bits of a float are the number of its width: one maximum, thrice as fast as compare and copy.
         bits = snrs.view(np.int32)
         bits &= -32
         bits |= number
-        centres = snr[:, begin + half : end + half]
+        centres = snr[:, (width - 1) // 2 : (width - 1) // 2 + snrs.shape[1]]
         np.maximum(centres, snrs, out=centres)
     return BoxcarSearch(total, snr, widths[snr.view(np.int32) & 31])
 
 
-def trace_snr(snr: float, width: float, sweep: np.ndarray | float) -> np.ndarray | float:
-    """Most S/N with which a pulse can show at a wrong trial DM: twice that of one smeared over the difference in sweep.
-
-    Cordes and McLaughlin 2003, ApJ 596, 1142; the pulse may not fill the band, and stand on noise and interference.
-
-    Parameters
-    ----------
-    width, sweep : in the same unit; the sign of the sweep does not matter
-    """
-    return 2.0 * snr * np.sqrt(width / (width + np.abs(sweep)))
-
-
-def find_peaks(
-    searched: BoxcarSearch, grid: PageGrid, first: int, last: int, most: int, brightest: bool = False
-) -> list[Peak]:
+def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, most: int) -> list[Peak]:
     """Find the pulses in a DM-time plane that was searched with boxcars, brightest first.
 
     Parameters
@@ -100,12 +74,11 @@ def find_peaks(
     grid : of the plane's rows and samples
     first, last : columns in which a pulse's centre must lie
     most : most pulses to return; the first is always returned, others from `NEXT_PEAK_SNR` on
-    brightest : a peak in the bow tie of a much brighter one gives that one, wherever its centre is
 
     Notes
     -----
-    Between the peak and where its bottom channel falls at a wrong trial DM lies the pulse's own bow tie: what is no
-    brighter there than `trace_snr` is no second pulse.
+    Between the peak and where its bottom channel falls at a wrong trial DM lies the pulse's own bow tie, in which no
+    second pulse is looked for. A peak in the bow tie of a much brighter pulse gives that pulse, wherever its centre is.
     """
     total, everywhere, best_width = searched.total, searched.snr, searched.width
     best = everywhere.copy()
@@ -118,14 +91,12 @@ def find_peaks(
         snr, width = float(best[row, centre]), int(best_width[row, centre])
         if not np.isfinite(snr) or (peaks and snr < NEXT_PEAK_SNR):
             break
-        if brightest:
-            row, centre = brightest_of_bow_tie(everywhere, grid, row, centre, width)
-            snr, width = float(everywhere[row, centre]), int(best_width[row, centre])
+        row, centre = brightest_of_bow_tie(everywhere, grid, row, centre, width)
+        snr, width = float(everywhere[row, centre]), int(best_width[row, centre])
         peaks.append(Peak(row, centre - (width - 1) // 2, width, snr))
         reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
         margin = 2 * width + best_width
         own = (columns >= centre + np.minimum(reach, 0) - margin) & (columns <= centre + np.maximum(reach, 0) + margin)
-        own &= (np.abs(columns - centre) <= margin) | (best <= trace_snr(snr, width, reach))
         best[own] = -np.inf
     for peak in tuple(peaks):
         peaks += sub_pulses(total[peak.row], peak, peaks, first, last)
