@@ -205,7 +205,7 @@ def test_from_a_filterbank_to_predictions(site, rings, image):
 
 
 def test_mjds_come_from_the_filterbank_when_the_ring_does_not_say(site):
-    site.change(min_snr=0)
+    site.change(min_snr=0, second_look=None)
     code, _, errors = site.run("--threshold", "0")
     assert code == 0, errors
     names, *rows = (site.out / "candidates_ob's.csv").read_text().splitlines()

@@ -50,7 +50,7 @@ def config(tmp_path, ring_key) -> Path:
     """A network with random weights."""
     torch.manual_seed(3)
     save_checkpoint(tmp_path / "model.pth", Checkpoint(build_model(MODEL_NAME, 32).eval(), MODEL_NAME, 32))
-    keys = {"path_to_models": "./", "name_of_the_model": "model.pth", "key_output": f"{ring_key:x}", "min_snr": 0}
+    keys = {"path_to_models": "./", "name_of_the_model": "model.pth", "key_output": f"{ring_key:x}", "second_look": None}
     (tmp_path / "config.json").write_text(json.dumps(keys))
     return tmp_path / "config.json"
 
