@@ -232,7 +232,10 @@ def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
             classifier.checkpoint.thresholds, rate, page_s
         )
         if second_look:
-            second_look.threshold, _ = threshold_for_rate(second_look.checkpoint.thresholds, rate)
+            of_events = second_look.checkpoint.thresholds
+            least = min((entry["false_per_hour"] for entry in of_events), default=rate)
+            if of_events:  # below what was measured, the strictest one
+                second_look.threshold, _ = threshold_for_rate(of_events, max(rate, least))
     if second_look:
         decision["event_threshold"] = float(second_look.threshold)
     return decision | {"threshold": float(classifier.threshold)}
