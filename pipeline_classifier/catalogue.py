@@ -63,15 +63,15 @@ class EventFinder:
     ----------
     grid : of the pages
     time_downsample, dm_stack : what the events say of their pages
-    second_look : tells the pulses among the peaks of all pages from a probability of `CANDIDATE` on. None, or a grid of
-        unknown times: the brightest peaks of the pages that hold a pulse, as many as pages, are the events.
+    second_look : tells the pulses among the peaks of all pages from a probability of `CANDIDATE` on. None, or a grid
+        without sweep: the brightest peaks of the pages that hold a pulse, as many as pages, are the events.
     """
 
     def __init__(
         self, grid: PageGrid, time_downsample: int = 1, dm_stack: int = 0, second_look: SecondLook | None = None
     ) -> None:
         self.grid = grid
-        self.second_look = second_look if np.isfinite(grid.tsamp) and len(grid.dms) > 1 else None
+        self.second_look = second_look if grid.sweeps else None
         self.time_downsample, self.dm_stack = time_downsample, dm_stack
         self._held: PageBatch | None = None
         self._probabilities = np.empty(0, dtype=np.float32)
@@ -79,9 +79,7 @@ class EventFinder:
 
     def add(self, batch: PageBatch, predictions: np.ndarray, probabilities: np.ndarray) -> list[Event]:
         """Take the next batch; return the events of the runs of positive pages that ended in it."""
-        positive = predictions == 1
-        if self.second_look:
-            positive |= probabilities >= CANDIDATE
+        positive = probabilities >= CANDIDATE if self.second_look else predictions == 1
         if not self._positive.any() and not positive.any():
             self._hold(batch, slice(len(batch) - 1, None))
             self._probabilities, self._positive = probabilities[-1:], positive[-1:]

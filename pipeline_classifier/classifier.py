@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import torch
 
+from pipeline_classifier.network import Network
 from pipeline_classifier.pages import PageBatch, matched_snr, resize, to_images
 from pipeline_classifier.second_look import SecondLook
 from single_pulse_classifier_training.checkpoint import Checkpoint
-from single_pulse_classifier_training.training_models import fuse_for_inference
 
 NOT_CLASSIFIED = -1
 
@@ -44,24 +44,19 @@ class Classifier:
         second_look: SecondLook | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.device = device
+        self.network = Network(checkpoint, device, batch_size, precision)
         self.threshold = checkpoint.threshold if threshold is None else threshold
         self.max_false_per_hour = max_false_per_hour
-        self.batch_size = batch_size
         self.snr_gate = snr_gate
         self.second_look = second_look
         self.gated = 0
         self._counting = threading.Lock()
-        self._model = fuse_for_inference(checkpoint.model).to(device).to(memory_format=torch.channels_last)
-        self._bf16 = precision == "bf16"
-        self._pulse = checkpoint.class_names.index("Pulse")
 
     @torch.inference_mode()
     def classify(self, batch: PageBatch) -> tuple[np.ndarray, np.ndarray]:
         """Classify a batch of any length; several threads may call it at once.
 
-        The network sees ``batch_size`` images at a time, always: the probability of a page does not depend, in any
-        bit, on the pages it came with.
+        The probability of a page does not depend, in any bit, on the pages it came with.
 
         Returns
         -------
@@ -74,11 +69,11 @@ class Classifier:
             with self._counting:
                 self.gated += len(batch) - len(seen)
         probabilities = np.zeros(len(batch), np.float32)
-        for first in range(0, len(seen), self.batch_size):
-            part = seen[first : first + self.batch_size]
+        for first in range(0, len(seen), self.network.batch_size):
+            part = seen[first : first + self.network.batch_size]
             pages = batch.pages[part[0] : part[-1] + 1] if len(seen) == len(batch) else batch.pages[part]
             images, unusable = self.images(pages)
-            probability = torch.softmax(self.logits(images), dim=1)[:, self._pulse]
+            probability = self.network.probabilities(images)
             probability[unusable] = NOT_CLASSIFIED
             probabilities[part] = probability.cpu().numpy()
         predictions = (probabilities >= self.threshold).astype(np.int32)
@@ -90,24 +85,11 @@ class Classifier:
         """What the network sees of pages (B, n_dm, n_time), and which of them are unusable: see `to_images`."""
         resolution = self.checkpoint.resolution
         if pages.dtype != np.uint8:
-            return to_images(pages, self.checkpoint.normaliser, resolution, self.device)
-        images = resize(torch.from_numpy(pages).to(self.device), resolution)
+            return to_images(pages, self.checkpoint.normaliser, resolution, self.network.device)
+        images = resize(torch.from_numpy(pages).to(self.network.device), resolution)
         return images, images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
 
-    @torch.inference_mode()
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 2) of at most ``batch_size`` images (B, resolution, resolution) uint8, over the temperature."""
-        full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
-        full[: len(images), 0] = images
-        with torch.autocast(self.device.type, torch.bfloat16, self._bf16):
-            logits = self._model(full)
-        return logits[: len(images)].float() / self.checkpoint.temperature
-
-    def log_odds(self, images: torch.Tensor) -> np.ndarray:
-        """Log-odds (B,) float32 of a pulse, of at most ``batch_size`` images."""
-        logits = self.logits(images)
-        return (logits[:, self._pulse] - logits[:, 1 - self._pulse]).cpu().numpy()
-
     def _matched_snr(self, pages: np.ndarray) -> np.ndarray:
-        parts = [pages[first : first + self.batch_size] for first in range(0, len(pages), self.batch_size)]
+        size = self.network.batch_size
+        parts = [pages[first : first + size] for first in range(0, len(pages), size)]
         return np.concatenate([matched_snr(part) for part in parts])

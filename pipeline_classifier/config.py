@@ -199,8 +199,8 @@ class PipelineConfig(ConfigFile):
         return self.resolve(self.path_to_models) / self.name_of_the_model
 
     @property
-    def second_look_path(self) -> Path:
-        return self.resolve(self.second_look or "")
+    def second_look_path(self) -> Path | None:
+        return self.resolve(self.second_look) if self.second_look else None
 
     def front_end(self) -> tuple[np.ndarray, Cleaning]:
         """Trial DMs (n_dm,) in pc cm^-3 and cleaning: the TransientX file's, over which keys of this config win."""

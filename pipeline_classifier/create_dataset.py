@@ -34,12 +34,12 @@ from tqdm import tqdm
 from pipeline_classifier.catalogue import SECONDS_PER_DAY
 from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.pages import NORMALISERS, PageGrid, resize, to_images
+from pipeline_classifier.pages import PAGE_NORMALISERS, PageGrid, resize, to_images
 from pipeline_classifier.simulation import read_truth, truth_path
 from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
-from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
+from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
 
 VISIBLE_SNR = 1.5  # below this S/N a pulse that is smeared at a wrong trial DM no longer shows in a page
 BATCH_SIZE = 64
@@ -109,7 +109,7 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"of pulse-free sky, take only pages to which this model gives a probability of {HARD:g} or more",
     )
     parser.add_argument(
-        "--normaliser", choices=NORMALISERS[:2], default="minmax", help="default: %(default)s, the original's"
+        "--normaliser", choices=PAGE_NORMALISERS, default="minmax", help="default: %(default)s, the original's"
     )
     parser.add_argument(
         "--resolutions", nargs="+", type=int, default=[256], help="sides of the images, one file each (default: 256)"
@@ -298,8 +298,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     files = {f"images_{resolution}": path for resolution, path in images.items()}
     for kind, values in columns.items():
         files[kind] = output_dir / f"{prefix}_{kind}_training.npy"
-        with atomic_writer(files[kind]) as file:
-            np.save(file, values)
+        save_npy(files[kind], values)
     pulses, groups = int(is_pulse.sum()), len(np.unique(columns["groups"]))
     print(f"{len(is_pulse)} images: {pulses} Pulse, {len(is_pulse) - pulses} Artefact, of {groups} events")
     for path in files.values():

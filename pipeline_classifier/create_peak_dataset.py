@@ -15,6 +15,7 @@ Written to the output folder (<name>_DM_time_dataset_peaks_...), for training.py
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -30,11 +31,11 @@ from pipeline_classifier.pages import PageBatch
 from pipeline_classifier.peaks import boxcar_search, find_peaks
 from pipeline_classifier.recovery import Matcher
 from pipeline_classifier.search import map_in_order, open_filterbank
-from pipeline_classifier.second_look import portrait, portrait_images
+from pipeline_classifier.second_look import SIDE, portrait, portrait_images
 from pipeline_classifier.simulation import read_truth, truth_path
 from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
-from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
+from single_pulse_classifier_training.runtime import make_output_folder, save_npy
 
 NEARLY = 3.0  # times the tolerances of a match; such a peak is a pulse that was measured badly
 PAGES_PER_GROUP = 8
@@ -52,16 +53,12 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher, snrs: np.ndarray) -> Peaks:
+def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) -> Peaks:
     """The peaks of adjoining pages, each seen with the pages beside it, and what they are.
-
-    Parameters
-    ----------
-    snrs : (n_pulses,) of the known pulses
 
     Returns
     -------
-    images : (N, 64, 64) uint8
+    images : (N, SIDE, SIDE) uint8
     is_pulse : (N,) bool
     group : (N,) int64, number of the pulse, or -1 - that of the stretch of pages
     snr : (N,) float32 of the pulse, NaN for artefacts
@@ -87,19 +84,27 @@ def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher, 
             portraits.append(portrait(searched, grid, peak))
             is_pulse.append(len(pulses) > 0)
             group.append(pulses[0] if len(pulses) else -1 - (batch.first + number) // PAGES_PER_GROUP)
-            snr.append(snrs[pulses].max() if len(pulses) else np.nan)
-    images = portrait_images(np.array(portraits, np.float32).reshape(-1, 64, 64)).numpy()
+            snr.append(matcher.snrs[pulses].max() if len(pulses) else np.nan)
+    images = portrait_images(np.array(portraits, np.float32).reshape(-1, SIDE, SIDE)).numpy()
     return images, np.array(is_pulse, bool), np.array(group, np.int64), np.array(snr, np.float32)
 
 
-def peaks_of(path: str, config: PipelineConfig) -> Peaks:
+def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankPages, Matcher]]:
+    """Open every observation and its truth table, before any of them is read."""
+    planned = []
+    for path in paths:
+        source = open_filterbank(path, config)
+        if not source.grid.sweeps:
+            raise InputError(f"{path}: one channel, or one trial DM: peaks have no sweep to be told by")
+        planned.append((source, Matcher(read_truth(truth_path(path)), source.grid)))
+    return planned
+
+
+def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
     """All peaks of an observation, as `labelled_peaks`; groups from 0 on."""
-    source = open_filterbank(path, config)
-    if len(source.grid.dms) < 2 or not source.grid.sweep(1.0) > 0:
-        raise InputError(f"{path}: one channel, or one trial DM: peaks have no sweep to be told by")
-    pulses = read_truth(truth_path(path))
-    matcher, snrs = Matcher(pulses, source.grid), np.array([pulse.snr for pulse in pulses])
-    parts = [labelled_peaks(source, source.pages(block)[0], matcher, snrs) for block in source.blocks()]
+    source, matcher = observation
+    parts = [labelled_peaks(source, source.pages(block)[0], matcher) for block in source.blocks()]
+    source.release()
     images, is_pulse, group, snr = (np.concatenate(column) for column in zip(*parts, strict=True))
     return images, is_pulse, np.unique(group, return_inverse=True)[1], snr
 
@@ -107,25 +112,26 @@ def peaks_of(path: str, config: PipelineConfig) -> Peaks:
 def run(args: argparse.Namespace) -> dict[str, Path]:
     """Make the set; return the files by kind."""
     config = load_pipeline_config(args.config).model_copy(update={"page_overlap": 0.0, "time_downsample": [1]})
-    for path in args.observations:
-        open_filterbank(path, config)
-        read_truth(truth_path(path))
+    planned = plan(args.observations, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
-    found = map_in_order(lambda path: peaks_of(path, config), args.observations, config.threads)
+    found = map_in_order(peaks_of, planned, config.threads)
     parts, groups = [], 0
-    for images, is_pulse, group, snr in tqdm(found, total=len(args.observations), unit="file", disable=None):
+    for images, is_pulse, group, snr in tqdm(found, total=len(planned), unit="file", disable=None):
         parts.append((images, is_pulse, group + groups, snr))
         groups += int(group.max(initial=-1)) + 1
     images, is_pulse, group, snr = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(images):
         raise InputError(f"{args.observations[0]}: no peak of S/N {LEAST_SNR:g}, nor in any other observation")
-    labels = np.where(is_pulse, "Pulse", "Artefact")
-    columns = {"training_64x64": images, "labels_training": labels, "groups_training": group, "snr_training": snr}
+    columns = {
+        f"training_{SIDE}x{SIDE}": images,
+        "labels_training": np.where(is_pulse, "Pulse", "Artefact"),
+        "groups_training": group,
+        "snr_training": snr,
+    }
     prefix = f"{args.name or Path(args.observations[0]).stem}_DM_time_dataset_peaks"
     files = {kind: output_dir / f"{prefix}_{kind}.npy" for kind in columns}
     for kind, values in columns.items():
-        with atomic_writer(files[kind]) as file:
-            np.save(file, values)
+        save_npy(files[kind], values)
     print(f"{len(images)} peaks: {is_pulse.sum()} Pulse, {(~is_pulse).sum()} Artefact, of {groups} groups")
     for path in files.values():
         print(path)

@@ -131,10 +131,10 @@ def live_search(
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
     keep_freed_memory()
-    decision = set_threshold(classifier, source.grid.n_time * source.grid.tsamp)
+    decision = set_threshold(classifier, source.grid, source.grid.n_time * source.grid.tsamp)
     finder = EventFinder(source.grid, second_look=classifier.second_look)
     merger = EventMerger(source.grid)
-    threads, size = thread_count(threads), classifier.batch_size
+    threads, size = thread_count(threads), classifier.network.batch_size
     began = time.monotonic()
     results = LiveResults(output_dir, source.name, n_spectra)
     status_path = output_dir / f"status_{source.name}.json"

@@ -76,10 +76,11 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def fingerprint(path: Path, model: Path, settings: object) -> dict[str, object]:
+def fingerprint(path: Path, models: Sequence[Path], settings: object) -> dict[str, object]:
     """What a finished search of a file is known by: name, size and time of the file, and how it was searched."""
-    file, network = path.stat(), model.stat()
-    how = json.dumps([settings, str(model.resolve()), network.st_size, network.st_mtime_ns], default=str)
+    file = path.stat()
+    networks = [(str(model.resolve()), model.stat().st_size, model.stat().st_mtime_ns) for model in models]
+    how = json.dumps([settings, networks], default=str)
     return {
         "name": path.name,
         "size": file.st_size,

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from pipeline_classifier.dedispersion import dispersion_delay
 
-NORMALISERS = ("minmax", "robust", "noise")
+PAGE_NORMALISERS = ("minmax", "robust")
+NORMALISERS = (*PAGE_NORMALISERS, "noise")
 ROBUST_RANGE = (-5.0, 20.0)
 """Sigmas that ``robust`` maps to 0 and 255: noise keeps ten levels per sigma, and one hot pixel blackens nothing."""
 
@@ -50,6 +51,12 @@ class PageGrid:
         if not np.isfinite(self.f_top * self.f_bottom * self.tsamp):
             return np.zeros_like(np.asarray(dm, dtype=float))
         return dispersion_delay(dm, self.f_bottom, self.f_top) / self.tsamp
+
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether a pulse is dispersed on these pages, so that its shape tells it from interference."""
+        return len(self.dms) > 1 and float(self.sweep(1.0)) > 0
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
+import scipy.signal
 
 from pipeline_classifier.pages import PageGrid
 
 NEXT_PEAK_SNR = 6.0  # a second peak in one plane counts from this S/N on
+HIDDEN_SNR = 7.5  # and from this one in the bow tie of a brighter one
+VALLEY_DEPTH = 4.0  # least depth of the valley between two pulses, in units of the noise
+APART_REACH = 8  # widths about a maximum in which its surroundings are looked at
+FEWEST_ROWS = 4  # and trial DMs
+COMPANION_REACH = 12  # widths
+PARTS_POWER = 0.9  # of the squared S/N of a pulse: least sum of those of its parts
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,9 @@ class Peak:
 
 def boxcar_widths(longest: int) -> np.ndarray:
     """Trial widths in samples, 1 to ``longest``, at most a factor 1.6 apart (2 from 1 to 2)."""
-    widths = np.unique(np.round(1.4 ** np.arange(0, 1 + np.log(max(longest, 1)) / np.log(1.4))).astype(int))
+    if longest < 1:
+        return np.empty(0, dtype=int)
+    widths = np.unique(np.round(1.4 ** np.arange(0, 1 + np.log(longest) / np.log(1.4))).astype(int))
     return widths[widths <= longest]
 
 
@@ -62,7 +72,10 @@ def boxcar_search(plane: np.ndarray, longest: int) -> BoxcarSearch:
         bits |= number
         centres = snr[:, (width - 1) // 2 : (width - 1) // 2 + snrs.shape[1]]
         np.maximum(centres, snrs, out=centres)
-    return BoxcarSearch(total, snr, widths[snr.view(np.int32) & 31])
+    bits = snr.view(np.int32)
+    width = widths[bits & 31]
+    bits &= -32
+    return BoxcarSearch(total, snr, width)
 
 
 def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, most: int) -> list[Peak]:
@@ -73,63 +86,148 @@ def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, mo
     searched : the plane (n_dm, n)
     grid : of the plane's rows and samples
     first, last : columns in which a pulse's centre must lie
-    most : most pulses to return; the first is always returned, others from `NEXT_PEAK_SNR` on
+    most : most pulses to tell apart on the plane; the brightest is always returned, others from `NEXT_PEAK_SNR` on.
+        What their profiles show beside them (`companions`, `sub_pulses`) comes in addition.
 
     Notes
     -----
-    Between the peak and where its bottom channel falls at a wrong trial DM lies the pulse's own bow tie, in which no
-    second pulse is looked for. A peak in the bow tie of a much brighter pulse gives that pulse, wherever its centre is.
+    Between the peak and where its bottom channel falls at a wrong trial DM lies the pulse's own bow tie: a second pulse
+    in it must have `HIDDEN_SNR` and stand apart. A peak in the bow tie of a much brighter pulse gives that pulse,
+    wherever its centre is.
     """
-    total, everywhere, best_width = searched.total, searched.snr, searched.width
-    best = everywhere.copy()
+    snrs, widths = searched.snr, searched.width
+    best = snrs.copy()
     best[:, : max(0, first)] = best[:, last:] = -np.inf
-
-    peaks: list[Peak] = []
+    claimed = np.zeros(best.shape, dtype=bool)
     columns = np.arange(best.shape[1])
+    peaks: list[Peak] = []
     while len(peaks) < most:
         row, centre = (int(index) for index in np.unravel_index(int(best.argmax()), best.shape))
-        snr, width = float(best[row, centre]), int(best_width[row, centre])
-        if not np.isfinite(snr) or (peaks and snr < NEXT_PEAK_SNR):
+        if not np.isfinite(best[row, centre]) or (peaks and best[row, centre] < NEXT_PEAK_SNR):
             break
-        row, centre = brightest_of_bow_tie(everywhere, grid, row, centre, width)
-        snr, width = float(everywhere[row, centre]), int(best_width[row, centre])
-        peaks.append(Peak(row, centre - (width - 1) // 2, width, snr))
+        hidden = claimed[row, centre]
+        apart, window, ripples = stands_apart(searched, grid, row, centre)
+        best[window][ripples] = -np.inf
+        if hidden and not apart:
+            continue
+        if not apart:
+            row, centre = brightest_of_bow_tie(snrs, grid, row, centre, int(widths[row, centre]))
+        width = int(widths[row, centre])
+        peaks.append(Peak(row, centre - (width - 1) // 2, width, float(snrs[row, centre])))
         reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
-        margin = 2 * width + best_width
-        own = (columns >= centre + np.minimum(reach, 0) - margin) & (columns <= centre + np.maximum(reach, 0) + margin)
-        best[own] = -np.inf
-    for peak in tuple(peaks):
-        peaks += sub_pulses(total[peak.row], peak, peaks, first, last)
-    return peaks
+        margin = 2 * width + widths
+        own = columns >= centre + np.minimum(reach, 0) - margin
+        claimed |= own & (columns <= centre + np.maximum(reach, 0) + margin)
+        best[claimed & (best < HIDDEN_SNR)] = -np.inf
+    return _with_their_parts(searched.total, peaks, first, last)
 
 
-def sub_pulses(total: np.ndarray, peak: Peak, found: Sequence[Peak], first: int, last: int) -> list[Peak]:
-    """Other pulses at the DM of a peak that its profile shows apart from it and from those already found.
+def _with_their_parts(total: np.ndarray, peaks: Sequence[Peak], first: int, last: int) -> list[Peak]:
+    """The peaks and their companions, each as the sub-pulses that it is made of."""
+    centres = [peak.column + peak.width // 2 for peak in peaks]
+    parts: list[Peak] = []
+    for number, peak in enumerate(peaks):
+        others = centres[:number] + centres[number + 1 :]
+        for pulse in (peak, *companions(total[peak.row], peak, others, first, last)):
+            parts += sub_pulses(total[peak.row], pulse)
+    return parts
+
+
+def stands_apart(
+    searched: BoxcarSearch, grid: PageGrid, row: int, centre: int
+) -> tuple[bool, tuple[slice, slice], np.ndarray]:
+    """Whether a maximum of a plane is a pulse of its own, and not a ripple on the bow tie of a brighter one.
+
+    It is, if the S/N sinks to its `valley` on every way to anything brighter, within `APART_REACH` widths.
+
+    Returns
+    -------
+    apart : bool
+    window : rows and columns about the maximum
+    own : (rows, columns) of the window, bool: above the valley, and connected with the maximum
+    """
+    snr, reach = float(searched.snr[row, centre]), APART_REACH * int(searched.width[row, centre])
+    samples_per_row = float(grid.sweep(grid.dms[1] - grid.dms[0])) if len(grid.dms) > 1 else 0.0
+    rows = max(FEWEST_ROWS, int(np.ceil(reach / samples_per_row))) if samples_per_row > 0 else len(grid.dms)
+    n_dm, n = searched.snr.shape
+    low, high = max(0, row - rows), min(n_dm, row + rows + 1)
+    start, stop = max(0, centre - reach), min(n, centre + reach + 1)
+    window = slice(low, high), slice(start, stop)
+    values = searched.snr[window]
+    numbers, _ = scipy.ndimage.label(values >= valley(snr))
+    own = numbers == numbers[row - low, centre - start]
+    sides = ((own[0], low > 0), (own[-1], high < n_dm), (own[:, 0], start > 0), (own[:, -1], stop < n))
+    leaves = any(goes_on and side.any() for side, goes_on in sides)
+    return not leaves and float(values[own].max()) <= snr, window, own
+
+
+def valley(snr: float) -> float:
+    """S/N to which it must sink between a pulse and a brighter one, so that they are two."""
+    return min(0.5 * snr, snr - VALLEY_DEPTH)
+
+
+def maxima(total: np.ndarray, width: int, first: int, last: int) -> np.ndarray:
+    """First columns of the pulses that a profile, smoothed over ``width``, shows apart; each has `NEXT_PEAK_SNR`.
+
+    Parameters
+    ----------
+    total : (n + 1,) cumulative sum of the profile, in units of its noise
+    first, last : limits of those columns
+    """
+    first, last = max(0, first), min(len(total) - width, last)
+    if last - first < 3:
+        return np.empty(0, dtype=np.int64)
+    snr = (total[first + width : last + width] - total[first:last]) / np.float32(width**0.5)
+    columns, shapes = scipy.signal.find_peaks(snr, height=NEXT_PEAK_SNR, distance=width, prominence=VALLEY_DEPTH)
+    return first + columns[shapes["prominences"] >= 0.5 * snr[columns]]
+
+
+def companions(total: np.ndarray, peak: Peak, others: Sequence[int], first: int, last: int) -> list[Peak]:
+    """Pulses of the DM and width of a peak that its profile shows near it, `COMPANION_REACH` widths at most.
 
     Parameters
     ----------
     total : (n + 1,) cumulative sum of the profile at the peak's DM, in units of its noise
+    others : centres of the pulses that were found besides
     first, last : columns in which the centre of a pulse must lie
-
-    Notes
-    -----
-    A sub-pulse has `NEXT_PEAK_SNR` in a boxcar of the peak's width, and between it and its neighbours the profile,
-    smoothed over that width, sinks to half of it.
     """
-    width, half = peak.width, (peak.width - 1) // 2
-    snr = (total[width:] - total[:-width]) / np.sqrt(width)  # by first column
-    low, high = max(0, first - half), min(len(snr), last - half)
-    taken = [other.column for other in found]
-    peaks: list[Peak] = []
-    for column in low + np.argsort(-snr[low:high], kind="stable"):
-        if snr[column] < NEXT_PEAK_SNR:
-            break
-        near = min(taken, key=lambda other: abs(other - column))
-        valley = snr[min(near, column) : max(near, column) + 1].min()
-        if abs(near - column) > width and valley <= min(0.5 * snr[column], snr[column] - 4.0):
-            taken.append(int(column))
-            peaks.append(Peak(peak.row, int(column), width, float(snr[column])))
-    return peaks
+    width, half, reach = peak.width, (peak.width - 1) // 2, COMPANION_REACH * peak.width
+    columns = maxima(total, width, max(first - half, peak.column - reach), min(last - half, peak.column + reach))
+    return [
+        Peak(peak.row, column, width, float(total[column + width] - total[column]) / width**0.5)
+        for column in columns.tolist()
+        if all(abs(column + half - other) > width for other in (peak.column + half, *others))
+    ]
+
+
+def sub_pulses(total: np.ndarray, peak: Peak) -> list[Peak]:
+    """The pulses of which a peak is made, as narrower boxcars show them; the peak itself if they show no more.
+
+    The parts must hold the power of the whole: a long pulse has its noise, but no part of it has much of the S/N.
+
+    Parameters
+    ----------
+    total : (n + 1,) cumulative sum of the profile at the peak's DM, in units of its noise
+    """
+    margin = peak.width // 2
+    for width in boxcar_widths(peak.width - 1)[::-1].tolist():
+        columns = maxima(total, width, peak.column - margin, peak.column + peak.width + margin)
+        if len(columns) > 1:
+            parts = [best_within(total, peak.row, column, width) for column in columns.tolist()]
+            if sum(part.snr**2 for part in parts) >= PARTS_POWER * peak.snr**2:
+                return [part for whole in parts for part in sub_pulses(total, whole)]
+    return [peak]
+
+
+def best_within(total: np.ndarray, row: int, first: int, longest: int) -> Peak:
+    """The best boxcar within columns ``first`` to ``first + longest``."""
+    part = total[first : first + longest + 1]
+    found = []
+    for width in boxcar_widths(longest).tolist():
+        snr = (part[width:] - part[:-width]) / np.float32(width**0.5)
+        column = int(snr.argmax())
+        found.append(Peak(row, first + column, width, float(snr[column])))
+    return max(found, key=lambda peak: peak.snr)
 
 
 def brightest_of_bow_tie(snr: np.ndarray, grid: PageGrid, row: int, centre: int, width: int) -> tuple[int, int]:

@@ -44,6 +44,7 @@ class Matcher:
     def __init__(self, pulses: Sequence[Pulse], grid: PageGrid) -> None:
         self.times = np.array([pulse.time_s for pulse in pulses], dtype=float)
         self.dms = np.array([pulse.dm_pc_cm3 for pulse in pulses], dtype=float)
+        self.snrs = np.array([pulse.snr for pulse in pulses], dtype=float)
         self.widths = np.array([pulse.width_ms for pulse in pulses], dtype=float) / 1e3
         self.least_s = max(TIME_TOLERANCE_S, 3 * grid.tsamp)
         self.sweep_s = max(float(grid.sweep(1.0)) * grid.tsamp, 1e-9)

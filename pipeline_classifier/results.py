@@ -12,7 +12,7 @@ from pipeline_classifier.plots import plot_event
 from pipeline_classifier.saliency import looks
 from pipeline_classifier.search import SearchResult
 from pipeline_classifier.sources import Source
-from single_pulse_classifier_training.runtime import atomic_writer
+from single_pulse_classifier_training.runtime import save_npy
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def write_results(
         for kind, values in (("predictions", layer.predictions), ("probabilities", layer.probabilities)):
             path = output_dir / f"{kind}_{name}{layer.layer.suffix}.npy"
             expected = missing if layer is result.layers[0] else 0
-            with atomic_writer(path) as file:
-                np.save(file, np.pad(values, (0, expected), constant_values=NOT_CLASSIFIED))
+            save_npy(path, np.pad(values, (0, expected), constant_values=NOT_CLASSIFIED))
             result.files.append(path)
     path = output_dir / f"candidates_{name}.csv"
     write_candidates(path, result.events)

@@ -110,10 +110,11 @@ def search_many(
     classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
     if config.threads is None:
         config.threads = max(1, thread_count(None) // share.n_local)
+    models = [model for model in (config.model_path, config.second_look_path) if model]
     settings = [config.model_dump(exclude={"threads"}), args.threshold, args.max_false_per_hour]
     results = []
     for number, path in enumerate(mine, start=1):
-        identity = many_files.fingerprint(path, config.model_path, settings)
+        identity = many_files.fingerprint(path, models, settings)
         if args.resume and many_files.is_done(output_dir, path, identity):
             logger.info("%s is done (%d of %d)", path, number, len(mine))
             continue

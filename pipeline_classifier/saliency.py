@@ -54,11 +54,12 @@ def occlusion(classifier: Classifier, image: torch.Tensor) -> np.ndarray:
     covers = distance < 1.0
     median = image.flatten().median()
     log_odds = np.empty(PATCHES * PATCHES, np.float32)
-    for first in range(0, len(log_odds), classifier.batch_size):
-        patch = torch.arange(first, min(first + classifier.batch_size, len(log_odds)), device=image.device)
+    network = classifier.network
+    for first in range(0, len(log_odds), network.batch_size):
+        patch = torch.arange(first, min(first + network.batch_size, len(log_odds)), device=image.device)
         hidden = covers[patch // PATCHES, :, None] & covers[patch % PATCHES, None, :]
-        log_odds[first : first + len(patch)] = classifier.log_odds(torch.where(hidden, median, image))
-    drop = classifier.log_odds(image[None])[0] - log_odds.reshape(PATCHES, PATCHES)
+        log_odds[first : first + len(patch)] = network.log_odds(torch.where(hidden, median, image)).cpu()
+    drop = float(network.log_odds(image[None])) - log_odds.reshape(PATCHES, PATCHES)
     weights = np.maximum(0.0, 2.0 - distance.cpu().numpy())
     weights /= weights.sum(axis=0)
     return (weights.T @ drop @ weights).astype(np.float32)

@@ -19,7 +19,7 @@ from pipeline_classifier.catalogue import Event, EventFinder
 from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
 from pipeline_classifier.event_merging import merge_duplicates
-from pipeline_classifier.pages import PageBatch
+from pipeline_classifier.pages import PageBatch, PageGrid
 from pipeline_classifier.ring_pages import RingPages
 from pipeline_classifier.second_look import SecondLook
 from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source
@@ -74,13 +74,14 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     decision.add_argument(
         "--threshold",
         type=float,
-        help="probability from which a page is a pulse (default: the config's, else the model's)",
+        help="probability from which a page, and an event, is a pulse (default: the config's, else the models')",
     )
     decision.add_argument(
         "--max-false-per-hour",
         type=float,
         metavar="RATE",
-        help="take the lowest threshold, of those stored in the model, with at most so many false pages per hour",
+        help="take the lowest threshold, of those stored in the model, with at most so many false events per hour "
+        "(false pages, without a second look)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
 
@@ -98,9 +99,9 @@ def load_classifier(
         raise InputError(f"--max-false-per-hour {max_false_per_hour:g} is no rate: valid are numbers above 0")
     if threshold is None and max_false_per_hour is None:
         threshold, max_false_per_hour = config.threshold, config.max_false_per_hour
-    second_look = None
-    if config.second_look is not None:
-        second_look = SecondLook(load_checkpoint(config.second_look_path, "cpu"), threshold, config.min_snr)
+    second_look, path = None, config.second_look_path
+    if path:
+        second_look = SecondLook(load_checkpoint(path, "cpu"), threshold, config.min_snr)
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
     logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
@@ -175,15 +176,25 @@ def map_in_order(
 
 
 def search(source: Source, classifier: Classifier, threads: int | None = None) -> SearchResult:
-    """Classify every page of a source and measure the events.
+    """Classify every page of a source and measure the events, one for each pulse.
 
     Raises
     ------
     InputError : no threshold of the model lets through as few false positives per hour as are asked for.
     """
+    began = time.monotonic()
+    decision = set_threshold(classifier, source.grid, page_interval_s(source))
+    layers, found = find_events(source, classifier, threads)
+    events = merge_duplicates(found, source.grid)
+    return SearchResult(layers, events, account_of(source, layers, len(events), began) | decision | gate_of(classifier))
+
+
+def find_events(
+    source: Source, classifier: Classifier, threads: int | None = None
+) -> tuple[list[LayerResult], list[Event]]:
+    """Classify every page and measure what it holds; a pulse that is in several pages or layers is several events."""
     keep_freed_memory()
     torch.set_num_threads(1)  # for the second looks: the cores are busy with the pages
-    decision = set_threshold(classifier, page_interval_s(source))
     layers = [
         LayerResult(
             layer,
@@ -201,7 +212,6 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
     def classified(block: Block) -> list[tuple[PageBatch, np.ndarray, np.ndarray]]:
         return [(batch, *classifier.classify(batch)) for batch in source.pages(block)]
 
-    began = time.monotonic()
     total = sum(len(layer.starts) for layer in source.layers)
     with tqdm(total=total, unit="page", desc=source.name, disable=None) as bar:
         for batches in map_in_order(classified, source.blocks(), threads):
@@ -213,12 +223,13 @@ def search(source: Source, classifier: Classifier, threads: int | None = None) -
                 bar.update(len(batch))
     for finder in finders:
         events += finder.finish()
-    events = merge_duplicates(events, source.grid)
-    return SearchResult(layers, events, account_of(source, layers, len(events), began) | decision | gate_of(classifier))
+    return layers, events
 
 
-def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
+def set_threshold(classifier: Classifier, grid: PageGrid, page_s: float) -> dict[str, float]:
     """Set the threshold of a classifier that was given a rate in its place; return what was decided, for the account.
+
+    With a second look the rate is one of events, else of pages.
 
     Raises
     ------
@@ -226,16 +237,13 @@ def set_threshold(classifier: Classifier, page_s: float) -> dict[str, float]:
     """
     decision: dict[str, float] = {}
     classifier.gated = 0
-    rate, second_look = classifier.max_false_per_hour, classifier.second_look
-    if rate is not None:
+    rate, second_look = classifier.max_false_per_hour, classifier.second_look if grid.sweeps else None
+    if rate is not None and second_look:
+        second_look.threshold, decision["false_per_hour"] = threshold_for_rate(second_look.checkpoint.thresholds, rate)
+    elif rate is not None:
         classifier.threshold, decision["false_per_hour"] = threshold_for_rate(
             classifier.checkpoint.thresholds, rate, page_s
         )
-        if second_look:
-            of_events = second_look.checkpoint.thresholds
-            least = min((entry["false_per_hour"] for entry in of_events), default=rate)
-            if of_events:  # below what was measured, the strictest one
-                second_look.threshold, _ = threshold_for_rate(of_events, max(rate, least))
     if second_look:
         decision["event_threshold"] = float(second_look.threshold)
     return decision | {"threshold": float(classifier.threshold)}

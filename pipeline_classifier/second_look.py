@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pipeline_classifier.network import Network
 from pipeline_classifier.pages import ROBUST_RANGE, PageGrid, to_images
 from pipeline_classifier.peaks import BoxcarSearch, Peak
 from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.training_models import fuse_for_inference
 
 SIDE = 64  # columns and rows of a portrait
 COLUMNS_PER_WIDTH = 4
@@ -77,18 +77,15 @@ class SecondLook:
         self.checkpoint = checkpoint
         self.threshold = checkpoint.threshold if threshold is None else threshold
         self.min_snr = min_snr
-        self._model = fuse_for_inference(checkpoint.model).to(memory_format=torch.channels_last)
-        self._pulse = checkpoint.class_names.index("Pulse")
+        self._network = Network(checkpoint, torch.device("cpu"), TOGETHER)
 
     @torch.inference_mode()
     def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: Sequence[Peak]) -> np.ndarray:
         """Probability (n,) float32 that each peak of a plane is a pulse.
 
-        The network sees `TOGETHER` portraits at a time, always: no bit of a probability depends on the other peaks.
+        No bit of a probability depends on the other peaks.
         """
         if not peaks:
             return np.empty(0, dtype=np.float32)
-        images = portrait_images(np.stack([portrait(searched, grid, peak) for peak in peaks])).to(torch.float32)
-        images = torch.cat([images, images.new_zeros((-len(images) % TOGETHER, SIDE, SIDE))])
-        logits = torch.cat([self._model(part[:, None]) for part in images.split(TOGETHER)])
-        return torch.softmax(logits / self.checkpoint.temperature, dim=1)[: len(peaks), self._pulse].numpy()
+        images = portrait_images(np.stack([portrait(searched, grid, peak) for peak in peaks]))
+        return torch.cat([self._network.probabilities(part) for part in images.split(TOGETHER)]).numpy()

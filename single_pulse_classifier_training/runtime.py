@@ -88,3 +88,9 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_npy(path: str | Path, values: np.ndarray) -> None:
+    """``numpy.save``, all of it or nothing."""
+    with atomic_writer(path) as file:
+        np.save(file, values)

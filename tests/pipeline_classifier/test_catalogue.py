@@ -120,7 +120,7 @@ def test_a_plane_of_zeros_and_nans_is_no_trouble():
     values = np.zeros((32, 200), np.float32)
     values[3, 5] = np.nan
     for peak in find_peaks(boxcar_search(values, 32), GRID, 0, 200, most=2):
-        assert np.isfinite(peak.snr) and peak.snr < 1e-30
+        assert np.isfinite(peak.snr) and peak.snr <= 0
 
 
 @pytest.mark.parametrize("apart", [8, 12, 20])

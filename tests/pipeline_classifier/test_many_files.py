@@ -80,11 +80,11 @@ def test_what_has_changed_is_searched_again(observations, tmp_path, change):
     path = tmp_path / "a.fil"
     shutil.copy(observations / "a.fil", path)
     model, settings = observations / "b.fil", ["x"]
-    identity = many_files.fingerprint(path, model, settings)
+    identity = many_files.fingerprint(path, [model], settings)
     many_files.begin(tmp_path, path)
     assert not many_files.is_done(tmp_path, path, identity)
     many_files.finish(tmp_path, path, identity)
-    assert many_files.is_done(tmp_path, path, many_files.fingerprint(path, model, settings))
+    assert many_files.is_done(tmp_path, path, many_files.fingerprint(path, [model], settings))
     if change == "time":
         os.utime(path, ns=(0, 0))
     elif change == "size":
@@ -93,7 +93,7 @@ def test_what_has_changed_is_searched_again(observations, tmp_path, change):
         settings = ["y"]
     else:
         (tmp_path / "done_a.json").write_text(json.dumps(identity)[:-5])
-    assert not many_files.is_done(tmp_path, path, many_files.fingerprint(path, model, settings))
+    assert not many_files.is_done(tmp_path, path, many_files.fingerprint(path, [model], settings))
 
 
 def test_files_that_would_overwrite_each_other_or_are_not_there_are_refused(observations, tmp_path):

@@ -168,7 +168,7 @@ def test_a_look_is_at_the_page_that_the_search_classified(observation, classifie
     for _, event, look in found:
         assert event.first_page <= look.page <= event.last_page
         image = classifier.images(look.image[None])[0][0]
-        probability = 1 / (1 + np.exp(-classifier.log_odds(image[None])[0].astype(float)))
+        probability = 1 / (1 + np.exp(-float(classifier.network.log_odds(image[None]))))
         assert probability == pytest.approx(result.probabilities[look.page], abs=1e-6)
 
 

@@ -99,7 +99,6 @@ def observation(tmp_path_factory) -> Path:
     header = Header(nchans=64, nbits=8, tsamp=400e-6, fch1=1500.0, foff=-4.0, tstart=59000.0)
     pulses = [Pulse(time_s, 60.0, 25.0, 2.0) for time_s in (1.0, 2.0, 3.0, 4.0)]
     simulate(folder / "a.fil", header, 12_000, pulses, Rfi(), seed=4)
-    simulate(folder / "quiet.fil", header, 4000, [], Rfi(), seed=5)
     return folder / "a.fil"
 
 

@@ -49,7 +49,7 @@ def grey_network() -> torch.nn.Module:
 def config(tmp_path) -> Path:
     """A config whose model stores three thresholds."""
     save_checkpoint(tmp_path / "grey.pth", Checkpoint(grey_network(), MODEL_NAME, 32, thresholds=STORED, threshold=0.5))
-    keys = {"path_to_models": "./", "name_of_the_model": "grey.pth", "output_dir": "out"}
+    keys = {"path_to_models": "./", "name_of_the_model": "grey.pth", "second_look": None, "output_dir": "out"}
     (tmp_path / "config.json").write_text(json.dumps(keys))
     return tmp_path / "config.json"
 

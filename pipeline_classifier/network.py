@@ -1,0 +1,46 @@
+"""A checkpoint's network, ready to work: the same bits for an image, whatever images it comes with."""
+
+import torch
+
+from single_pulse_classifier_training.checkpoint import Checkpoint
+from single_pulse_classifier_training.training_models import fuse_for_inference
+
+
+class Network:
+    """The network sees ``batch_size`` images at a time, always: no bit of a result depends on the other images.
+
+    Parameters
+    ----------
+    checkpoint : loaded on ``device``
+    device : where to work
+    batch_size : images that the network sees at once
+    precision : of the multiplications, "float32" or "bf16": on CPUs with such instructions nearly twice as fast
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, batch_size: int, precision: str = "float32"
+    ) -> None:
+        self.device = device
+        self.batch_size = batch_size
+        self._temperature = checkpoint.temperature
+        self._pulse = checkpoint.class_names.index("Pulse")
+        self._model = fuse_for_inference(checkpoint.model).to(device).to(memory_format=torch.channels_last)
+        self._bf16 = precision == "bf16"
+
+    @torch.inference_mode()
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) float32 over the temperature, of at most ``batch_size`` images (B, side, side) uint8."""
+        full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
+        full[: len(images), 0] = images
+        with torch.autocast(self.device.type, torch.bfloat16, self._bf16):
+            logits = self._model(full)
+        return logits[: len(images)].float() / self._temperature
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Probability (B,) of a pulse, of at most ``batch_size`` images."""
+        return torch.softmax(self.logits(images), dim=1)[:, self._pulse]
+
+    def log_odds(self, images: torch.Tensor) -> torch.Tensor:
+        """Log-odds (B,) of a pulse, of at most ``batch_size`` images."""
+        logits = self.logits(images)
+        return logits[:, self._pulse] - logits[:, 1 - self._pulse]
