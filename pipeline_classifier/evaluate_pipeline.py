@@ -4,7 +4,8 @@
   python evaluate_pipeline.py --inject MINE.fil -c config.json --pulses 100    pulses are added to your own file first
 
 Prints recall by S/N, width and DM, false events per hour, and the errors of time, DM and S/N, over all observations
-together; writes them to evaluation.json, and as pictures to evaluation.png.
+together, and recall and false events for other thresholds, so that you can choose yours ("threshold" in the config, or
+--threshold). evaluation.json has the same, evaluation.png shows it.
 
 S/N is that of a pulse in white noise over all channels, as simulate_observation.py writes it: masked channels and
 interference lower what a search can find. The width is the intrinsic one, at half maximum, in samples of the search.
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from pipeline_classifier.catalogue import Event
 from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.dedispersion import dispersion_delay
@@ -38,13 +41,23 @@ from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.injection import inject
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.recovery import Outcome, bin_label, compare, outcome_of, pooled, quality, without_known
-from pipeline_classifier.search import add_search_options, load_classifier, open_filterbank, search
+from pipeline_classifier.search import (
+    EVENT_THRESHOLDS,
+    add_search_options,
+    events_by_threshold,
+    load_classifier,
+    open_filterbank,
+    page_interval_s,
+    set_threshold,
+)
 from pipeline_classifier.simulation import PulseRanges, random_pulses, read_truth, truth_path, write_truth
+from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
 logger = logging.getLogger(__name__)
 
+FIGURES_BY_THRESHOLD = ("found", "recall", "recall_by_snr", "false_events", "false_events_per_hour")
 INJECTION_OPTIONS = (
     "pulses", "snr_min", "snr_max", "dm_min", "dm_max", "width_ms_min", "width_ms_max", "seed", "keep",
 )  # fmt: skip
@@ -52,6 +65,9 @@ MOST_PULSES = 100_000
 DM_MARGIN = 0.05  # of the grid of trial DMs; at DM 0 every search takes a pulse for interference
 LONGEST_PAGE_SHARE = 1 / 3
 LONGEST_BASELINE_SHARE = 1 / 4
+
+Evaluated = tuple[dict[str, Any], dict[float, Outcome]]
+"""An observation as evaluation.json has it, and what became of its pulses at each threshold."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -154,43 +170,96 @@ def injected_file(args: argparse.Namespace, pulses: Sequence[Pulse], ifs: int | 
         yield path
 
 
-def evaluate_known(
-    path: str, pulses: Sequence[Pulse], config: PipelineConfig, classifier: Classifier
-) -> tuple[dict[str, object], Outcome]:
-    """Search an observation whose pulses are known."""
+@dataclass(frozen=True)
+class Searched:
+    """An observation that was searched.
+
+    Attributes
+    ----------
+    source : its pages
+    chosen : the threshold of events that was asked for
+    events : of the search at each threshold
+    """
+
+    source: FilterbankPages
+    chosen: float
+    events: dict[float, list[Event]]
+
+    @property
+    def duration_s(self) -> float:
+        return self.source.account["samples_read"] * self.source.tsamp
+
+
+def searched(path: str | Path, config: PipelineConfig, classifier: Classifier) -> Searched:
+    """Search an observation at the threshold that the user chose, and with a second look at `EVENT_THRESHOLDS`."""
     source = open_filterbank(path, config)
-    result = search(source, classifier, config.threads)
-    recovery = compare(pulses, result.events, source.grid)
-    outcome = outcome_of(pulses, result.events, recovery, source.tsamp, result.account["duration_s"])
-    return record(path, outcome, len(result.events), result.account["threshold"]), outcome
+    decision = set_threshold(classifier, source.grid, page_interval_s(source))
+    chosen = decision.get("event_threshold", decision["threshold"])
+    thresholds = {chosen, *EVENT_THRESHOLDS} if "event_threshold" in decision else {chosen}
+    _, events = events_by_threshold(source, classifier, sorted(thresholds), config.threads)
+    if classifier.second_look:
+        classifier.second_look.threshold = chosen
+    return Searched(source, chosen, events)
+
+
+def evaluate_known(path: str, pulses: Sequence[Pulse], config: PipelineConfig, classifier: Classifier) -> Evaluated:
+    """Search an observation whose pulses are known."""
+    done = searched(path, config, classifier)
+    outcomes = {}
+    for threshold, events in done.events.items():
+        recovery = compare(pulses, events, done.source.grid)
+        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.tsamp, done.duration_s)
+    return record(path, done, outcomes[done.chosen]), outcomes
 
 
 def evaluate_injected(
     args: argparse.Namespace, pulses: Sequence[Pulse], config: PipelineConfig, classifier: Classifier, path: Path
-) -> tuple[dict[str, object], Outcome]:
+) -> Evaluated:
     """Search a file as it is, then with pulses (in a copy at ``path``); its own events are not false."""
     with injected_file(args, pulses, config.ifs, path) as copy:
-        original = search(open_filterbank(args.inject, config), classifier, config.threads)
-        source = open_filterbank(copy, config)
-        result = search(source, classifier, config.threads)
-    recovery = compare(pulses, result.events, source.grid)
-    recovery = without_known(recovery, result.events, original.events, source.grid)
-    outcome = outcome_of(pulses, result.events, recovery, source.tsamp, result.account["duration_s"])
-    account = record(args.inject, outcome, len(result.events), result.account["threshold"])
-    return account | {"events_before_injection": len(original.events)}, outcome
+        original = searched(args.inject, config, classifier)
+        done = searched(copy, config, classifier)
+    outcomes = {}
+    for threshold, events in done.events.items():
+        recovery = compare(pulses, events, done.source.grid)
+        recovery = without_known(recovery, events, original.events[threshold], done.source.grid)
+        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.tsamp, done.duration_s)
+    account = record(args.inject, done, outcomes[done.chosen])
+    return account | {"events_before_injection": len(original.events[done.chosen])}, outcomes
 
 
-def record(path: str, outcome: Outcome, events: int, threshold: float) -> dict[str, object]:
+def record(path: str, done: Searched, outcome: Outcome) -> dict[str, object]:
     """One observation, as evaluation.json has it."""
     return {
         "filterbank": str(path),
-        "duration_s": outcome.duration_s,
-        "threshold": threshold,
+        "duration_s": round(outcome.duration_s, 3),
+        "threshold": done.chosen,
         "pulses": len(outcome.snr),
         "found": int(outcome.found.sum()),
-        "events": events,
+        "events": len(done.events[done.chosen]),
         "false_events": len(outcome.false_snr),
     }
+
+
+def by_threshold(outcomes: Sequence[dict[float, Outcome]], dms: np.ndarray) -> list[dict[str, object]]:
+    """Recall and false events per hour over all observations, at each threshold that all were searched at."""
+    rows = []
+    for threshold in sorted(set.intersection(*(set(parts) for parts in outcomes))):
+        figures = quality(pooled([parts[threshold] for parts in outcomes]), dms)
+        rows.append({"threshold": threshold} | {key: figures[key] for key in FIGURES_BY_THRESHOLD})
+    return rows
+
+
+def table_by_threshold(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of `by_threshold` as lines of text."""
+    bins = [number for number, part in enumerate(rows[0]["recall_by_snr"]) if part["of"]]
+    heading = [f"S/N {bin_label(rows[0]['recall_by_snr'][number])}" for number in bins]
+    lines = ["", f"{'events from probability':>28} {'  '.join(f'{text:>12}' for text in [*heading, 'false/hour'])}"]
+    for row in rows:
+        parts = [row["recall_by_snr"][number] for number in bins]
+        cells = [f"{part['found'] / part['of']:.3f}" for part in parts] + [f"{row['false_events_per_hour']:.4g}"]
+        lines.append(f"{row['threshold']:>28.4g} {'  '.join(f'{text:>12}' for text in cells)}")
+    return lines
 
 
 def table(evaluation: dict) -> str:
@@ -227,6 +296,8 @@ def table(evaluation: dict) -> str:
     lines += error("", evaluation["time_error_samples"], "samples")
     if evaluation["snr_ratio_median"] is not None:
         lines.append(line("S/N, measured / true", f"median {evaluation['snr_ratio_median']:.3f}"))
+    if len(evaluation["by_threshold"]) > 1:
+        lines += table_by_threshold(evaluation["by_threshold"])
     return "\n".join(lines)
 
 
@@ -246,9 +317,10 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             for path, pulses in zip(args.filterbanks, truths, strict=True)
         ]
     records, outcomes = zip(*evaluated, strict=True)
-    outcome = pooled(outcomes)
+    outcome = pooled([parts[row["threshold"]] for row, parts in zip(records, outcomes, strict=True)])
     evaluation: dict[str, Any] = {"model": config.model_path.name, "observations": list(records)}
     evaluation |= quality(outcome, config.trial_dms())
+    evaluation["by_threshold"] = by_threshold(outcomes, config.trial_dms())
 
     written = [output_dir / "evaluation.json"]
     with atomic_writer(written[0]) as file:

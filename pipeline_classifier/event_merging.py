@@ -9,7 +9,9 @@ from pipeline_classifier.catalogue import Event
 from pipeline_classifier.pages import PageGrid
 
 RESIDUAL = 0.4  # of the S/N of a pulse: what is fainter, close to it, is no pulse of its own
-RESIDUAL_REACH = 6  # widths of both
+RESIDUAL_REACH = 6  # widths of the pulse
+OWN_REACH = 2  # and widths of what is fainter
+SMEARED = 1.5  # times the S/N that a smeared pulse should have; so bright may a trace of it be
 
 
 def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
@@ -39,13 +41,13 @@ def _is_part_of(event: Event, brighter: Event, grid: PageGrid) -> bool:
     reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
     apart = event.time_s - brighter.time_s
     width_s, brighter_s = event.width_ms / 1e3, brighter.width_ms / 1e3
-    if event.snr < RESIDUAL * brighter.snr and abs(apart) <= RESIDUAL_REACH * (width_s + brighter_s):
+    if event.snr < RESIDUAL * brighter.snr and abs(apart) <= RESIDUAL_REACH * brighter_s + OWN_REACH * width_s:
         return True
     margin = 2 * brighter_s + width_s
     if _run(event) == _run(brighter) or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
         return False
     smeared = brighter.snr * np.sqrt(brighter_s / (brighter_s + abs(reach)))
-    return abs(apart) <= margin or event.snr <= 2 * smeared
+    return abs(apart) <= margin or event.snr <= SMEARED * smeared
 
 
 def _run(event: Event) -> tuple[int, int, int, int]:
@@ -83,7 +85,7 @@ class EventMerger:
         self.grid = grid
         longest = grid.n_time // 2
         bow_tie = float(grid.sweep(grid.dms[-1] - grid.dms[0])) + 3 * longest
-        self.reach_s = (max(bow_tie, 2 * RESIDUAL_REACH * longest) + 1) * grid.tsamp
+        self.reach_s = (max(bow_tie, (RESIDUAL_REACH + OWN_REACH) * longest) + 1) * grid.tsamp
         self._pending: list[Event] = []
 
     def add(self, events: Sequence[Event], until_s: float) -> list[Event]:

@@ -3,13 +3,12 @@
   python make_default_model.py --work-dir /tmp/default_model
 
 Runs simulate_observation.py, create_dataset.py, create_peak_dataset.py and training.py one after the other, each as a
-command of its own; their files stay in the work folder (about 30 GB). The thresholds are then set by the false pages
+command of its own; their files stay in the work folder (about 50 GB). The thresholds are then set by the false pages
 and events per hour on pulse-free observations of their own. The checkpoints become models/default.pth and
 models/second_look.pth, the training configs models/<model>_training_config.json.
 """
 
 import argparse
-import csv
 import json
 import logging
 import shutil
@@ -24,8 +23,9 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from pipeline_classifier.catalogue import CANDIDATE
+from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.dedispersion import dispersion_delay
+from pipeline_classifier.search import EVENT_THRESHOLDS, events_by_threshold, load_classifier, open_filterbank
 from pipeline_classifier.second_look import SIDE
 from single_pulse_classifier_training.calibration import false_rate_thresholds, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
@@ -42,11 +42,9 @@ LONGEST_SWEEP = 8000  # samples
 LONGEST_TSAMP_S = 1.3e-3
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
-PULSE_FREE = 100  # observations in extreme interference, for the second look
-CALIBRATION_OBSERVATIONS = 24
-RATES = (1000, 300, 200, 100, 60, 30, 10)  # false positives per hour to find thresholds for
+PAGE_RATES = (1000, 300, 200, 100, 60, 30, 10)  # false pages per hour to find thresholds for
 FALSE_PAGES_PER_HOUR = 100  # what the default thresholds let through on such observations, full of interference
-FALSE_EVENTS_PER_HOUR = 30
+FALSE_EVENTS_PER_HOUR = 40
 TRAINING_SETTINGS = {
     "path_to_files": "./",
     "path_to_checkpoints": "./checkpoints/",
@@ -66,25 +64,25 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models-dir", default=HERE / "models", help="where the model is installed (default: %(default)s)"
     )
-    parser.add_argument("--observations", type=int, default=150, help="observations to simulate (default: %(default)s)")
-    parser.add_argument(
-        "--pulse-free",
-        type=int,
-        default=PULSE_FREE,
-        help="observations of extreme interference alone, for the second look (default: %(default)s)",
-    )
+    for name, count, what in (
+        ("observations", 150, "with pulses in mild and strong interference"),
+        ("crowded", 120, "with more pulses, fainter ones, in extreme interference, for the second look alone"),
+        ("pulse-free", 300, "of extreme interference alone, for the second look"),
+        ("calibration", 24, "of strong interference alone, for the thresholds"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"observations {what} (default: %(default)s)")
     parser.add_argument(
         "--epochs",
         type=int,
         default=8,
-        help="epochs to train, twice as many for the second look (default: %(default)s)",
+        help="epochs to train, thrice as many for the second look (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=2026, help="of everything (default: %(default)s)")
     return parser
 
 
-def random_observation(number: int, rng: np.random.Generator) -> list[str]:
-    """Options of simulate_observation.py for one observation: every fourth at Effelsberg, the others anywhere.
+def random_observation(number: int, rng: np.random.Generator) -> dict[str, object]:
+    """Settings of simulate_observation.py for one observation: every fourth at Effelsberg, the others anywhere.
 
     Bands from 300 to 4200 MHz, 64 to 1024 channels, 50 us to 1.3 ms; pulses of half a sample to a third of a page, but
     never longer than a quarter of the baseline window; every sixth observation has interference alone.
@@ -98,26 +96,25 @@ def random_observation(number: int, rng: np.random.Generator) -> list[str]:
             bandwidth *= 0.8
         tsamp_s = np.exp(rng.uniform(np.log(max(50e-6, sweep_s / LONGEST_SWEEP)), np.log(LONGEST_TSAMP_S)))
     longest_ms = min(256 / 3 * tsamp_s, 0.05) * 1e3
-    options = {
-        "--fch1": top,
-        "--foff": -bandwidth / nchans,
-        "--nchans": nchans,
-        "--tsamp-us": tsamp_s * 1e6,
-        "--duration-s": NSAMPLES * tsamp_s,
-        "--pulses": 0 if number % 6 == 5 else PULSES,
-        "--dm-min": 8,
-        "--dm-max": DM_MAX,
-        "--snr-min": 6,
-        "--snr-max": 50,
-        "--width-ms-min": 0.5 * tsamp_s * 1e3,
-        "--width-ms-max": longest_ms,
-        "--band-limited": 0.2,
-        "--double": 0.1,
-        "--min-separation-s": 300 * tsamp_s,
-        "--rfi": ("mild", "strong", "strong")[number % 3],
-        "--seed": int(rng.integers(1 << 31)),
+    return {
+        "fch1": top,
+        "foff": -bandwidth / nchans,
+        "nchans": nchans,
+        "tsamp_us": tsamp_s * 1e6,
+        "duration_s": NSAMPLES * tsamp_s,
+        "pulses": 0 if number % 6 == 5 else PULSES,
+        "dm_min": 8,
+        "dm_max": DM_MAX,
+        "snr_min": 6,
+        "snr_max": 50,
+        "width_ms_min": 0.5 * tsamp_s * 1e3,
+        "width_ms_max": longest_ms,
+        "band_limited": 0.2,
+        "double": 0.1,
+        "min_separation_s": 300 * tsamp_s,
+        "rfi": ("mild", "strong", "strong")[number % 3],
+        "seed": int(rng.integers(1 << 31)),
     }
-    return [str(word) for pair in options.items() for word in pair]
 
 
 def command(script: Path, *words: str | Path) -> None:
@@ -131,10 +128,9 @@ def command(script: Path, *words: str | Path) -> None:
         )
 
 
-def without_pulses(options: list[str], rfi: str) -> list[str]:
-    """The same observation with interference alone."""
-    changed = dict(zip(options[::2], options[1::2], strict=True)) | {"--pulses": "0", "--rfi": rfi}
-    return [word for pair in changed.items() for word in pair]
+def options_of(settings: dict[str, object]) -> list[str]:
+    """Settings as words of a command line."""
+    return [str(word) for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)]
 
 
 def simulate(jobs: list[tuple[Path, list[str]]]) -> None:
@@ -144,14 +140,22 @@ def simulate(jobs: list[tuple[Path, list[str]]]) -> None:
         list(tqdm(done, total=len(jobs), desc="observations", unit="file", disable=None))
 
 
-def train(work: Path, name: str, config: dict[str, object]) -> Path:
-    """Train with a config of its own, ``<name>_training_config.json``; return the best checkpoint."""
+def train(
+    work: Path, name: str, prefix: str, images: dict[str, str], args: argparse.Namespace, **config: object
+) -> Path:
+    """Train on the set of that prefix, with a config of its own, ``<name>_training_config.json``; the best checkpoint.
+
+    ``images`` are the set's files by resolution, ``config`` what is special about this model.
+    """
+    columns = {kind: f"{prefix}_{kind}_training.npy" for kind in ("labels", "groups", "snr")}
+    settings = TRAINING_SETTINGS | columns | {"files_by_resolution": images, "seed": args.seed} | config
+    settings["patience"] = settings["num_epochs"]
     config_path = work / f"{name}_training_config.json"
     with atomic_writer(config_path) as file:
-        file.write((json.dumps(TRAINING_SETTINGS | config, indent=1) + "\n").encode())
+        file.write((json.dumps(settings, indent=1) + "\n").encode())
     logger.info("training; %s", config_path)
     command(TRAINING, config_path)
-    return work / "checkpoints" / f"ch_point_{config['model_name']}_{config['resolution']}" / "best.pth"
+    return work / "checkpoints" / f"ch_point_{settings['model_name']}_{settings['resolution']}" / "best.pth"
 
 
 def train_pages(work: Path, observations: list[Path], args: argparse.Namespace) -> Path:
@@ -159,80 +163,71 @@ def train_pages(work: Path, observations: list[Path], args: argparse.Namespace) 
     settings = ["--shifts", "6", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(args.seed)]
     command(HERE / "create_dataset.py", *observations, "--output-dir", work, "--name", "default", *settings)
     prefix = "default_DM_time_dataset_realbased"
-    config = {
-        "resolution": 256,
-        "model_name": MODEL_NAME,
-        "files_by_resolution": {"256": f"{prefix}_training.npy", "default": f"{prefix}_training_{{res}}x{{res}}.npy"},
-        "labels": f"{prefix}_labels_training.npy",
-        "groups": f"{prefix}_groups_training.npy",
-        "snr": f"{prefix}_snr_training.npy",
-        "normaliser": "robust",
-        "num_epochs": args.epochs,
-        "patience": args.epochs,
-        "batch_size": 64,
-        "seed": args.seed,
-        "dms": (0.5 * np.arange(256)).tolist(),
-    }
-    return train(work, "default", config)
+    return train(
+        work,
+        "default",
+        prefix,
+        {"256": f"{prefix}_training.npy", "default": f"{prefix}_training_{{res}}x{{res}}.npy"},
+        args,
+        model_name=MODEL_NAME,
+        resolution=256,
+        normaliser="robust",
+        num_epochs=args.epochs,
+        batch_size=64,
+        dms=(0.5 * np.arange(256)).tolist(),
+    )
 
 
 def train_second_look(work: Path, observations: list[Path], args: argparse.Namespace) -> Path:
     """The network that sees every peak."""
     command(HERE / "create_peak_dataset.py", *observations, "--output-dir", work, "--name", "second_look")
     prefix = "second_look_DM_time_dataset_peaks"
-    config = {
-        "resolution": SIDE,
-        "model_name": "DM_time_second_look",
-        "files_by_resolution": {str(SIDE): f"{prefix}_training_64x64.npy"},
-        "labels": f"{prefix}_labels_training.npy",
-        "groups": f"{prefix}_groups_training.npy",
-        "snr": f"{prefix}_snr_training.npy",
-        "normaliser": "noise",
-        "augment": True,
-        "num_epochs": 2 * args.epochs,
-        "patience": 2 * args.epochs,
-        "batch_size": 128,
-        "seed": args.seed,
-    }
-    return train(work, "second_look", config)
+    return train(
+        work,
+        "second_look",
+        prefix,
+        {str(SIDE): f"{prefix}_training_{SIDE}x{SIDE}.npy"},
+        args,
+        model_name="DM_time_second_look",
+        resolution=SIDE,
+        normaliser="noise",
+        augment=True,
+        num_epochs=3 * args.epochs,
+        batch_size=128,
+    )
 
 
 def measure_thresholds(
-    pages: Path, second_look: Path, work: Path, rng: np.random.Generator
+    pages: Path, second_look: Path, paths: list[Path]
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Thresholds of both networks for given numbers of false pages, and false events, per hour.
+    """Thresholds of both networks, with the false pages and the false events per hour that they let through.
 
-    They are measured on pulse-free observations that neither was trained on.
+    They are measured on pulse-free observations (``paths``) that neither was trained on. For pages, the thresholds are
+    found that `PAGE_RATES` need; for events, whose number depends on what is merged, the rates of `EVENT_THRESHOLDS`
+    are counted.
     """
-    config_path = work / "calibration_config.json"
-    models = {"path_to_models": str(pages.parent), "name_of_the_model": pages.name, "second_look": str(second_look)}
-    with atomic_writer(config_path) as file:
-        file.write(json.dumps(models).encode())
-    paths = [work / f"calibration_{number:03d}.fil" for number in range(CALIBRATION_OBSERVATIONS)]
-    options = [without_pulses(random_observation(number, rng), "strong") for number in range(CALIBRATION_OBSERVATIONS)]
-    simulate(list(zip(paths, options, strict=True)))
-    of_pages, of_events = [], []
+    config = PipelineConfig(
+        path_to_models=str(pages.parent), name_of_the_model=pages.name, second_look=str(second_look)
+    )
+    classifier = load_classifier(config)
+    of_pages, duration_s = [], 0.0
+    counts = dict.fromkeys(EVENT_THRESHOLDS, 0)
     for path in tqdm(paths, desc="pulse-free observations", unit="file", disable=None):
-        where = ["--filterbank", path, "--output-dir", work, "--no-plots", "--threshold", str(CANDIDATE)]
-        command(HERE / "run_inference.py", "-c", config_path, *where)
-        of_pages.append(np.load(work / f"probabilities_{path.stem}.npy", allow_pickle=False))
-        with open(work / f"candidates_{path.stem}.csv", newline="", encoding="utf-8") as file:
-            of_events += [float(row["probability"]) for row in csv.DictReader(file)]
+        source = open_filterbank(path, config)
+        layers, events = events_by_threshold(source, classifier, EVENT_THRESHOLDS)
+        of_pages.append(layers[0].probabilities)
+        duration_s += source.nsamples * source.tsamp
+        for threshold in counts:
+            counts[threshold] += len(events[threshold])
     probabilities = np.concatenate(of_pages)
-    duration_s = sum(float(words[words.index("--duration-s") + 1]) for words in options)
-    # Every page has an event; that of most is no pulse for certain.
-    events = np.full(len(probabilities), -1.0)
-    events[: len(of_events)] = of_events
-    page_s = duration_s / len(probabilities)
-    thresholds = false_rate_thresholds(probabilities, RATES, page_s), false_rate_thresholds(events, RATES, page_s)
-    for entry in thresholds[1]:
-        del entry["page_s"]  # the rate of events is the same at any length of a page
-    return thresholds
+    hours = duration_s / 3600
+    return (
+        false_rate_thresholds(probabilities, PAGE_RATES, duration_s / len(probabilities)),
+        [{"threshold": key, "false_per_hour": count / hours} for key, count in counts.items() if count],
+    )
 
 
-def install(
-    trained: Path, thresholds: list[dict[str, float]], rate: float, config: Path, path: Path
-) -> Path:
+def install(trained: Path, thresholds: list[dict[str, float]], rate: float, config: Path, path: Path) -> Path:
     """Put a checkpoint with its thresholds, and its training config beside it, to their places."""
     checkpoint = load_checkpoint(trained, "cpu")
     checkpoint.thresholds = thresholds
@@ -251,14 +246,22 @@ def run(args: argparse.Namespace) -> list[Path]:
     work = make_output_folder(Path(args.work_dir), "--work-dir")
     models = make_output_folder(Path(args.models_dir), "--models-dir")
     rng = np.random.default_rng(args.seed)
-    observations = [work / f"observation_{number:03d}.fil" for number in range(args.observations)]
-    jobs = [(path, random_observation(number, rng)) for number, path in enumerate(observations)]
-    pulse_free = [work / f"pulse_free_{number:03d}.fil" for number in range(args.pulse_free)]
-    jobs += [(path, without_pulses(random_observation(n, rng), "extreme")) for n, path in enumerate(pulse_free)]
-    simulate(jobs)
-    pages = train_pages(work, observations, args)
-    second_look = train_second_look(work, observations + pulse_free, args)
-    of_pages, of_events = measure_thresholds(pages, second_look, work, rng)
+
+    def jobs(name: str, count: int, **changes: str) -> list[tuple[Path, list[str]]]:
+        return [(work / f"{name}_{n:03d}.fil", options_of(random_observation(n, rng) | changes)) for n in range(count)]
+
+    observations = jobs("observation", args.observations)
+    crowded = jobs("crowded", args.crowded, rfi="extreme", pulses="60", snr_max="25")
+    pulse_free = jobs("pulse_free", args.pulse_free, rfi="extreme", pulses="0")
+    calibration = jobs("calibration", args.calibration, rfi="strong", pulses="0")
+    simulate(observations + crowded + pulse_free + calibration)
+
+    def files(*parts: list[tuple[Path, list[str]]]) -> list[Path]:
+        return [path for part in parts for path, _ in part]
+
+    pages = train_pages(work, files(observations), args)
+    second_look = train_second_look(work, files(observations, crowded, pulse_free), args)
+    of_pages, of_events = measure_thresholds(pages, second_look, files(calibration))
     return [
         install(pages, of_pages, FALSE_PAGES_PER_HOUR, work / "default_training_config.json", models / "default.pth"),
         install(

@@ -12,7 +12,7 @@ from pipeline_classifier.pages import PageGrid
 NEXT_PEAK_SNR = 6.0  # a second peak in one plane counts from this S/N on
 HIDDEN_SNR = 7.5  # and from this one in the bow tie of a brighter one
 VALLEY_DEPTH = 4.0  # least depth of the valley between two pulses, in units of the noise
-APART_REACH = 8  # widths about a maximum in which its surroundings are looked at
+APART_REACH = 16  # widths about a maximum in which its surroundings are looked at
 FEWEST_ROWS = 4  # and trial DMs
 COMPANION_REACH = 12  # widths
 PARTS_POWER = 0.9  # of the squared S/N of a pulse: least sum of those of its parts

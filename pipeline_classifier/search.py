@@ -31,6 +31,8 @@ from single_pulse_classifier_training.runtime import DEVICES, choose_device
 
 logger = logging.getLogger(__name__)
 
+EVENT_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Probabilities of the second look at which recall and false events are counted."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -224,6 +226,19 @@ def find_events(
     for finder in finders:
         events += finder.finish()
     return layers, events
+
+
+def events_by_threshold(
+    source: Source, classifier: Classifier, thresholds: Sequence[float], threads: int | None = None
+) -> tuple[list[LayerResult], dict[float, list[Event]]]:
+    """The events that a search at each of the thresholds of the second look gives, found in one pass."""
+    if classifier.second_look:
+        classifier.second_look.threshold = min(thresholds)
+    layers, found = find_events(source, classifier, threads)
+    return layers, {
+        threshold: merge_duplicates([event for event in found if event.probability >= threshold], source.grid)
+        for threshold in thresholds
+    }
 
 
 def set_threshold(classifier: Classifier, grid: PageGrid, page_s: float) -> dict[str, float]:

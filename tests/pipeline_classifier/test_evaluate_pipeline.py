@@ -18,8 +18,8 @@ from pipeline_classifier.injection import inject
 from pipeline_classifier.pages import PageGrid
 from pipeline_classifier.pulse_signal import Pulse, best_boxcar, pulse_extent
 from pipeline_classifier.recovery import binomial_interval, compare, outcome_of, pooled, quality, without_known
-from pipeline_classifier.search import load_classifier, open_filterbank, search
-from pipeline_classifier.simulated_rfi import Rfi
+from pipeline_classifier.search import EVENT_THRESHOLDS, load_classifier, open_filterbank, search
+from pipeline_classifier.simulated_rfi import Rfi, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, read_truth, simulate
 from single_pulse_classifier_training.cli import InputError
 
@@ -119,6 +119,17 @@ def test_injected_pulses_are_found_and_old_ones_are_not_false(observation, tmp_p
     assert record["events_before_injection"] >= len(PULSES)
     assert evaluation["pulses"] == 6 and evaluation["found"] >= 5
     assert evaluation["false_events"] <= 1 < record["events"] - record["found"]
+
+
+def test_the_row_of_a_threshold_is_what_a_search_at_it_gives(tmp_path):
+    pulses = [Pulse(time_s, 50.0, snr, 1.0) for time_s, snr in zip(np.arange(2.0, 14.0), np.linspace(5, 9, 12))]
+    simulate(tmp_path / "a.fil", GEOMETRY, 30_000, pulses, random_rfi("extreme", GEOMETRY, 30_000, 5), seed=3)
+    options = (tmp_path / "a.fil", "--output-dir", tmp_path, "--no-plots")
+    rows = {row["threshold"]: row for row in evaluate_here(*options)["by_threshold"]}
+    assert set(EVENT_THRESHOLDS) <= set(rows) and rows[0.05] != rows[0.95]
+    for threshold in (0.05, 0.95):
+        alone = evaluate_here(*options, "--threshold", threshold)
+        assert {key: alone[key] for key in rows[threshold] if key != "threshold"} | {"threshold": threshold} == rows[threshold]
 
 
 def test_a_kept_file_is_an_observation_with_truth(tmp_path):
@@ -293,7 +304,7 @@ def test_nothing_is_left_of_an_injection_that_fails(tmp_path, monkeypatch):
         raise InputError("the search ends")
 
     noise(tmp_path / "a.fil", GEOMETRY, 8000)
-    monkeypatch.setattr(evaluate_pipeline, "search", fail)
+    monkeypatch.setattr(evaluate_pipeline, "searched", fail)
     with pytest.raises(InputError, match="the search ends"):
         evaluate_here("--inject", tmp_path / "a.fil", "--pulses", 2, "--output-dir", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
