@@ -11,7 +11,7 @@ from pipeline_classifier.peaks import Peak, boxcar_search, find_peaks
 from pipeline_classifier.second_look import SecondLook
 
 LONGEST_RUN = 32  # pages; a longer row of positive pages is measured piece by piece, so that memory stays bounded
-CANDIDATE = 0.1  # probability of a page from which on its peaks get a second look
+CANDIDATE = 0.05  # probability of a page from which on its peaks get a second look
 PEAKS_PER_PAGE = 3
 SECONDS_PER_DAY = 86400.0
 

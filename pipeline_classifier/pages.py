@@ -5,6 +5,7 @@ the top channel of the band. An image is what a network sees: uint8 (resolution,
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ class PageGrid:
     n_time : samples in a page
     tsamp : seconds, NaN when unknown
     tstart : MJD of sample 0 at the top channel, NaN when unknown
-    f_top, f_bottom : centres of the outermost channels in MHz, NaN when unknown
+    f_top, f_bottom : centres of the outermost channels in MHz, NaN when unknown; times hold at ``f_top``
+    zaplist : bands (low, high) in MHz that are not in use
     """
 
     dms: np.ndarray
@@ -41,16 +43,35 @@ class PageGrid:
     tstart: float = np.nan
     f_top: float = np.nan
     f_bottom: float = np.nan
+    zaplist: tuple[tuple[float, float], ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.dms), self.n_time
 
-    def sweep(self, dm: np.ndarray | float) -> np.ndarray:
-        """Delay, in samples, of the bottom channel behind the top one for ``dm`` (0 when the band is unknown)."""
+    @cached_property
+    def band(self) -> tuple[float, float]:
+        """Lowest and highest frequency in use, MHz: the band without what is zapped at its edges."""
+        low, high = self.f_bottom, self.f_top
+        for zapped_low, zapped_high in sorted(self.zaplist):
+            low = zapped_high if zapped_low <= low < zapped_high else low
+        for zapped_low, zapped_high in sorted(self.zaplist, key=lambda zapped: -zapped[1]):
+            high = zapped_low if zapped_low < high <= zapped_high else high
+        return low, high
+
+    def _delay(self, dm: np.ndarray | float, frequency: float) -> np.ndarray:
+        """Delay, in samples, of a frequency behind the top channel for ``dm`` (0 when the band is unknown)."""
         if not np.isfinite(self.f_top * self.f_bottom * self.tsamp):
             return np.zeros_like(np.asarray(dm, dtype=float))
-        return dispersion_delay(dm, self.f_bottom, self.f_top) / self.tsamp
+        return dispersion_delay(dm, frequency, self.f_top) / self.tsamp
+
+    def sweep(self, dm: np.ndarray | float) -> np.ndarray:
+        """Delay, in samples, of the bottom of the band in use behind the top channel for ``dm``."""
+        return self._delay(dm, self.band[0])
+
+    def lean(self, dm: np.ndarray | float) -> np.ndarray:
+        """Delay, in samples, of the top of the band in use behind the top channel: 0 if nothing is zapped there."""
+        return self._delay(dm, self.band[1])
 
 
     @property

@@ -39,11 +39,14 @@ def portrait(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
     n = searched.total.shape[1] - 1
     offsets = np.arange(SIDE + 1) - SIDE // 2
     edges = round(peak.column + (peak.width - column) / 2) + offsets * column
-    samples_per_row = float(grid.sweep(grid.dms[1] - grid.dms[0]))
+    step = grid.dms[1] - grid.dms[0]
+    samples_per_row = float(grid.sweep(step) - grid.lean(step))
     rows = peak.row + np.rint(offsets[:-1] * max(column / samples_per_row, 0.5)).astype(np.int64)
-    total = searched.total[np.clip(rows, 0, len(grid.dms) - 1)][:, np.clip(edges, 0, n)]
+    # So that the top of the band in use stands upright, as the top channel does.
+    edges = edges - np.rint(grid.lean((rows - peak.row) * step)).astype(np.int64)[:, None]
+    total = searched.total[np.clip(rows, 0, len(grid.dms) - 1)[:, None], np.clip(edges, 0, n)]
     values = np.diff(total, axis=1) / np.float32(column**0.5)
-    values[:, (edges[:-1] < 0) | (edges[1:] > n)] = 0.0
+    values[(edges[:, :-1] < 0) | (edges[:, 1:] > n)] = 0.0
     values[(rows < 0) | (rows >= len(grid.dms))] = ROBUST_RANGE[0]
     return values
 

@@ -199,7 +199,15 @@ class FilterbankPages(Source):
         self.max_delay = max(tree.max_delay for tree in self._trees)
         self.layers = [
             Layer(
-                PageGrid(stack, n_time, tsamp * factor, self.filterbank.tstart, frequencies[0], frequencies[-1]),
+                PageGrid(
+                    stack,
+                    n_time,
+                    tsamp * factor,
+                    self.filterbank.tstart,
+                    frequencies[0],
+                    frequencies[-1],
+                    cleaning.zaplist,
+                ),
                 page_starts(-(-nsamples // factor), n_time, overlap),
                 factor,
                 number,

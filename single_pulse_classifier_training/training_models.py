@@ -296,7 +296,7 @@ models_htable: dict[str, Callable[[int], nn.Module]] = {
     ),
     "DM_time_binary_classificator_241002_3_GAP": DMTimeBinaryClassificator241002_3_GAP,
     "DM_time_small_residual": lambda resolution: DMTimeSmallResidual(),
-    "DM_time_second_look": lambda resolution: DMTimeSmallResidual((16, 32, 64), 5, 2, plain=0, dropout=0.3),
+    "DM_time_second_look": lambda resolution: DMTimeSmallResidual((24, 48, 96), 5, 2, plain=0, dropout=0.3),
     "resnet18": _resnet18,
     "mobilenet_v3_small": _mobilenet_v3_small,
 }

@@ -40,6 +40,13 @@ def test_the_giant_pulse_of_the_crab(tmp_path):
     assert pulse["snr"] == pytest.approx(9.2, rel=0.2)
 
 
+@pytest.mark.parametrize("bits, found", [(8, 1), (4, 1), (2, None), (1, None)])
+def test_the_same_pulse_in_a_part_of_the_band_and_with_fewer_bits(tmp_path, bits, found):
+    """Most of the band is zapped; times hold at the top channel, 4030 MHz."""
+    rows = events(f"parkes_uwl_crab_a_{bits}bit.fil", tmp_path, zaplist=[[0, 860], [1400, 5000]])
+    assert found is None or len(at(rows, 56.5, 1.5, 1.793)) == len(rows) == found
+
+
 def test_interference_without_a_pulse(tmp_path):
     assert events("rfi_parkes_2002-4030MHz_512us_2.1s.fil", tmp_path) == []
 

@@ -58,6 +58,21 @@ def test_a_portrait_does_not_depend_on_sampling_and_width():
         assert np.corrcoef(portraits[0].ravel(), other.ravel())[0, 1] > 0.97
 
 
+def test_a_portrait_shows_the_band_in_use():
+    """A pulse in the lower half of the band looks as one in a file that has no more than that half."""
+    portraits = []
+    for frequencies, zaplist in ((FREQUENCIES, ((1370.0, 2000.0),)), (FREQUENCIES[FREQUENCIES < 1370], ())):
+        grid = PageGrid(DMS, 256, 200e-6, 59000.0, frequencies[0], frequencies[-1], zaplist)
+        used = frequencies[frequencies < 1370]
+        late = dispersion_delay(60.0 - DMS[:, None], used, frequencies[0]) / grid.tsamp
+        plane = np.random.default_rng(0).standard_normal((256, 1200)).astype(np.float32)
+        for row, delays in enumerate(late):
+            np.add.at(plane[row], 600 + np.rint(delays).astype(int)[:, None] + np.arange(8), 20.0 / len(used))
+        portraits.append(portrait(boxcar_search(plane, 128), grid, Peak(120, 600, 8, 50.0)))
+    strong = portraits[1] > 4
+    assert strong.sum() > 40 and np.corrcoef(portraits[0][strong], portraits[1][strong])[0, 1] > 0.95
+
+
 def test_past_the_grid_of_dms_a_portrait_is_black_and_past_the_plane_it_is_empty():
     grid = PageGrid(DMS, 256, 1e-3, 59000.0, FREQUENCIES[0], FREQUENCIES[-1])
     noise = np.random.default_rng(1).standard_normal((256, 256)).astype(np.float32)
