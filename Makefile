@@ -45,7 +45,7 @@ bench: $(VENV)/installed $(KERAS_VENV)/bin/python ## measure training and infere
 	$(RUN) tests/benchmarks/bench_ring.py
 	$(RUN) tests/benchmarks/bench_soak.py
 
-default-model: $(VENV)/installed ## train the default model again (about an hour, 20 GB in /tmp)
+default-model: $(VENV)/installed ## train the default model again (about two hours, 50 GB in /tmp)
 	$(RUN) pipeline_classifier/make_default_model.py --work-dir /tmp/default_model
 
 clean: ## remove the environments and what make simulate wrote

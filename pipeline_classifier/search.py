@@ -31,7 +31,7 @@ from single_pulse_classifier_training.runtime import DEVICES, choose_device
 
 logger = logging.getLogger(__name__)
 
-EVENT_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+EVENT_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Probabilities of the second look at which recall and false events are counted."""
 
 Item = TypeVar("Item")
