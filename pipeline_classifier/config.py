@@ -146,7 +146,7 @@ class PipelineConfig(ConfigFile):
     threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     second_look: Name | None = str(DEFAULT_CONFIG.with_name("models") / "second_look.pth")
-    min_snr: float = Field(default=6.0, ge=0, allow_inf_nan=False)
+    min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
     snr_gate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     page_samples: int = Field(default=256, ge=16, le=65536)

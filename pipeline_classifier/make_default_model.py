@@ -44,7 +44,7 @@ PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
 PAGE_RATES = (1000, 300, 200, 100, 60, 30, 10)  # false pages per hour to find thresholds for
 FALSE_PAGES_PER_HOUR = 100  # what the default thresholds let through on such observations, full of interference
-FALSE_EVENTS_PER_HOUR = 30  # the same of events; beside pulses there will be twice as many
+FALSE_EVENTS_PER_HOUR = 35  # the same of events; beside pulses there are nearly twice as many
 TRAINING_SETTINGS = {
     "path_to_files": "./",
     "path_to_checkpoints": "./checkpoints/",
