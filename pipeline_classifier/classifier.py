@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipeline_classifier.network import Network
-from pipeline_classifier.pages import PageBatch, matched_snr, resize, to_images
+from pipeline_classifier.pages import PageBatch, matched_snr, on_device, resize, to_images
 from pipeline_classifier.second_look import SecondLook
 from single_pulse_classifier_training.checkpoint import Checkpoint
 
@@ -86,7 +86,7 @@ class Classifier:
         resolution = self.checkpoint.resolution
         if pages.dtype != np.uint8:
             return to_images(pages, self.checkpoint.normaliser, resolution, self.network.device)
-        images = resize(torch.from_numpy(pages).to(self.network.device), resolution)
+        images = resize(on_device(pages, self.network.device), resolution)
         return images, images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
 
     def _matched_snr(self, pages: np.ndarray) -> np.ndarray:

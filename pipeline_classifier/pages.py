@@ -139,6 +139,14 @@ def cut_pages(plane: np.ndarray, columns: np.ndarray, n_time: int, scale: float)
     return np.multiply(chosen, np.float32(scale), dtype=np.float32, casting="unsafe")
 
 
+def on_device(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """The values as a tensor on ``device``; the copy to a GPU does not wait for what the GPU is doing."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def to_images(
     pages: np.ndarray, normaliser: str, resolution: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +166,7 @@ def to_images(
     images : (B, resolution, resolution) uint8 tensor on ``device``, row 0 = highest DM
     unusable : (B,) bool tensor, constant or non-finite pages; their images are all zero
     """
-    values = torch.from_numpy(pages).to(device)
+    values = on_device(pages, device)
     if normaliser == "minmax":
         black, white = values.amin(dim=(1, 2)), values.amax(dim=(1, 2))
         unusable = ~(torch.isfinite(black) & torch.isfinite(white) & (white > black))

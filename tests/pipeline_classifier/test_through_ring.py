@@ -76,6 +76,17 @@ def test_what_the_live_search_finds_equals_the_direct_way(config, observation, t
     assert not any(parts_of(ring_key).values()), "no ring is left"
 
 
+def test_the_included_models_find_the_same_pulses_through_a_ring(observation, tmp_path, ring_key):
+    """With the top of the band zapped, which the shape of a pulse depends on."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"key_output": f"{ring_key:x}", "zaplist": [[1480, 1600]]}))
+    tables = []
+    for options in (["--no-plots"], ["--through-ring"]):
+        account(dry_run(config, observation, tmp_path / options[0], *options))
+        tables.append((tmp_path / options[0] / f"candidates_{observation.stem}.csv").read_text())
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) > 8
+
+
 def test_a_page_that_is_not_whole_is_left_out(config, tmp_path, ring_key):
     path = tmp_path / "short.fil"
     simulate(path, EFFELSBERG, 256 * 5 + 100, [], Rfi(), seed=2)
