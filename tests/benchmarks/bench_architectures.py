@@ -77,7 +77,7 @@ def train_and_measure(args: argparse.Namespace, network: str, page_s: float) -> 
         "model_name": model_name,
         "resolution": int(side),
         "normaliser": "robust",
-        "learning_rate": 2e-3 if "residual" in model_name else 5e-4,
+        "learning_rate": 1e-4 if "241002" in model_name else 1e-3,
         "optimiser": "adamw",
         "weight_decay": 0.01,
         "scheduler": "cosine",

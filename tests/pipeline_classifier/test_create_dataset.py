@@ -1,29 +1,29 @@
 """Training sets: images, labels and groups from a truth table or a TransientX list, by the command line."""
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline_classifier import create_dataset as script
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.pages import to_images
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.simulated_rfi import Rfi
 from pipeline_classifier.simulation import EFFELSBERG, simulate, write_truth
 from pipeline_classifier.sources import FilterbankPages
+from tests.command_line import run_here
 
-SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "create_dataset.py"
-DEFAULT_MODEL = SCRIPT.with_name("models") / "default.pth"
+DEFAULT_MODEL = Path(script.__file__).with_name("models") / "default.pth"
 HEADER = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=4.096e-4)
 PULSES = [Pulse(1.0, 56.77, 40.0, 2.0), Pulse(3.0, 57.2, 30.0, 3.0)]
 SHIFTS = 8
 
 
 def create_dataset(*options: object, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd=folder, capture_output=True, text=True)
+    return run_here(script, *options, folder=folder)
 
 
 @pytest.fixture(scope="module")

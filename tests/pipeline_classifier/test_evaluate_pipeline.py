@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from pipeline_classifier.search import EVENT_THRESHOLDS, load_classifier, open_f
 from pipeline_classifier.simulated_rfi import Rfi, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, read_truth, simulate
 from single_pulse_classifier_training.cli import InputError
+from tests.command_line import run_here
 
-SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "evaluate_pipeline.py"
 GEOMETRY = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=0.5e-3)
 DURATION_S = 20
 NSAMPLES = round(DURATION_S / GEOMETRY.tsamp)
@@ -32,7 +31,7 @@ LONG = 30_000
 
 
 def evaluate(*options: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd="/", capture_output=True, text=True)
+    return run_here(evaluate_pipeline, *options)
 
 
 def evaluate_here(*options: object) -> dict:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline_classifier import run_inference as script
 from pipeline_classifier.config import DEFAULT_CONFIG
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.pages import to_images
@@ -17,6 +18,7 @@ from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.simulated_rfi import Rfi
 from pipeline_classifier.simulation import EFFELSBERG, simulate
 from pipeline_classifier.sources import FilterbankPages
+from tests.command_line import run_here
 
 SCRIPT = Path(DEFAULT_CONFIG).with_name("run_inference.py")
 PULSES = [Pulse(1.0, 56.77, 20.0, 1.0), Pulse(2.2, 30.0, 14.0, 2.0), Pulse(3.4, 90.0, 30.0, 3.0),
@@ -25,8 +27,7 @@ DMS = 0.5 * np.arange(256)
 
 
 def run_inference(*options: object) -> subprocess.CompletedProcess:
-    """Run from a folder that has nothing to do with the repository."""
-    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd="/", capture_output=True, text=True)
+    return run_here(script, *options)
 
 
 def candidates(path: Path) -> list[dict[str, str]]:

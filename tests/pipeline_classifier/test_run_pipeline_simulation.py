@@ -5,24 +5,24 @@ import json
 import re
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline_classifier import run_pipeline_simulation as script
 from pipeline_classifier.catalogue import Event
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.recovery import compare
 from pipeline_classifier.simulation import read_truth
 from pipeline_classifier.sources import FilterbankPages
+from tests.command_line import run_here
 
-SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "run_pipeline_simulation.py"
 SHORT = ("--duration-s", 10, "--pulses", 12, "--seed", 3)
 
 
 def dry_run(*options: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd="/", capture_output=True, text=True)
+    return run_here(script, *options)
 
 
 def read_events(path: Path) -> list[Event]:

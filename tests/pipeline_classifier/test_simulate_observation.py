@@ -1,7 +1,6 @@
 """Simulated observations: an injected pulse comes back at its time, width and S/N; the noise is what was asked for."""
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_classifier import simulate_observation as script
 from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.pulse_signal import Injector, Pulse, add_signal, best_boxcar, pulse_signal, scintillation
 from pipeline_classifier.simulated_rfi import Impulse, Rfi, random_rfi
 from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, write_truth
 from single_pulse_classifier_training.cli import InputError
+from tests.command_line import run_here
 
-SCRIPT = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "simulate_observation.py"
 FREQUENCIES, TSAMP = EFFELSBERG.frequencies, EFFELSBERG.tsamp
 ONE_SECOND = round(1 / TSAMP)
 
 
 def run_script(*options: object, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, options)], cwd=folder, capture_output=True, text=True)
+    return run_here(script, *options, folder=folder)
 
 
 def dedisperse(data: np.ndarray, dm: float, frequencies: np.ndarray, tsamp: float) -> np.ndarray:

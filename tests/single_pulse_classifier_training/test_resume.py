@@ -112,6 +112,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(whole, config):
     assert_same_training(whole, killed)
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_a_checkpoint(config):
     """The network is large enough (38 MB with the optimiser's moments) to be caught in the middle of a write."""
     name = "DM_time_binary_classificator_241002_1"
@@ -133,7 +134,7 @@ def test_killed_while_it_writes_a_checkpoint(config):
     assert_same_training(whole, killed, name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_exits(whole, config, number):
     stopped = config("stopped")
     process = subprocess.Popen(command(stopped), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)

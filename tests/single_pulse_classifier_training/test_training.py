@@ -1,9 +1,7 @@
 """Training through the command line, its metrics and its augmentation."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from single_pulse_classifier_training import training
 from single_pulse_classifier_training.augment import FainterPulse, RollInTime, RowDropOut, augmentation
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.metrics import ConfusionCounts, confusion_counts
+from tests.command_line import run_here
 
-SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "training.py"
 RESOLUTION = 32
 
 
@@ -54,9 +53,9 @@ def training_set(tmp_path):
 
 def train(folder: Path, config: dict, *options: str) -> subprocess.CompletedProcess:
     (folder / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, str(SCRIPT), str(folder / "config.json"), *options]
     # One thread: the networks are tiny, and threads that wait for each other on a busy machine take most of the time.
-    return subprocess.run(command, cwd="/", capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    torch.set_num_threads(1)
+    return run_here(training, folder / "config.json", *options)
 
 
 def test_a_training_starts_from_the_weights_it_is_given(training_set):
@@ -162,12 +161,6 @@ def test_mistakes_end_with_exit_code_2_and_one_sentence(training_set, changes, m
 def test_epochs_option_must_be_positive(training_set):
     done = train(*training_set, "--epochs", "0")
     assert done.returncode == 2 and "--epochs 0" in done.stderr.splitlines()[-1]
-
-
-def test_help_is_the_manual():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "python training.py config.json" in done.stdout and "--device" in done.stdout
 
 
 def test_confusion_counts():
