@@ -39,7 +39,8 @@ ACCOUNT = {
     "wall_s": ("time that the search took", "s"),
     "duration_s": ("length of the observation", "s"),
     "times_real_time": ("speed", "times real time"),
-    "false_per_hour": ("false pages per hour expected", "per hour"),
+    "false_per_hour": ("false positives per hour expected", "per hour"),
+    "event_threshold": ("probability from which a peak is a pulse", ""),
     "threshold": ("probability from which a page is a pulse", ""),
 }
 COLUMNS = ("#", "time (s)", "MJD", "DM (pc cm⁻³)", "S/N", "width (ms)", "probability", "pages")
@@ -128,19 +129,22 @@ def facts(source: Source) -> list[tuple[str, str]]:
 
 
 def summary(result: SearchResult, source: Source, classifier: Classifier, model: str) -> str:
-    """One line: events, duration, threshold, false positives, model."""
+    """One line: events, duration, threshold, false positives, model; those of the second look, if it decided."""
     account, checkpoint = result.account, classifier.checkpoint
+    what, threshold, page_s, thresholds = "page", account["threshold"], page_interval_s(source), checkpoint.thresholds
+    if classifier.second_look and "event_threshold" in account:
+        what, threshold, page_s = "peak", account["event_threshold"], np.inf  # its rates hold at any length of a page
+        thresholds = classifier.second_look.checkpoint.thresholds
     count = len(result.events)
     found = f"{count or 'No'} event{'' if count == 1 else 's'} in "
     found += f"{account['duration_s']:,.6g} s" if "duration_s" in account else f"{account['pages']:,} pages"
-    page_s = page_interval_s(source)
     rate = account.get("false_per_hour")
-    for entry in checkpoint.thresholds:
-        if rate is None and np.isfinite(page_s) and entry["threshold"] == account["threshold"]:
+    for entry in thresholds:
+        if rate is None and not np.isnan(page_s) and entry["threshold"] == threshold:
             rate = rate_for_page_length(entry, page_s)
     false = "rate not known" if rate is None else f"{float(f'{rate:.3g}'):,g} per hour by the model's own measurement"
     return (
-        f"{found}. A page is a pulse from probability {account['threshold']:.6g} on; false pages: {false}. "
+        f"{found}. A {what} is a pulse from probability {threshold:.6g} on; false {what}s: {false}. "
         f"Model {model} ({checkpoint.model_name} at {checkpoint.resolution})."
     )
 
