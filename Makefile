@@ -40,6 +40,7 @@ $(KERAS_VENV)/bin/python:
 bench: $(VENV)/installed $(KERAS_VENV)/bin/python ## measure training and inference against Keras (ten minutes)
 	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_training.py
 	KERAS_VENV=$(KERAS_VENV) $(RUN) tests/benchmarks/bench_inference.py
+	$(RUN) tests/benchmarks/bench_whole_job.py
 	$(RUN) tests/benchmarks/bench_memory.py
 	$(RUN) tests/benchmarks/bench_front_end.py
 	$(RUN) tests/benchmarks/bench_ring.py

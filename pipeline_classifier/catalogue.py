@@ -159,6 +159,8 @@ class EventFinder:
             int(starts[last_page]) - origin + n_time + n_time // 4,
             most=n_pages * (PEAKS_PER_PAGE if self.second_look else 1),
         )
+        if not self.grid.sweeps:
+            peaks = peaks[:n_pages]
         numbers = held.first + first_page, held.first + last_page
         if not self.second_look:
             probability = float(self._probabilities[first_page : last_page + 1].max())

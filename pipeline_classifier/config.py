@@ -144,6 +144,7 @@ class PipelineConfig(ConfigFile):
     batch_size: int = Field(default=32, ge=1, le=4096)
     threads: int | None = Field(default=None, ge=1, le=1024)
     threshold: float | None = Field(default=None, ge=0, le=1)
+    event_threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     second_look: Name | None = str(DEFAULT_CONFIG.with_name("models") / "second_look.pth")
     min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
@@ -183,11 +184,12 @@ class PipelineConfig(ConfigFile):
 
     @model_validator(mode="after")
     def _one_decision(self) -> Self:
-        if self.threshold is not None and self.max_false_per_hour is not None:
-            raise ValueError(
-                f"threshold {self.threshold:g} and max_false_per_hour {self.max_false_per_hour:g}: "
-                "valid is one of the two keys"
-            )
+        for key, threshold in (("threshold", self.threshold), ("event_threshold", self.event_threshold)):
+            if threshold is not None and self.max_false_per_hour is not None:
+                raise ValueError(
+                    f"{key} {threshold:g} and max_false_per_hour {self.max_false_per_hour:g}: "
+                    "valid is one of the two keys"
+                )
         return self
 
     @property

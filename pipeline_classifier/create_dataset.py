@@ -35,10 +35,11 @@ from pipeline_classifier.catalogue import SECONDS_PER_DAY
 from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
 from pipeline_classifier.pages import PAGE_NORMALISERS, PageGrid, resize, to_images
-from pipeline_classifier.simulation import read_truth, truth_path
+from pipeline_classifier.pulse_signal import Pulse
+from pipeline_classifier.simulation import known_pulses
 from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.checkpoint import load_checkpoint
-from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.cli import InputError, check_distinct, run_script, set_name
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
 
 VISIBLE_SNR = 1.5  # below this S/N a pulse that is smeared at a wrong trial DM no longer shows in a page
@@ -118,9 +119,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def events_from_truth(path: Path, grid: PageGrid) -> KnownEvents:
-    """Pulses of an injection truth file, on the observation of ``grid``."""
-    pulses = read_truth(path)
+def events_from_truth(pulses: list[Pulse], grid: PageGrid) -> KnownEvents:
+    """Pulses of a truth table, on the observation of ``grid``."""
     time_s = np.array([pulse.time_s for pulse in pulses], dtype=float)
     width_ms = np.array([max(pulse.width_ms, 1e3 * grid.tsamp) for pulse in pulses], dtype=float)
     return KnownEvents(
@@ -232,6 +232,7 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
         raise InputError(f"--shifts {args.shifts} and --sky-pages {args.sky_pages}: at least 1 and 0 are needed")
     if min(args.resolutions) < 1 or args.seed < 0:
         raise InputError(f"--resolutions {min(args.resolutions)} and --seed {args.seed}: at least 1 and 0 are needed")
+    check_distinct(args.observations)
     rng = np.random.default_rng(args.seed)
     dms, cleaning = config.front_end()
     classifier = None
@@ -244,7 +245,7 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
         if args.cands:
             events = events_from_cands(Path(args.cands[i]), source.grid, tuple(args.pulse_dm), tuple(args.artefact_dm))
         else:
-            events = events_from_truth(truth_path(path), source.grid)
+            events = events_from_truth(known_pulses(path, source.duration_s), source.grid)
         free = pulse_free_starts(events, source.grid, source.nsamples, rng)
         if classifier:
             free = only_hard(free, source, classifier)
@@ -284,7 +285,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     config = load_pipeline_config(args.config)
     planned = plan(args, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
-    prefix = f"{args.name or Path(args.observations[0]).stem}_DM_time_dataset_realbased"
+    prefix = f"{set_name(args)}_DM_time_dataset_realbased"
     names = {r: "training.npy" if r == 256 else f"training_{r}x{r}.npy" for r in args.resolutions}
     images = {resolution: output_dir / f"{prefix}_{name}" for resolution, name in names.items()}
     write_images(planned, images, args.normaliser)

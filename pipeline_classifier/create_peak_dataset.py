@@ -14,6 +14,7 @@ Written to the output folder (<name>_DM_time_dataset_peaks_...), for training.py
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +33,12 @@ from pipeline_classifier.peaks import boxcar_search, find_peaks
 from pipeline_classifier.recovery import Matcher
 from pipeline_classifier.search import map_in_order, open_filterbank
 from pipeline_classifier.second_look import SIDE, portrait, portrait_images
-from pipeline_classifier.simulation import read_truth, truth_path
+from pipeline_classifier.simulation import known_pulses
 from pipeline_classifier.sources import FilterbankPages
-from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.cli import InputError, check_distinct, run_script, set_name
 from single_pulse_classifier_training.runtime import make_output_folder, save_npy
+
+logger = logging.getLogger(__name__)
 
 NEARLY = 3.0  # times the tolerances of a match; such a peak is a pulse that was measured badly
 PAGES_PER_GROUP = 8
@@ -91,12 +94,13 @@ def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) 
 
 def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankPages, Matcher]]:
     """Open every observation and its truth table, before any of them is read."""
+    check_distinct(paths)
     planned = []
     for path in paths:
         source = open_filterbank(path, config)
         if not source.grid.sweeps:
             raise InputError(f"{path}: one channel, or one trial DM: peaks have no sweep to be told by")
-        planned.append((source, Matcher(read_truth(truth_path(path)), source.grid)))
+        planned.append((source, Matcher(known_pulses(path, source.duration_s), source.grid)))
     return planned
 
 
@@ -114,6 +118,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     config = load_pipeline_config(args.config).model_copy(update={"page_overlap": 0.0, "time_downsample": [1]})
     planned = plan(args.observations, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
+    prefix = f"{set_name(args)}_DM_time_dataset_peaks"
     found = map_in_order(peaks_of, planned, config.threads)
     parts, groups = [], 0
     for images, is_pulse, group, snr in tqdm(found, total=len(planned), unit="file", disable=None):
@@ -122,13 +127,14 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     images, is_pulse, group, snr = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(images):
         raise InputError(f"{args.observations[0]}: no peak of S/N {LEAST_SNR:g}, nor in any other observation")
+    if not is_pulse.any():
+        logger.warning("no peak is one of the known pulses: is the grid of trial DMs theirs?")
     columns = {
         f"training_{SIDE}x{SIDE}": images,
         "labels_training": np.where(is_pulse, "Pulse", "Artefact"),
         "groups_training": group,
         "snr_training": snr,
     }
-    prefix = f"{args.name or Path(args.observations[0]).stem}_DM_time_dataset_peaks"
     files = {kind: output_dir / f"{prefix}_{kind}.npy" for kind in columns}
     for kind, values in columns.items():
         save_npy(files[kind], values)

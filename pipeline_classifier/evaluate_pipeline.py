@@ -4,8 +4,8 @@
   python evaluate_pipeline.py --inject MINE.fil -c config.json --pulses 100    pulses are added to your own file first
 
 Prints recall by S/N, width and DM, false events per hour, and the errors of time, DM and S/N, over all observations
-together, and recall and false events for other thresholds, so that you can choose yours ("threshold" in the config, or
---threshold). evaluation.json has the same, evaluation.png shows it.
+together, and recall and false events for other thresholds, so that you can choose yours ("event_threshold" in the
+config). evaluation.json has the same, evaluation.png shows it.
 
 S/N is that of a pulse in white noise over all channels, as simulate_observation.py writes it: masked channels and
 interference lower what a search can find. The width is the intrinsic one, at half maximum, in samples of the search.
@@ -21,6 +21,7 @@ import json
 import logging
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,14 +44,16 @@ from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.recovery import Outcome, bin_label, compare, outcome_of, pooled, quality, without_known
 from pipeline_classifier.search import (
     EVENT_THRESHOLDS,
+    account_of,
     add_search_options,
     events_by_threshold,
     load_classifier,
     open_filterbank,
     page_interval_s,
     set_threshold,
+    with_search_options,
 )
-from pipeline_classifier.simulation import PulseRanges, random_pulses, read_truth, truth_path, write_truth
+from pipeline_classifier.simulation import PulseRanges, known_pulses, random_pulses, truth_path, write_truth
 from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
@@ -112,15 +115,10 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError(f"--seed is {args.seed}; valid: 0 or more")
 
 
-def known_pulses(paths: Sequence[str], config: PipelineConfig) -> list[list[Pulse]]:
-    """The truth of every observation; InputError if one is missing, or there is no pulse in any of them."""
-    truths = []
-    for path in paths:
-        Filterbank(path, config.ifs)
-        truths.append(read_truth(truth_path(path)))
-    if not any(truths):
-        raise InputError(f"{truth_path(paths[0])}: no pulses, nor in any other observation; valid: at least one")
-    return truths
+def truth_of(path: str, config: PipelineConfig) -> list[Pulse]:
+    """The known pulses of an observation."""
+    filterbank = Filterbank(path, config.ifs)
+    return known_pulses(path, filterbank.nsamples * filterbank.tsamp)
 
 
 def pulses_to_inject(args: argparse.Namespace, config: PipelineConfig) -> list[Pulse]:
@@ -179,15 +177,13 @@ class Searched:
     source : its pages
     chosen : the threshold of events that was asked for
     events : of the search at each threshold
+    duration_s : seconds searched
     """
 
     source: FilterbankPages
     chosen: float
     events: dict[float, list[Event]]
-
-    @property
-    def duration_s(self) -> float:
-        return self.source.account["samples_read"] * self.source.tsamp
+    duration_s: float
 
 
 def searched(path: str | Path, config: PipelineConfig, classifier: Classifier) -> Searched:
@@ -196,10 +192,12 @@ def searched(path: str | Path, config: PipelineConfig, classifier: Classifier) -
     decision = set_threshold(classifier, source.grid, page_interval_s(source))
     chosen = decision.get("event_threshold", decision["threshold"])
     thresholds = {chosen, *EVENT_THRESHOLDS} if "event_threshold" in decision else {chosen}
-    _, events = events_by_threshold(source, classifier, sorted(thresholds), config.threads)
+    began = time.monotonic()
+    layers, events = events_by_threshold(source, classifier, sorted(thresholds), config.threads)
     if classifier.second_look:
         classifier.second_look.threshold = chosen
-    return Searched(source, chosen, events)
+    account = account_of(source, layers, len(events[chosen]), began)
+    return Searched(source, chosen, events, account["duration_s"])
 
 
 def evaluate_known(path: str, pulses: Sequence[Pulse], config: PipelineConfig, classifier: Classifier) -> Evaluated:
@@ -285,7 +283,9 @@ def table(evaluation: dict) -> str:
     before = [entry["events_before_injection"] for entry in observations if "events_before_injection" in entry]
     if before:
         lines.append(line("events before injection", f"{sum(before)} (not counted as false)"))
-    lines.append(line("pulses found", f"{evaluation['found']} of {evaluation['pulses']}, {evaluation['recall']:.3f}"))
+    if evaluation["pulses"]:
+        found, of = evaluation["found"], evaluation["pulses"]
+        lines.append(line("pulses found", f"{found} of {of}, {evaluation['recall']:.3f}"))
     lines += recalls("S/N", evaluation["recall_by_snr"])
     lines += recalls("width", evaluation["recall_by_width_samples"], " samples")
     lines += recalls("DM", evaluation["recall_by_dm"])
@@ -304,11 +304,11 @@ def table(evaluation: dict) -> str:
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Do what the command line asks for; return what evaluation.json holds."""
     check_options(args)
-    config = load_pipeline_config(args.config)
-    truths = [pulses_to_inject(args, config)] if args.inject else known_pulses(args.filterbanks, config)
+    config = with_search_options(load_pipeline_config(args.config), args)
+    truths = [pulses_to_inject(args, config)] if args.inject else [truth_of(path, config) for path in args.filterbanks]
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     copy = injected_path(args, output_dir) if args.inject else None
-    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
+    classifier = load_classifier(config)
     if copy is not None:
         evaluated = [evaluate_injected(args, truths[0], config, classifier, copy)]
     else:

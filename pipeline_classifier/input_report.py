@@ -19,6 +19,8 @@ def find_obstacles(report: Report) -> list[str]:
         reasons.append(f"the zaplist removes all {report['nchans']} channels")
     if report["channels_dead"] == report["nchans"]:
         reasons.append("every channel is constant or not finite wherever it was looked at")
+    if report["nchans"] - report["channels_zapped"] == 1:
+        reasons.append("one channel alone has no sweep to tell a pulse by")
     if report["dms_swept_past_file"] == report["ndm"]:
         reasons.append(
             f"even the lowest trial DM, {report['dm_lowest']:g}, sweeps over {report['sweeps'][0]['sweep_s']:.3g} s, "
@@ -49,6 +51,9 @@ def find_losses(report: Report) -> list[str]:
             0 < window_s < report["longest_page_s"]
         ),
         f"the whole DM grid sweeps over {span:.2g} samples, no page can tell a pulse from interference": span < 2,
+        f"the zaplist takes {report['channels_zapped']} of {report['nchans']} channels": (
+            report["channels_zapped"] > report["nchans"] / 2
+        ),
         f"{report['dead_channel_fraction']:.1%} of the channels are dead": report["dead_channel_fraction"] > 0.1,
         f"{report['saturated_fraction'] or 0:.1%} of the samples are saturated": (
             report["saturated_fraction"] or 0

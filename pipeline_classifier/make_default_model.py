@@ -216,7 +216,7 @@ def measure_thresholds(
         source = open_filterbank(path, config)
         layers, events = events_by_threshold(source, classifier, EVENT_THRESHOLDS)
         of_pages.append(layers[0].probabilities)
-        duration_s += source.nsamples * source.tsamp
+        duration_s += source.duration_s
         for threshold in counts:
             counts[threshold] += len(events[threshold])
     probabilities = np.concatenate(of_pages)

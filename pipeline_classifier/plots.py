@@ -163,8 +163,10 @@ def plot_overview(
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic("aa;bc" if channels else "aa;bb", height_ratios=[3, 2])
     _draw_events(panels["a"], events)
-    panels["b"].hist(probabilities[probabilities >= 0], bins=50, range=(0, 1), color="tab:blue")
-    panels["b"].set(yscale="log", xlabel="probability of a pulse", ylabel="pages", xlim=(0, 1))
+    known = probabilities[probabilities >= 0]
+    panels["b"].hist(known, bins=50, range=(0, 1), color="tab:blue")
+    panels["b"].set(xlabel="probability of a pulse", ylabel="pages", xlim=(0, 1))
+    panels["b"].set_yscale("log" if len(known) else "linear")
     panels["b"].axvline(threshold, color="tab:orange", label=f"threshold {threshold:.4g}")
     panels["b"].legend(fontsize=8, loc="upper center")
     if channels:

@@ -131,9 +131,11 @@ def facts(source: Source) -> list[tuple[str, str]]:
 def summary(result: SearchResult, source: Source, classifier: Classifier, model: str) -> str:
     """One line: events, duration, threshold, false positives, model; those of the second look, if it decided."""
     account, checkpoint = result.account, classifier.checkpoint
+    model += f" ({checkpoint.model_name} at {checkpoint.resolution})"
     what, threshold, page_s, thresholds = "page", account["threshold"], page_interval_s(source), checkpoint.thresholds
     if classifier.second_look and "event_threshold" in account:
         what, threshold, page_s = "peak", account["event_threshold"], np.inf  # its rates hold at any length of a page
+        model += f" and {classifier.second_look.checkpoint.model_name}"
         thresholds = classifier.second_look.checkpoint.thresholds
     count = len(result.events)
     found = f"{count or 'No'} event{'' if count == 1 else 's'} in "
@@ -144,8 +146,7 @@ def summary(result: SearchResult, source: Source, classifier: Classifier, model:
             rate = rate_for_page_length(entry, page_s)
     false = "rate not known" if rate is None else f"{float(f'{rate:.3g}'):,g} per hour by the model's own measurement"
     return (
-        f"{found}. A {what} is a pulse from probability {threshold:.6g} on; false {what}s: {false}. "
-        f"Model {model} ({checkpoint.model_name} at {checkpoint.resolution})."
+        f"{found}. A {what} is a pulse from probability {threshold:.6g} on; false {what}s: {false}. Model {model}."
     )
 
 

@@ -45,7 +45,10 @@ from pipeline_classifier.search import (
     add_search_options,
     load_classifier,
     open_filterbank,
+    page_interval_s,
+    set_threshold,
     thread_count,
+    with_search_options,
 )
 from pipeline_classifier.sources import ArrayPages, FilterbankPages, open_observation
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     check_report_options(args, ring=not args.pages and args.filterbank is None)
     if (args.joined or args.resume) and args.filterbank is None:
         raise InputError(f"{'--joined' if args.joined else '--resume'} goes with --filterbank")
-    config = load_pipeline_config(args.config)
+    config = with_search_options(load_pipeline_config(args.config), args)
     share = many_files.share_of_this_process()
     files = many_files.expand(args.filterbank) if args.filterbank else []
     many = args.filterbank is not None and not args.joined and (len(files) > 1 or share.n > 1 or args.resume)
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     elif args.filterbank is not None:
         source = open_filterbank((files if args.joined else files[0]) if files else config.filterbank_path, config)
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
-    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
+    classifier = load_classifier(config)
     if source:
         result = search_and_write(source, classifier, output_dir, config, args)
     else:
@@ -107,11 +110,15 @@ def search_many(
         open_observation(path, config.ifs)  # whatever is wrong with one is said before the first is searched
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     use_gpu(share.local_rank)
-    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
+    classifier = load_classifier(config)
     if config.threads is None:
         config.threads = max(1, thread_count(None) // share.n_local)
+    if config.max_false_per_hour is not None:  # whether it can be reached is said before the first is searched
+        for path in mine:
+            source = open_filterbank(path, config)
+            set_threshold(classifier, source.grid, page_interval_s(source))
     models = [model for model in (config.model_path, config.second_look_path) if model]
-    settings = [config.model_dump(exclude={"threads"}), args.threshold, args.max_false_per_hour]
+    settings = config.model_dump(exclude={"threads"})
     results = []
     for number, path in enumerate(mine, start=1):
         identity = many_files.fingerprint(path, models, settings)

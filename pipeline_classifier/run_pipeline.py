@@ -38,7 +38,7 @@ from pipeline_classifier.live import ending_signals, live_search, open_ring
 from pipeline_classifier.psrdada import create_rings, destroy_rings, parse_key
 from pipeline_classifier.psrdada_ring import Ring
 from pipeline_classifier.results import report
-from pipeline_classifier.search import SearchResult, add_search_options, load_classifier
+from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, with_search_options
 from pipeline_classifier.sysv import Segment
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
@@ -221,7 +221,7 @@ def source_ended(programs: list[Child]) -> str:
 
 def run(args: argparse.Namespace) -> SearchResult | Plan:
     """Do what the command line asks for; return the result, or the plan of a dry run."""
-    config = load_pipeline_config(args.config)
+    config = with_search_options(load_pipeline_config(args.config), args)
     output_dir = Path(args.output_dir or config.resolve(config.output_dir))
     plan = make_plan(config, output_dir)
     if args.dry_run:
@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
         raise InputError(sentence)
     tstart = Filterbank(config.filterbank_path).tstart
     make_output_folder(output_dir, "output_dir")
-    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
+    classifier = load_classifier(config)
     with CleanUp() as stack:
         for ring in plan.rings:
             stack.start(ring_of, ring)

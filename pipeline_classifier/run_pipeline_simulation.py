@@ -26,9 +26,15 @@ from pipeline_classifier.replay import sent_through_ring
 from pipeline_classifier.report import add_report_options, check_report_options, search_and_write
 from pipeline_classifier.results import report
 from pipeline_classifier.ring_pages import RingPages
-from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, open_filterbank
+from pipeline_classifier.search import (
+    SearchResult,
+    add_search_options,
+    load_classifier,
+    open_filterbank,
+    with_search_options,
+)
 from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
-from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, truth_path
+from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, known_pulses, random_pulses, simulate, truth_path
 from pipeline_classifier.sources import FilterbankPages
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
@@ -80,9 +86,9 @@ def simulate_missing(path: Path, args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> SearchResult:
     """Do what the command line asks for; return the result."""
     check_report_options(args, ring=args.through_ring)
-    config = load_pipeline_config(args.config)
+    config = with_search_options(load_pipeline_config(args.config), args)
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
-    classifier = load_classifier(config, args.device, args.threshold, args.max_false_per_hour)
+    classifier = load_classifier(config)
     path = Path(args.filterbank or config.filterbank_path)
     if not args.filterbank and not path.exists():
         path = output_dir / path.name
@@ -100,7 +106,7 @@ def run(args: argparse.Namespace) -> SearchResult:
         result = search_and_write(source, classifier, output_dir, config, args)
     print(report(result))
     if truth_path(path).exists():
-        pulses = read_truth(truth_path(path))
+        pulses = known_pulses(path, result.account["duration_s"] + source.grid.tsamp)
         recovery = compare(pulses, result.events, source.grid)
         print(summary(pulses, result.events, recovery, result.account["duration_s"]))
     return result

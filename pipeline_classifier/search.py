@@ -19,7 +19,7 @@ from pipeline_classifier.catalogue import Event, EventFinder
 from pipeline_classifier.classifier import NOT_CLASSIFIED, Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig
 from pipeline_classifier.event_merging import merge_duplicates
-from pipeline_classifier.pages import PageBatch, PageGrid
+from pipeline_classifier.pages import PAGE_NORMALISERS, PageBatch, PageGrid
 from pipeline_classifier.ring_pages import RingPages
 from pipeline_classifier.second_look import SecondLook
 from pipeline_classifier.sources import Block, FilterbankPages, Layer, Source
@@ -76,7 +76,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     decision.add_argument(
         "--threshold",
         type=float,
-        help="probability from which a page, and an event, is a pulse (default: the config's, else the models')",
+        help="probability from which a page is a pulse (default: the config's, else the model's)",
     )
     decision.add_argument(
         "--max-false-per-hour",
@@ -85,33 +85,56 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help="take the lowest threshold, of those stored in the model, with at most so many false events per hour "
         "(false pages, without a second look)",
     )
+    parser.add_argument(
+        "--event-threshold",
+        type=float,
+        help="probability, of the second look, from which a peak is an event (default: the config's, else the model's)",
+    )
     parser.add_argument("--no-plots", action="store_true", help="draw no picture of the events")
 
 
-def load_classifier(
-    config: PipelineConfig,
-    device: str | None = None,
-    threshold: float | None = None,
-    max_false_per_hour: float | None = None,
-) -> Classifier:
-    """The classifier that the config names; the options of the command line win over the config's."""
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise InputError(f"--threshold {threshold} is no probability: valid is 0 to 1")
-    if max_false_per_hour is not None and not 0.0 < max_false_per_hour < np.inf:
-        raise InputError(f"--max-false-per-hour {max_false_per_hour:g} is no rate: valid are numbers above 0")
-    if threshold is None and max_false_per_hour is None:
-        threshold, max_false_per_hour = config.threshold, config.max_false_per_hour
+def with_search_options(config: PipelineConfig, args: argparse.Namespace) -> PipelineConfig:
+    """The config, with what the options of `add_search_options` say in its place."""
+    for option, value in (("--threshold", args.threshold), ("--event-threshold", args.event_threshold)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise InputError(f"{option} {value} is no probability: valid is 0 to 1")
+    rate, changes = args.max_false_per_hour, {}
+    if rate is not None:
+        if not 0.0 < rate < np.inf:
+            raise InputError(f"--max-false-per-hour {rate:g} is no rate: valid are numbers above 0")
+        if args.event_threshold is not None:
+            raise InputError(f"--max-false-per-hour {rate:g} and --event-threshold: valid is one of the two")
+        changes = {"threshold": None, "event_threshold": None}
+    names = ("device", "threshold", "event_threshold", "max_false_per_hour")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if given.keys() & {"threshold", "event_threshold"}:
+        changes = {"max_false_per_hour": None}
+    return config.model_copy(update=changes | given)
+
+
+def load_classifier(config: PipelineConfig, device: str | None = None) -> Classifier:
+    """The classifier that the config names.
+
+    Raises
+    ------
+    InputError : a model is missing, damaged, or for something else.
+    """
     second_look, path = None, config.second_look_path
     if path:
-        second_look = SecondLook(load_checkpoint(path, "cpu"), threshold, config.min_snr)
+        second_look = SecondLook(load_checkpoint(path, "cpu"), config.event_threshold, config.min_snr)
     chosen = choose_device(device or config.device)
     checkpoint = load_checkpoint(config.model_path, chosen, config.model_name, config.resolution)
+    if checkpoint.normaliser not in PAGE_NORMALISERS:
+        raise InputError(
+            f"{config.model_path} is a {checkpoint.model_name} for peaks; valid for pages: a model with the normaliser "
+            f"{' or '.join(PAGE_NORMALISERS)}, as models/default.pth"
+        )
     logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
     return Classifier(
         checkpoint,
         chosen,
-        threshold,
-        max_false_per_hour,
+        config.threshold,
+        config.max_false_per_hour,
         config.batch_size,
         config.snr_gate,
         config.precision,
@@ -254,7 +277,9 @@ def set_threshold(classifier: Classifier, grid: PageGrid, page_s: float) -> dict
     classifier.gated = 0
     rate, second_look = classifier.max_false_per_hour, classifier.second_look if grid.sweeps else None
     if rate is not None and second_look:
-        second_look.threshold, decision["false_per_hour"] = threshold_for_rate(second_look.checkpoint.thresholds, rate)
+        second_look.threshold, decision["false_per_hour"] = threshold_for_rate(
+            second_look.checkpoint.thresholds, rate, of="the second look"
+        )
     elif rate is not None:
         classifier.threshold, decision["false_per_hour"] = threshold_for_rate(
             classifier.checkpoint.thresholds, rate, page_s

@@ -271,6 +271,25 @@ def read_truth(path: str | Path) -> list[Pulse]:
         return [_pulse_of(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
+def known_pulses(filterbank: str | Path, duration_s: float) -> list[Pulse]:
+    """The truth table beside a filterbank file of that length.
+
+    Raises
+    ------
+    InputError
+        As `read_truth`; or a pulse lies past the end of the file.
+    """
+    path = truth_path(filterbank)
+    pulses = read_truth(path)
+    for pulse in pulses:
+        if not pulse.time_s <= duration_s:
+            raise InputError(
+                f"{path}: a pulse at {pulse.time_s:.6g} s, the observation has {duration_s:.6g} s; "
+                "valid: the truth table of this very file"
+            )
+    return pulses
+
+
 def _pulse_of(row: dict[str, str], where: str) -> Pulse:
     values = {}
     for name in TRUTH_COLUMNS:

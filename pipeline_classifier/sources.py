@@ -273,6 +273,10 @@ class FilterbankPages(Source):
         self._count(block, int(good.sum()))
         return batches
 
+    @property
+    def duration_s(self) -> float:
+        return self.nsamples * self.tsamp
+
     def release(self) -> None:
         """Give back the memory of the dedispersion; the next pages take it again."""
         for tree in self._trees:

@@ -157,7 +157,7 @@ def rate_for_page_length(entry: dict[str, float], page_s: float = math.nan) -> f
 
 
 def threshold_for_rate(
-    thresholds: list[dict[str, float]], max_false_per_hour: float, page_s: float = math.nan
+    thresholds: list[dict[str, float]], max_false_per_hour: float, page_s: float = math.nan, of: str = "the model"
 ) -> tuple[float, float]:
     """The lowest stored threshold that lets through at most ``max_false_per_hour`` false positives.
 
@@ -166,6 +166,7 @@ def threshold_for_rate(
     thresholds : those of a checkpoint, [{"threshold", "false_per_hour", "page_s" (may be missing)}, ...]
     max_false_per_hour : most false pages per hour
     page_s : seconds from one page to the next where the threshold is used; NaN when unknown
+    of : whose thresholds they are, for the message
 
     Returns
     -------
@@ -178,11 +179,10 @@ def threshold_for_rate(
     known = [(entry["threshold"], rate_for_page_length(entry, page_s)) for entry in thresholds]
     valid = [choice for choice in known if choice[1] <= max_false_per_hour]
     if not valid:
-        rates = ", ".join(f"{rate:.4g}" for rate in sorted(rate for _, rate in known))
-        stored = f"with the rates {rates} at this page length" if rates else "none (evaluate.py measures them)"
-        raise InputError(
-            f"max_false_per_hour {max_false_per_hour:g} is not reached: the model has stored thresholds {stored}"
-        )
+        rates = ", ".join(dict.fromkeys(f"{rate:.4g}" for rate in sorted(rate for _, rate in known)))
+        stored = f"thresholds for {rates}" if rates else "no thresholds (evaluate.py measures those of pages)"
+        length = f" with a page every {page_s:.4g} s" if rates and math.isfinite(page_s) else ""
+        raise InputError(f"max_false_per_hour {max_false_per_hour:g} is not reached: {of} has stored {stored}{length}")
     return min(valid)
 
 

@@ -140,3 +140,12 @@ def test_without_truth_there_is_no_set(observation, tmp_path):
     with pytest.raises(InputError, match="alone_truth.csv: no such file"):
         make_set(tmp_path, alone)
     assert not list(tmp_path.glob("*.npy"))
+
+
+@pytest.mark.parametrize("options, message", [(["--name", "a/b"], "--name a/b: valid is a name without folders"),
+                                              (["again"], "a.fil is named twice")], ids=["name", "twice"])  # fmt: skip
+def test_a_mistake_ends_it_before_any_work(observation, tmp_path, options, message):
+    options = [str(observation) if word == "again" else word for word in options]
+    with pytest.raises(InputError, match=message):
+        create(get_parser().parse_args([str(observation), *options, "--output-dir", str(tmp_path / "out")]))
+    assert not list(tmp_path.rglob("*.npy"))

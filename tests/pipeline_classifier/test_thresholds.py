@@ -200,3 +200,31 @@ def test_what_evaluate_stores_is_what_the_search_uses(config, tmp_path, monkeypa
     default = search("-c", config, "--pages", pages)
     assert default.predictions.tolist() == (sky >= 128).tolist(), "the decision at 0.5 is as before the calibration"
     assert load_checkpoint(tmp_path / "grey.pth", "cpu").temperature > 1.5
+
+
+def test_pages_and_events_have_thresholds_of_their_own(observation, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"output_dir": "out"}))
+
+    def decided(*options: object) -> tuple[float, float]:
+        account = search("-c", config, "--filterbank", observation, *options).account
+        return account["threshold"], account["event_threshold"]
+
+    page, event = decided()
+    assert decided("--threshold", 0.5) == (0.5, event) and decided("--event-threshold", 0.75) == (page, 0.75)
+    change(config, event_threshold=0.6)
+    assert decided() == (page, 0.6) and decided("--event-threshold", 0.7) == (page, 0.7)
+    rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).account
+    assert rated["threshold"] == page and rated["event_threshold"] > 0.2 and rated["false_per_hour"] <= 10
+    with pytest.raises(InputError, match="the second look has stored thresholds for 1.889, "):
+        search("-c", config, "--filterbank", observation, "--max-false-per-hour", 1)
+    with pytest.raises(InputError, match="--max-false-per-hour 10 and --event-threshold"):
+        search("-c", config, "--max-false-per-hour", 10, "--event-threshold", 0.5)
+
+
+def test_a_model_for_peaks_is_refused_for_pages(observation, tmp_path):
+    config = tmp_path / "config.json"
+    keys = {"path_to_models": str(Path(run_inference.__file__).with_name("models")), "name_of_the_model": "second_look.pth"}
+    config.write_text(json.dumps(keys))
+    with pytest.raises(InputError, match="second_look.pth is a DM_time_second_look for peaks; valid for pages"):
+        search("-c", config, "--filterbank", observation)
