@@ -56,26 +56,30 @@ class BoxcarSearch:
 def boxcar_search(plane: np.ndarray, longest: int) -> BoxcarSearch:
     """Search every row of a DM-time plane (n_dm, n) float32 with boxcars up to ``longest`` samples."""
     n_dm, n = plane.shape
-    median = np.partition(plane, n // 2, axis=1)[:, n // 2, None]
-    values = np.nan_to_num(plane - median)
-    sigma = 1.4826 * np.median(np.abs(values[::2, ::2])) or values.std() or 1.0
+    values = np.nan_to_num(plane - np.partition(plane, n // 2, axis=1)[:, n // 2, None])
+    sizes = np.abs(values[::2, ::2]).ravel()
+    sigma = 1.4826 * np.partition(sizes, len(sizes) // 2)[len(sizes) // 2] or values.std() or 1.0
+    values /= np.float32(sigma)
     total = np.zeros((n_dm, n + 1), dtype=np.float32)
     np.cumsum(values, axis=1, out=total[:, 1:])
-    total /= sigma
     snr = np.full(plane.shape, -np.inf, dtype=np.float32)
-    widths = boxcar_widths(min(longest, n))
+    widths = boxcar_widths(min(longest, n)).astype(np.int32)
+    memory = np.empty(plane.size, dtype=np.float32)
     for number, width in enumerate(widths.tolist()):
-        snrs = (total[:, width:] - total[:, :-width]) * np.float32(width**-0.5)
+        count = n + 1 - width
+        snrs = memory[: n_dm * count].reshape(n_dm, count)
+        np.subtract(total[:, width:], total[:, :-width], out=snrs)
+        snrs *= np.float32(width**-0.5)
         # The last five bits of a float are the number of its width: one maximum, thrice as fast as compare and copy.
         bits = snrs.view(np.int32)
         bits &= -32
         bits |= number
-        centres = snr[:, (width - 1) // 2 : (width - 1) // 2 + snrs.shape[1]]
+        centres = snr[:, (width - 1) // 2 : (width - 1) // 2 + count]
         np.maximum(centres, snrs, out=centres)
-    bits = snr.view(np.int32)
-    width = widths[bits & 31]
-    bits &= -32
-    return BoxcarSearch(total, snr, width)
+    numbers = snr.view(np.int32)
+    best = widths[numbers & 31]
+    numbers &= -32
+    return BoxcarSearch(total, snr, best)
 
 
 def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, most: int) -> list[Peak]:
@@ -117,8 +121,10 @@ def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, mo
         reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
         margin = 2 * width + widths
         own = columns >= centre + np.minimum(reach, 0) - margin
-        claimed |= own & (columns <= centre + np.maximum(reach, 0) + margin)
-        best[claimed & (best < HIDDEN_SNR)] = -np.inf
+        own &= columns <= centre + np.maximum(reach, 0) + margin
+        claimed |= own
+        own &= best < HIDDEN_SNR
+        np.copyto(best, -np.inf, where=own)
     return _with_their_parts(searched.total, peaks, first, last)
 
 

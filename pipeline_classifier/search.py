@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 EVENT_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Probabilities of the second look at which recall and false events are counted."""
+SWITCH_INTERVAL_S = 1e-3
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -177,6 +179,8 @@ def thread_count(threads: int | None) -> int:
 
 def worker_pool(threads: int) -> ThreadPoolExecutor:
     """Threads in which torch uses no threads of its own: two layers of threads hinder each other."""
+    # Their calls last some 100 us: at Python's own 5 ms a thread that waits for the interpreter leaves its core idle.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
