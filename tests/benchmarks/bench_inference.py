@@ -1,4 +1,4 @@
-"""Pages/s of 241002_3 at 256: our classifier against Keras; a Markdown table on standard output.
+"""Pages/s of 241002_3 at 256, our classifier against Keras, and of the default model; a Markdown table on stdout.
 
     make bench
     python bench_inference.py --batch-sizes 1 32 64
@@ -31,16 +31,17 @@ from tests.benchmarks.measure import keras_python, machine, measure, measure_ker
 MODEL_NAME = "DM_time_binary_classificator_241002_3"
 RESOLUTION = 256
 N_PAGES = 1024
+DEFAULT_MODEL = "DM_time_small_residual"
 N_REPEATS = 5
 
 
-def pages_per_s(batch_size: int) -> float:
+def pages_per_s(model_name: str, precision: str, batch_size: int) -> float:
     """The best of several passes over the pages."""
     shape = (N_PAGES if batch_size > 1 else N_PAGES // 8, RESOLUTION, RESOLUTION)
     pages = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    checkpoint = Checkpoint(build_model(MODEL_NAME, RESOLUTION), MODEL_NAME, RESOLUTION)
+    checkpoint = Checkpoint(build_model(model_name, RESOLUTION), model_name, RESOLUTION)
     keep_freed_memory()
-    classifier = Classifier(checkpoint, torch.device("cpu"), batch_size=batch_size)
+    classifier = Classifier(checkpoint, torch.device("cpu"), batch_size=batch_size, precision=precision)
     batches = [
         PageBatch(pages[first : first + batch_size], np.arange(len(pages))[first : first + batch_size], first)
         for first in range(0, len(pages), batch_size)
@@ -57,12 +58,16 @@ def pages_per_s(batch_size: int) -> float:
 def run(args: argparse.Namespace) -> list[list[object]]:
     """Measure and print the table; returns its rows."""
     if args.measure is not None:
-        print(json.dumps(pages_per_s(args.measure)))
+        model_name, precision, batch_size = args.measure
+        print(json.dumps(pages_per_s(model_name, precision, int(batch_size))))
         return []
+    cases = [(MODEL_NAME, "float32", size) for size in args.batch_sizes] + [(MODEL_NAME, "bf16", 64)]
+    cases += [(DEFAULT_MODEL, precision, 32) for precision in ("float32", "bf16")]
     rows = []
-    for batch_size in args.batch_sizes:
-        measured = measure([sys.executable, __file__, "--measure", str(batch_size)])
-        rows.append([f"Classifier, batches of {batch_size}", float(measured.stdout), measured.peak_mb])
+    for case in cases:
+        measured = measure([sys.executable, __file__, "--measure", *map(str, case)])
+        what = "Classifier" if case[0] == MODEL_NAME else "default model"
+        rows.append([f"{what}, {case[1]}, batches of {case[2]}", float(measured.stdout), measured.peak_mb])
     python, versions = keras_python(), f"PyTorch {torch.__version__}"
     if python is not None:
         keras, peak_mb = measure_keras(python, "infer", RESOLUTION, N_PAGES)
@@ -83,7 +88,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 32, 64, 256], help="of our side (default: 1 32 64 256)"
     )
-    parser.add_argument("--measure", type=int, metavar="BATCH_SIZE", help="print our pages/s for one batch size, and end")
+    parser.add_argument(
+        "--measure",
+        nargs=3,
+        metavar=("MODEL", "PRECISION", "BATCH_SIZE"),
+        help="print our pages/s for one case, and end",
+    )
     return parser
 
 
