@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
-import scipy.signal
 
 from pipeline_classifier.pages import PageGrid
 
@@ -180,12 +179,18 @@ def maxima(total: np.ndarray, width: int, first: int, last: int) -> np.ndarray:
     total : (n + 1,) cumulative sum of the profile, in units of its noise
     first, last : limits of those columns
     """
-    first, last = max(0, first), min(len(total) - width, last)
-    if last - first < 3:
-        return np.empty(0, dtype=np.int64)
+    first = max(0, first)
+    last = max(first, min(len(total) - width, last))
     snr = (total[first + width : last + width] - total[first:last]) / np.float32(width**0.5)
-    columns, shapes = scipy.signal.find_peaks(snr, height=NEXT_PEAK_SNR, distance=width, prominence=VALLEY_DEPTH)
-    return first + columns[shapes["prominences"] >= 0.5 * snr[columns]]
+    tops = 1 + np.flatnonzero((snr[1:-1] > snr[:-2]) & (snr[1:-1] >= snr[2:]) & (snr[1:-1] >= NEXT_PEAK_SNR))
+    found: list[int] = []
+    for top in tops[np.argsort(-snr[tops], kind="stable")].tolist():
+        low = np.flatnonzero(snr <= valley(float(snr[top])))
+        right = int(np.searchsorted(low, top))
+        apart = 0 < right < len(low) and snr[low[right - 1] : low[right]].max() <= snr[top]
+        if apart and all(abs(top - other) >= width for other in found):
+            found.append(top)
+    return first + np.sort(np.array(found, dtype=np.int64))
 
 
 def companions(total: np.ndarray, peak: Peak, others: Sequence[int], first: int, last: int) -> list[Peak]:

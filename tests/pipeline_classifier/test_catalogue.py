@@ -11,7 +11,7 @@ from pipeline_classifier.candidate_lists import write_candidates, write_heimdall
 from pipeline_classifier.catalogue import Event, EventFinder
 from pipeline_classifier.event_merging import EventMerger, merge_duplicates
 from pipeline_classifier.pages import PageBatch, PageGrid
-from pipeline_classifier.peaks import BoxcarSearch, Peak, boxcar_search, boxcar_widths, find_peaks
+from pipeline_classifier.peaks import BoxcarSearch, Peak, boxcar_search, boxcar_widths, find_peaks, maxima
 from pipeline_classifier.pulse_signal import Pulse
 from pipeline_classifier.recovery import compare
 
@@ -290,3 +290,22 @@ def test_an_event_is_given_out_as_soon_as_no_later_one_can_reach_it():
     [merged] = merger.add([other], 12.0)
     assert (merged.time_s, merged.first_page, merged.last_page) == (10.0, 39, 40)
     assert merger.add([], 13.0) == [] and merger.add([], 13.1) == [other] and merger.add([], np.inf) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_maxima_of_a_profile_are_those_of_scipy(data):
+    """The rule is scipy's prominence, which costs half a second and 48 MB to import."""
+    from scipy.signal import find_peaks as peaks_of
+
+    width = data.draw(st.integers(1, 6))
+    profile = np.random.default_rng(data.draw(st.integers(0, 1000))).standard_normal(120)
+    for _ in range(data.draw(st.integers(0, 5))):
+        start, length = data.draw(st.integers(0, 100)), data.draw(st.integers(1, 12))
+        profile[start : start + length] += data.draw(st.floats(0, 15))
+    total = np.concatenate([[0], np.cumsum(profile)]).astype(np.float32)
+    snr = (total[width:] - total[:-width]) / np.float32(width**0.5)
+    columns, shapes = peaks_of(snr, height=6.0, prominence=4.0)
+    expected = columns[shapes["prominences"] >= np.float32(0.5) * snr[columns]]
+    if np.diff(expected).min(initial=width) >= width:
+        assert maxima(total, width, 0, len(total)).tolist() == expected.tolist()
