@@ -1,7 +1,7 @@
 """The pulses of a DM-time plane: a boxcar search over every row, and which of its maxima are peaks of their own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.ndimage
@@ -14,6 +14,8 @@ VALLEY_DEPTH = 4.0  # least depth of the valley between two pulses, in units of 
 APART_REACH = 16  # widths about a maximum in which its surroundings are looked at
 FEWEST_ROWS = 4  # and trial DMs
 COMPANION_REACH = 12  # widths
+SHORTEST_JOINED, FAINTEST_JOINED = 4, 12.0  # samples and S/N of a peak that may be two pulses at a DM beside it
+SHARES_OF_WIDTH = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
 PARTS_POWER = 0.9  # of the squared S/N of a pulse: least sum of those of its parts
 
 
@@ -124,17 +126,17 @@ def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, mo
         claimed |= own
         own &= best < HIDDEN_SNR
         np.copyto(best, -np.inf, where=own)
-    return _with_their_parts(searched.total, peaks, first, last)
+    return _with_their_parts(searched.total, grid, peaks, first, last)
 
 
-def _with_their_parts(total: np.ndarray, peaks: Sequence[Peak], first: int, last: int) -> list[Peak]:
+def _with_their_parts(total: np.ndarray, grid: PageGrid, peaks: Sequence[Peak], first: int, last: int) -> list[Peak]:
     """The peaks and their companions, each as the sub-pulses that it is made of."""
     centres = [peak.column + peak.width // 2 for peak in peaks]
     parts: list[Peak] = []
     for number, peak in enumerate(peaks):
         others = centres[:number] + centres[number + 1 :]
         for pulse in (peak, *companions(total[peak.row], peak, others, first, last)):
-            parts += sub_pulses(total[peak.row], pulse)
+            parts += parts_of(total, grid, pulse)
     return parts
 
 
@@ -211,6 +213,33 @@ def companions(total: np.ndarray, peak: Peak, others: Sequence[int], first: int,
     ]
 
 
+def parts_of(total: np.ndarray, grid: PageGrid, peak: Peak) -> list[Peak]:
+    """The pulses of which a peak is made, at the trial DM that shows them best; the peak itself if none shows more.
+
+    Two pulses close to each other are brightest together where the sweep that is left joins them: their own DM lies
+    beside, as far as a width of the peak sweeps.
+
+    Parameters
+    ----------
+    total : (n_dm, n + 1) cumulative sums of the rows, in units of the noise
+    """
+    parts = sub_pulses(total[peak.row], peak)
+    if len(parts) > 1 or peak.width < SHORTEST_JOINED or peak.snr < FAINTEST_JOINED or not grid.sweeps:
+        return parts
+    rows_per_width = peak.width / float(grid.sweep(grid.dms[1] - grid.dms[0]))
+    rows = {peak.row + round(share * rows_per_width) for share in SHARES_OF_WIDTH} - {peak.row}
+    for row in sorted(row for row in rows if 0 <= row < len(grid.dms)):
+        joined = sub_pulses(total[row], replace(peak, row=row))
+        if len(joined) > 1 and (len(parts) == 1 or power(joined) > power(parts)):
+            parts = joined
+    return parts
+
+
+def power(peaks: Sequence[Peak]) -> float:
+    """Sum of the squared S/N."""
+    return sum(peak.snr**2 for peak in peaks)
+
+
 def sub_pulses(total: np.ndarray, peak: Peak) -> list[Peak]:
     """The pulses of which a peak is made, as narrower boxcars show them; the peak itself if they show no more.
 
@@ -225,7 +254,7 @@ def sub_pulses(total: np.ndarray, peak: Peak) -> list[Peak]:
         columns = maxima(total, width, peak.column - margin, peak.column + peak.width + margin)
         if len(columns) > 1:
             parts = [best_within(total, peak.row, column, width) for column in columns.tolist()]
-            if sum(part.snr**2 for part in parts) >= PARTS_POWER * peak.snr**2:
+            if power(parts) >= PARTS_POWER * peak.snr**2:
                 return [part for whole in parts for part in sub_pulses(total, whole)]
     return [peak]
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline_classifier.candidate_lists import write_candidates, write_heimdall, write_transientx
 from pipeline_classifier.catalogue import Event, EventFinder
+from pipeline_classifier.dedispersion import dispersion_delay
 from pipeline_classifier.event_merging import EventMerger, merge_duplicates
 from pipeline_classifier.pages import PageBatch, PageGrid
 from pipeline_classifier.peaks import BoxcarSearch, Peak, boxcar_search, boxcar_widths, find_peaks, maxima
@@ -309,3 +310,20 @@ def test_maxima_of_a_profile_are_those_of_scipy(data):
     expected = columns[shapes["prominences"] >= np.float32(0.5) * snr[columns]]
     if np.diff(expected).min(initial=width) >= width:
         assert maxima(total, width, 0, len(total)).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("apart", [14, 18, 24])
+def test_two_pulses_that_sweep_into_each_other_are_two_at_their_dm(apart):
+    """They are brightest together at a trial DM beside theirs, where what is left of the sweep joins them."""
+    frequencies, dms, tsamp, width = np.linspace(1500.0, 1300.0, 64), 0.5 * np.arange(256), 2e-3, 8
+    grid = PageGrid(dms, 256, tsamp, 59000.0, frequencies[0], frequencies[-1])
+    plane = np.random.default_rng(1).standard_normal((256, 600)).astype(np.float32)
+    late = np.rint(dispersion_delay(60.0 - dms[:, None], frequencies, frequencies[0]) / tsamp).astype(int)
+    for start, snr in ((250, 30.0), (250 + apart, 24.0)):
+        for row, delays in enumerate(late):
+            np.add.at(plane[row], start + delays[:, None] + np.arange(width), snr / width**0.5 / len(frequencies))
+    peaks = sorted(find_peaks(boxcar_search(plane, 128), grid, 100, 500, most=1), key=lambda peak: peak.column)
+    assert len(peaks) == 2
+    for peak, start, snr in zip(peaks, (250, 250 + apart), (30.0, 24.0)):
+        assert grid.sweep(abs(dms[peak.row] - 60.0)) <= 2 and abs(peak.column - start) <= 3 and abs(peak.width - width) <= 3
+        assert peak.snr == pytest.approx(snr, rel=0.2)
