@@ -1,5 +1,6 @@
 """Several processes that train one network: `torchrun --nproc-per-node=N training.py config.json`."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,5 +72,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), n)
+        dist.barrier()  # gloo may abort a process that leaves while the others are still at work
     finally:
+        gc.collect()  # a wrapped network is a cycle, and aborts the process if it outlives the group
         dist.destroy_process_group()
