@@ -209,11 +209,15 @@ class PipelineConfig(ConfigFile):
         transientx = self._transientx()
         for setting in transientx.not_implemented():
             logger.warning("%s, %s", self.path_to_a_transientx_config, setting)
-        zaplist = tuple((low, high) for low, high in [*transientx.rfi.zaplist, *self.zaplist])
+        return self.trial_dms(), transientx.cleaning(self.zapped_bands())
+
+    def zapped_bands(self) -> tuple[tuple[float, float], ...]:
+        """Bands (low, high) in MHz that are not used: the TransientX file's and those of this config."""
+        zaplist = tuple((low, high) for low, high in [*self._transientx().rfi.zaplist, *self.zaplist])
         for low, high in zaplist:
             if not low <= high:
                 raise InputError(f"zaplist entry [{low}, {high}]: the lower frequency in MHz must come first")
-        return self.trial_dms(), transientx.cleaning(zaplist)
+        return zaplist
 
     def trial_dms(self) -> np.ndarray:
         """(n_dm,) in pc cm^-3."""

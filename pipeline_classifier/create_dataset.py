@@ -283,9 +283,10 @@ def write_images(
 def run(args: argparse.Namespace) -> dict[str, Path]:
     """Make the set; return the files by kind."""
     config = load_pipeline_config(args.config)
+    name = set_name(args)
     planned = plan(args, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
-    prefix = f"{set_name(args)}_DM_time_dataset_realbased"
+    prefix = f"{name}_DM_time_dataset_realbased"
     names = {r: "training.npy" if r == 256 else f"training_{r}x{r}.npy" for r in args.resolutions}
     images = {resolution: output_dir / f"{prefix}_{name}" for resolution, name in names.items()}
     write_images(planned, images, args.normaliser)

@@ -116,9 +116,10 @@ def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
 def run(args: argparse.Namespace) -> dict[str, Path]:
     """Make the set; return the files by kind."""
     config = load_pipeline_config(args.config).model_copy(update={"page_overlap": 0.0, "time_downsample": [1]})
+    name = set_name(args)
     planned = plan(args.observations, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
-    prefix = f"{set_name(args)}_DM_time_dataset_peaks"
+    prefix = f"{name}_DM_time_dataset_peaks"
     found = map_in_order(peaks_of, planned, config.threads)
     parts, groups = [], 0
     for images, is_pulse, group, snr in tqdm(found, total=len(planned), unit="file", disable=None):

@@ -115,12 +115,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError(f"--seed is {args.seed}; valid: 0 or more")
 
 
-def truth_of(path: str, config: PipelineConfig) -> list[Pulse]:
-    """The known pulses of an observation."""
-    filterbank = Filterbank(path, config.ifs)
-    return known_pulses(path, filterbank.nsamples * filterbank.tsamp)
-
-
 def pulses_to_inject(args: argparse.Namespace, config: PipelineConfig) -> list[Pulse]:
     """Random pulses for the file of ``--inject``, if there is room so far apart that no bow tie hides another."""
     filterbank = Filterbank(args.inject, config.ifs)
@@ -141,7 +135,7 @@ def pulses_to_inject(args: argparse.Namespace, config: PipelineConfig) -> list[P
         dm_pc_cm3=dm,
         snr=(args.snr_min, args.snr_max),
         width_ms=(shortest_ms, given(args.width_ms_max, longest_s * 1e3)),
-        min_separation_s=max(page_s, min(apart_s, 0.5 * filterbank.nsamples * filterbank.tsamp / args.pulses)),
+        min_separation_s=max(page_s, min(apart_s, 0.5 * filterbank.duration_s / args.pulses)),
     )
     return random_pulses(args.pulses, ranges, filterbank.header, filterbank.nsamples, args.seed)
 
@@ -194,8 +188,6 @@ def searched(path: str | Path, config: PipelineConfig, classifier: Classifier) -
     thresholds = {chosen, *EVENT_THRESHOLDS} if "event_threshold" in decision else {chosen}
     began = time.monotonic()
     layers, events = events_by_threshold(source, classifier, sorted(thresholds), config.threads)
-    if classifier.second_look:
-        classifier.second_look.threshold = chosen
     account = account_of(source, layers, len(events[chosen]), began)
     return Searched(source, chosen, events, account["duration_s"])
 
@@ -230,7 +222,7 @@ def record(path: str, done: Searched, outcome: Outcome) -> dict[str, object]:
     """One observation, as evaluation.json has it."""
     return {
         "filterbank": str(path),
-        "duration_s": round(outcome.duration_s, 3),
+        "duration_s": outcome.duration_s,
         "threshold": done.chosen,
         "pulses": len(outcome.snr),
         "found": int(outcome.found.sum()),
@@ -305,7 +297,10 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     """Do what the command line asks for; return what evaluation.json holds."""
     check_options(args)
     config = with_search_options(load_pipeline_config(args.config), args)
-    truths = [pulses_to_inject(args, config)] if args.inject else [truth_of(path, config) for path in args.filterbanks]
+    if args.inject:
+        truths = [pulses_to_inject(args, config)]
+    else:
+        truths = [known_pulses(path, Filterbank(path, config.ifs).duration_s) for path in args.filterbanks]
     output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
     copy = injected_path(args, output_dir) if args.inject else None
     classifier = load_classifier(config)

@@ -243,6 +243,10 @@ class Filterbank:
         self.tstart = self.header.tstart
         self.frequencies = self.header.frequencies
 
+    @property
+    def duration_s(self) -> float:
+        return self.nsamples * self.tsamp
+
     def read(self, start: int, n: int) -> np.ndarray:
         """Samples ``start`` to ``start + n``, or to the end of the file if that comes first.
 

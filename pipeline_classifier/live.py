@@ -55,8 +55,7 @@ def open_ring(
     RingTimeout : nothing came within ``idle_timeout_s``.
     InputError : ``source_ended``, or the header makes no page.
     """
-    dms, cleaning = config.front_end()
-    samples_per_column = config.samples_per_column()
+    dms, samples_per_column, zaplist = config.trial_dms(), config.samples_per_column(), config.zapped_bands()
     logger.info("waiting for the ring 0x%s", config.key_output)
     deadline = time.monotonic() + config.idle_timeout_s
     while True:
@@ -79,7 +78,7 @@ def open_ring(
             if time.monotonic() >= deadline:
                 raise RingTimeout(f"{error} (tried again for idle_timeout_s, {config.idle_timeout_s:g} s)") from error
     source.idle_timeout_s = config.idle_timeout_s
-    source.grid = replace(source.grid, zaplist=cleaning.zaplist)
+    source.grid = replace(source.grid, zaplist=zaplist)
     if math.isnan(source.grid.tstart):
         source.grid = replace(source.grid, tstart=tstart)
     return source

@@ -73,7 +73,6 @@ class PageGrid:
         """Delay, in samples, of the top of the band in use behind the top channel: 0 if nothing is zapped there."""
         return self._delay(dm, self.band[1])
 
-
     @property
     def sweeps(self) -> bool:
         """Whether a pulse is dispersed on these pages, so that its shape tells it from interference."""

@@ -154,9 +154,10 @@ def stands_apart(
     own : (rows, columns) of the window, bool: above the valley, and connected with the maximum
     """
     snr, reach = float(searched.snr[row, centre]), APART_REACH * int(searched.width[row, centre])
-    samples_per_row = float(grid.sweep(grid.dms[1] - grid.dms[0])) if len(grid.dms) > 1 else 0.0
-    rows = max(FEWEST_ROWS, int(np.ceil(reach / samples_per_row))) if samples_per_row > 0 else len(grid.dms)
     n_dm, n = searched.snr.shape
+    rows = n_dm
+    if grid.sweeps:
+        rows = max(FEWEST_ROWS, int(np.ceil(reach / float(grid.sweep(grid.dms[1] - grid.dms[0])))))
     low, high = max(0, row - rows), min(n_dm, row + rows + 1)
     start, stop = max(0, centre - reach), min(n, centre + reach + 1)
     window = slice(low, high), slice(start, stop)

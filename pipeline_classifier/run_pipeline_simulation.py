@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.filterbank import Filterbank
 from pipeline_classifier.live import live_search, open_ring
 from pipeline_classifier.recovery import compare, summary
 from pipeline_classifier.replay import sent_through_ring
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> SearchResult:
         result = search_and_write(source, classifier, output_dir, config, args)
     print(report(result))
     if truth_path(path).exists():
-        pulses = known_pulses(path, result.account["duration_s"] + source.grid.tsamp)
+        pulses = known_pulses(path, Filterbank(path, config.ifs).duration_s)
         recovery = compare(pulses, result.events, source.grid)
         print(summary(pulses, result.events, recovery, result.account["duration_s"]))
     return result

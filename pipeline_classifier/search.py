@@ -259,9 +259,11 @@ def events_by_threshold(
     source: Source, classifier: Classifier, thresholds: Sequence[float], threads: int | None = None
 ) -> tuple[list[LayerResult], dict[float, list[Event]]]:
     """The events that a search at each of the thresholds of the second look gives, found in one pass."""
-    if classifier.second_look:
-        classifier.second_look.threshold = min(thresholds)
+    if second_look := classifier.second_look:
+        chosen, second_look.threshold = second_look.threshold, min(thresholds)
     layers, found = find_events(source, classifier, threads)
+    if second_look:
+        second_look.threshold = chosen
     return layers, {
         threshold: merge_duplicates([event for event in found if event.probability >= threshold], source.grid)
         for threshold in thresholds

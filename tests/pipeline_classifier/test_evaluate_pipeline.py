@@ -301,7 +301,6 @@ def test_a_binomial_interval_holds_the_recall_and_is_a_share(found, of):
     (("--inject", "a.fil", "--dm-max", "nan"), "dm_pc_cm3"),
     (("--inject", "a.fil", "--pulses", 5000), "5000 pulses"),
     (("a.fil",), "a_truth.csv"),
-    
     (("absent.fil",), "absent.fil")], ids=str)
 def test_errors_are_one_sentence_before_any_work(tmp_path, options, names, monkeypatch):
     noise(tmp_path / "a.fil", GEOMETRY, 4000)
