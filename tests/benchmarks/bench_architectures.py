@@ -22,11 +22,10 @@ from tqdm import tqdm
 
 from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.filterbank import read_header
-from pipeline_classifier.pages import PageBatch
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import run_script
 from single_pulse_classifier_training.memory import keep_freed_memory
-from tests.benchmarks.measure import ROOT, machine, measure, print_table
+from tests.benchmarks.measure import ROOT, machine, measure, pages_per_s, print_table
 
 NETWORKS = [
     "DM_time_small_residual/256",
@@ -101,20 +100,9 @@ def train_and_measure(args: argparse.Namespace, network: str, page_s: float) -> 
     recalls = {entry["snr"]: entry["recall"] for entry in metrics["recall_by_snr"]}
     loaded = load_checkpoint(checkpoint, "cpu")
     parameters = sum(tensor.numel() for tensor in loaded.model.parameters())
-    speed = pages_per_s(Classifier(loaded, torch.device("cpu"), batch_size=32))
-    return [model_name, side, f"{parameters:,}", f"{speed:.0f}", f"{minutes:.0f}", recalls, metrics["roc_auc"]]
-
-
-def pages_per_s(classifier: Classifier) -> float:
-    """The best of several passes over random images."""
     images = np.random.default_rng(0).integers(0, 256, (256, 256, 256), dtype=np.uint8)
-    speeds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        for first in range(0, len(images), 32):
-            classifier.classify(PageBatch(images[first : first + 32], np.arange(32), first))
-        speeds.append(len(images) / (time.perf_counter() - began))
-    return max(speeds)
+    speed = pages_per_s(Classifier(loaded, torch.device("cpu"), batch_size=32), images)
+    return [model_name, side, f"{parameters:,}", f"{speed:.0f}", f"{minutes:.0f}", recalls, metrics["roc_auc"]]
 
 
 def run(args: argparse.Namespace) -> list[list[object]]:

@@ -15,51 +15,37 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import time
 
 import numpy as np
 import torch
 
 from pipeline_classifier.classifier import Classifier
-from pipeline_classifier.pages import PageBatch
 from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.cli import run_script
 from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.training_models import build_model
-from tests.benchmarks.measure import keras_python, machine, measure, measure_keras, print_table
+from tests.benchmarks.measure import keras_python, machine, measure, measure_keras, pages_per_s, print_table
 
 MODEL_NAME = "DM_time_binary_classificator_241002_3"
 RESOLUTION = 256
 N_PAGES = 1024
 DEFAULT_MODEL = "DM_time_small_residual"
-N_REPEATS = 5
 
 
-def pages_per_s(model_name: str, precision: str, batch_size: int) -> float:
-    """The best of several passes over the pages."""
+def speed(model_name: str, precision: str, batch_size: int) -> float:
+    """Pages/s of a network with random weights."""
     shape = (N_PAGES if batch_size > 1 else N_PAGES // 8, RESOLUTION, RESOLUTION)
     pages = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     checkpoint = Checkpoint(build_model(model_name, RESOLUTION), model_name, RESOLUTION)
     keep_freed_memory()
-    classifier = Classifier(checkpoint, torch.device("cpu"), batch_size=batch_size, precision=precision)
-    batches = [
-        PageBatch(pages[first : first + batch_size], np.arange(len(pages))[first : first + batch_size], first)
-        for first in range(0, len(pages), batch_size)
-    ]
-    speeds = []
-    for _ in range(N_REPEATS + 1):
-        began = time.perf_counter()
-        for batch in batches:
-            classifier.classify(batch)
-        speeds.append(len(pages) / (time.perf_counter() - began))
-    return max(speeds[1:])
+    return pages_per_s(Classifier(checkpoint, torch.device("cpu"), batch_size=batch_size, precision=precision), pages)
 
 
 def run(args: argparse.Namespace) -> list[list[object]]:
     """Measure and print the table; returns its rows."""
     if args.measure is not None:
         model_name, precision, batch_size = args.measure
-        print(json.dumps(pages_per_s(model_name, precision, int(batch_size))))
+        print(json.dumps(speed(model_name, precision, int(batch_size))))
         return []
     cases = [(MODEL_NAME, "float32", size) for size in args.batch_sizes] + [(MODEL_NAME, "bf16", 64)]
     cases += [(DEFAULT_MODEL, precision, 32) for precision in ("float32", "bf16")]

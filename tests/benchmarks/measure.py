@@ -6,10 +6,17 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.pages import PageBatch
+
 ROOT = Path(__file__).resolve().parents[2]
+N_REPEATS = 5
 KERAS_SIDE = Path(__file__).with_name("keras_side.py")
 
 
@@ -51,6 +58,20 @@ def measure_keras(python: Path, *arguments: object) -> tuple[dict, float]:
     """Run keras_side.py; returns the values that it printed and its peak memory in MB."""
     measured = measure([str(python), str(KERAS_SIDE), *map(str, arguments)])
     return json.loads(measured.stdout.splitlines()[-1]), measured.peak_mb
+
+
+def pages_per_s(classifier: Classifier, pages: np.ndarray) -> float:
+    """The best of several passes over the pages, in the classifier's own batches; the first pass does not count."""
+    size = classifier.network.batch_size
+    starts = np.arange(len(pages))
+    batches = [PageBatch(pages[i : i + size], starts[i : i + size], i) for i in range(0, len(pages), size)]
+    speeds = []
+    for _ in range(N_REPEATS + 1):
+        began = time.perf_counter()
+        for batch in batches:
+            classifier.classify(batch)
+        speeds.append(len(pages) / (time.perf_counter() - began))
+    return max(speeds[1:])
 
 
 def machine() -> str:
