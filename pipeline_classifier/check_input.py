@@ -26,16 +26,26 @@ import numpy as np
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier import sources
-from pipeline_classifier.catalogue import utc_of
-from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.dedispersion import DISPERSION_CONSTANT, accumulator_dtype, dispersion_delay
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.input_report import NOT_USABLE, OK, WARNINGS, Report, find_losses, find_obstacles, text
-from pipeline_classifier.joined_filterbank import JoinedFilterbank
-from pipeline_classifier.rfi import Cleaning, zapped
-from pipeline_classifier.search import load_classifier, map_in_order, open_filterbank, thread_count
+from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.search import load_classifier, map_in_order, open_filterbank, thread_count
+from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
+from pipeline_classifier.evaluation.input_report import (
+    NOT_USABLE,
+    OK,
+    WARNINGS,
+    Report,
+    find_losses,
+    find_obstacles,
+    text,
+)
+from pipeline_classifier.formats.joined import JoinedFilterbank
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend import sources
+from pipeline_classifier.frontend.cleaning import zapped
+from pipeline_classifier.frontend.dedispersion import accumulator_dtype
+from pipeline_classifier.frontend.settings import Cleaning
+from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.cli import InputError, run_script
 
 STRETCHES = 4

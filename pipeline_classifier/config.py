@@ -8,10 +8,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline_classifier.baseline import BIN
-from pipeline_classifier.pages import BLOCK_SAMPLES
-from pipeline_classifier.psrdada import parse_key
-from pipeline_classifier.rfi import Cleaning
+from pipeline_classifier.frontend.settings import BIN, BLOCK_SAMPLES, Cleaning
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ConfigFile, Name, load_config
 
@@ -71,6 +68,20 @@ class Subdedispersion(_Section):
     ddm: float = Field(default=0.5, ge=1e-6, le=1e4)
     ndm: int = Field(default=256, ge=2, le=4096)
     overlap: float = Field(default=0.0, ge=0, le=0.9)
+
+
+def parse_key(key: str | int) -> int:
+    """The key of a ring: an int as it is, a string as hexadecimal digits ("2222", "0xdada")."""
+    if isinstance(key, int):
+        number = key
+    else:
+        try:
+            number = int(key, 16)
+        except ValueError:
+            number = 0
+    if not 0 < number < 1 << 31:
+        raise InputError(f"{key!r} is no key of a ring: valid are hexadecimal digits, 1 to 7fffffff")
+    return number
 
 
 class FrontEndConfig(ConfigFile):

@@ -31,13 +31,13 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from pipeline_classifier.catalogue import SECONDS_PER_DAY
-from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.pages import PAGE_NORMALISERS, PageGrid, resize, to_images
-from pipeline_classifier.pulse_signal import Pulse
-from pipeline_classifier.simulation import known_pulses
-from pipeline_classifier.sources import FilterbankPages
+from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.frontend.pages import PAGE_NORMALISERS, PageGrid, resize, to_images
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.simulation.observation import known_pulses
+from pipeline_classifier.simulation.pulses import Pulse
+from pipeline_classifier.times import SECONDS_PER_DAY
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError, check_distinct, run_script, set_name
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
@@ -175,9 +175,7 @@ def event_extent(events: KnownEvents, grid: PageGrid) -> tuple[np.ndarray, np.nd
     return np.floor(events.sample - before), np.ceil(events.sample + after)
 
 
-def pulse_free_starts(
-    events: KnownEvents, grid: PageGrid, nsamples: int, rng: np.random.Generator
-) -> np.ndarray:
+def pulse_free_starts(events: KnownEvents, grid: PageGrid, nsamples: int, rng: np.random.Generator) -> np.ndarray:
     """First samples (N,) of pages on a regular grid that show nothing of any event."""
     first, last = event_extent(events, grid)
     regular = np.arange(rng.integers(0, grid.n_time), nsamples - grid.n_time + 1, grid.n_time)
@@ -196,7 +194,12 @@ def only_hard(starts: np.ndarray, source: FilterbankPages, classifier: Classifie
 
 
 def label_starts(
-    events: KnownEvents, free: np.ndarray, grid: PageGrid, nsamples: int, shifts: int, sky_pages: float,
+    events: KnownEvents,
+    free: np.ndarray,
+    grid: PageGrid,
+    nsamples: int,
+    shifts: int,
+    sky_pages: float,
     rng: np.random.Generator,
 ) -> LabelledStarts:
     """Choose the pages of one observation.

@@ -33,16 +33,9 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from pipeline_classifier.catalogue import Event
-from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
-from pipeline_classifier.dedispersion import dispersion_delay
-from pipeline_classifier.evaluation_plot import plot_evaluation
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.injection import inject
-from pipeline_classifier.pulse_signal import Pulse
-from pipeline_classifier.recovery import Outcome, bin_label, compare, outcome_of, pooled, quality, without_known
-from pipeline_classifier.search import (
+from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.search import (
     EVENT_THRESHOLDS,
     account_of,
     add_search_options,
@@ -53,8 +46,23 @@ from pipeline_classifier.search import (
     set_threshold,
     with_search_options,
 )
-from pipeline_classifier.simulation import PulseRanges, known_pulses, random_pulses, truth_path, write_truth
-from pipeline_classifier.sources import FilterbankPages
+from pipeline_classifier.dispersion import dispersion_delay
+from pipeline_classifier.evaluation.evaluation_plot import plot_evaluation
+from pipeline_classifier.evaluation.recovery import (
+    Outcome,
+    bin_label,
+    compare,
+    outcome_of,
+    pooled,
+    quality,
+    without_known,
+)
+from pipeline_classifier.events import Event
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.simulation.injection import inject
+from pipeline_classifier.simulation.observation import PulseRanges, known_pulses, random_pulses, truth_path, write_truth
+from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 

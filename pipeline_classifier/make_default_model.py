@@ -2,9 +2,9 @@
 
   python make_default_model.py --work-dir /tmp/default_model
 
-Runs simulate_observation.py, create_dataset.py, create_peak_dataset.py and training.py one after the other, each as a
-command of its own; their files stay in the work folder (about 50 GB). The thresholds are then set by the false pages
-and events per hour on pulse-free observations of their own. The checkpoints become models/default.pth and
+Runs simulate_observation.py, create_dataset.py, create_candidate_dataset.py and training.py one after the other, each
+as a command of its own; their files stay in the work folder (about 50 GB). The thresholds are then set by the false
+pages and events per hour on pulse-free observations of their own. The checkpoints become models/default.pth and
 models/second_look.pth, the training configs models/<model>_training_config.json.
 """
 
@@ -24,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.dedispersion import dispersion_delay
-from pipeline_classifier.search import EVENT_THRESHOLDS, events_by_threshold, load_classifier, open_filterbank
-from pipeline_classifier.second_look import SIDE
+from pipeline_classifier.detection.candidate_classifier import SIDE
+from pipeline_classifier.detection.search import EVENT_THRESHOLDS, events_by_threshold, load_classifier, open_filterbank
+from pipeline_classifier.dispersion import dispersion_delay
 from single_pulse_classifier_training.calibration import false_rate_thresholds, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -180,7 +180,7 @@ def train_pages(work: Path, observations: list[Path], args: argparse.Namespace) 
 
 def train_second_look(work: Path, observations: list[Path], args: argparse.Namespace) -> Path:
     """The network that sees every peak."""
-    command(HERE / "create_peak_dataset.py", *observations, "--output-dir", work, "--name", "second_look")
+    command(HERE / "create_candidate_dataset.py", *observations, "--output-dir", work, "--name", "second_look")
     prefix = "second_look_DM_time_dataset_peaks"
     return train(
         work,

@@ -35,12 +35,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier import many_files
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
-from pipeline_classifier.live import live_search, open_ring
-from pipeline_classifier.report import add_report_options, check_report_options, search_and_write
-from pipeline_classifier.results import report
-from pipeline_classifier.search import (
+from pipeline_classifier.detection import many_files
+from pipeline_classifier.detection.search import (
     SearchResult,
     add_search_options,
     load_classifier,
@@ -50,7 +47,10 @@ from pipeline_classifier.search import (
     thread_count,
     with_search_options,
 )
-from pipeline_classifier.sources import ArrayPages, FilterbankPages, open_observation
+from pipeline_classifier.frontend.sources import ArrayPages, FilterbankPages, open_observation
+from pipeline_classifier.live.live_search import live_search, open_ring
+from pipeline_classifier.output.html_report import add_report_options, check_report_options, search_and_write
+from pipeline_classifier.output.results import report
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder, use_gpu
 

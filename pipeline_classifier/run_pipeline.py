@@ -31,15 +31,15 @@ from typing import Any, Self, TypeVar
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier.children import Child, Command
-from pipeline_classifier.config import PipelineConfig, load_pipeline_config
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.live import ending_signals, live_search, open_ring
-from pipeline_classifier.psrdada import create_rings, destroy_rings, parse_key
-from pipeline_classifier.psrdada_ring import Ring
-from pipeline_classifier.results import report
-from pipeline_classifier.search import SearchResult, add_search_options, load_classifier, with_search_options
-from pipeline_classifier.sysv import Segment
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config, parse_key
+from pipeline_classifier.detection.search import SearchResult, add_search_options, load_classifier, with_search_options
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.live.live_search import ending_signals, live_search, open_ring
+from pipeline_classifier.live.processes import Child, Command
+from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
+from pipeline_classifier.live.psrdada.ring import Ring
+from pipeline_classifier.live.psrdada.sysv import Segment
+from pipeline_classifier.output.results import report
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
 

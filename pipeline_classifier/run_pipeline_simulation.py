@@ -20,23 +20,30 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 from pipeline_classifier.config import load_pipeline_config
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.live import live_search, open_ring
-from pipeline_classifier.recovery import compare, summary
-from pipeline_classifier.replay import sent_through_ring
-from pipeline_classifier.report import add_report_options, check_report_options, search_and_write
-from pipeline_classifier.results import report
-from pipeline_classifier.ring_pages import RingPages
-from pipeline_classifier.search import (
+from pipeline_classifier.detection.search import (
     SearchResult,
     add_search_options,
     load_classifier,
     open_filterbank,
     with_search_options,
 )
-from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
-from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, known_pulses, random_pulses, simulate, truth_path
-from pipeline_classifier.sources import FilterbankPages
+from pipeline_classifier.evaluation.recovery import compare, summary
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.live.live_search import live_search, open_ring
+from pipeline_classifier.live.replay import sent_through_ring
+from pipeline_classifier.live.ring_pages import RingPages
+from pipeline_classifier.output.html_report import add_report_options, check_report_options, search_and_write
+from pipeline_classifier.output.results import report
+from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
+from pipeline_classifier.simulation.observation import (
+    EFFELSBERG,
+    PulseRanges,
+    known_pulses,
+    random_pulses,
+    simulate,
+    truth_path,
+)
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
 

@@ -21,8 +21,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier.simulated_rfi import RFI_LEVELS, random_rfi
-from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, simulate
+from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, PulseRanges, random_pulses, simulate
 from single_pulse_classifier_training.cli import InputError, run_script
 
 logger = logging.getLogger(__name__)

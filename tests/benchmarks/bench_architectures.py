@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline_classifier.classifier import Classifier
-from pipeline_classifier.filterbank import read_header
+from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.formats.sigproc import read_header
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import run_script
 from single_pulse_classifier_training.memory import keep_freed_memory

@@ -21,11 +21,11 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from pipeline_classifier import dedispersion
-from pipeline_classifier.filterbank import FilterbankWriter, Header
-from pipeline_classifier.pages import to_images
-from pipeline_classifier.search import map_in_order
-from pipeline_classifier.sources import FilterbankPages
+from pipeline_classifier.detection.search import map_in_order
+from pipeline_classifier.formats.sigproc import FilterbankWriter, Header
+from pipeline_classifier.frontend import dedispersion
+from pipeline_classifier.frontend.pages import to_images
+from pipeline_classifier.frontend.sources import FilterbankPages
 from single_pulse_classifier_training.memory import keep_freed_memory
 from tests.benchmarks.measure import measure
 

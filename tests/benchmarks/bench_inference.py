@@ -19,7 +19,7 @@ import json
 import numpy as np
 import torch
 
-from pipeline_classifier.classifier import Classifier
+from pipeline_classifier.detection.page_classifier import Classifier
 from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.cli import run_script
 from single_pulse_classifier_training.memory import keep_freed_memory

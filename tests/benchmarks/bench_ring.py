@@ -22,11 +22,11 @@ import time
 
 import numpy as np
 
-from pipeline_classifier import live
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.live_results import Monitor
-from pipeline_classifier.psrdada import Writer, create_rings, destroy_rings
-from pipeline_classifier.search import load_classifier
+from pipeline_classifier.detection.search import load_classifier
+from pipeline_classifier.live import live_search as live
+from pipeline_classifier.live.live_results import Monitor
+from pipeline_classifier.live.psrdada.client import Writer, create_rings, destroy_rings
 from single_pulse_classifier_training.cli import run_script
 from tests.benchmarks.measure import machine, print_table
 
@@ -89,7 +89,9 @@ def measure(config: PipelineConfig, key: int, n_pages: int, page_s: float) -> li
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="names the model (default: %(default)s)")
-    parser.add_argument("--pages", type=int, default=4000, help="written as fast as they are taken (default: %(default)s)")
+    parser.add_argument(
+        "--pages", type=int, default=4000, help="written as fast as they are taken (default: %(default)s)"
+    )
     parser.add_argument("--live-s", type=float, default=20.0, help="at the real rate, seconds (default: %(default)s)")
     return parser
 
@@ -103,7 +105,8 @@ def run(args: argparse.Namespace) -> list[list[object]]:
     rows = [measure(config, key, args.pages, 0.0), measure(config, key, paced, PAGE_S)]
     print(f"Pages of a ring, live search, {config.name_of_the_model}; {machine()}\n")
     print_table(
-        ["pages come", "pages", "pages/s", "times real time", "latency, median (s)", "longest (s)", "fullest ring"], rows
+        ["pages come", "pages", "pages/s", "times real time", "latency, median (s)", "longest (s)", "fullest ring"],
+        rows,
     )
     return rows
 

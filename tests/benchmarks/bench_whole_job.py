@@ -1,7 +1,7 @@
 """The whole job: a minute at Effelsberg from .fil to predictions and catalogue; a Markdown table on standard output.
 
-    python bench_whole_job.py
-    python bench_whole_job.py --duration-s 600
+python bench_whole_job.py
+python bench_whole_job.py --duration-s 600
 """
 
 import sys

@@ -1,7 +1,7 @@
 """241002_3 in Keras, for the benchmarks to compare with. Runs in the environment KERAS_VENV and prints one JSON object.
 
-    python keras_side.py train RESOLUTION N_TRAINING N_VALIDATION EPOCHS
-    python keras_side.py infer RESOLUTION N_PAGES
+python keras_side.py train RESOLUTION N_TRAINING N_VALIDATION EPOCHS
+python keras_side.py infer RESOLUTION N_PAGES
 """
 
 import json

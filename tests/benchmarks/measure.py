@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline_classifier.classifier import Classifier
-from pipeline_classifier.pages import PageBatch
+from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.frontend.pages import PageBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 N_REPEATS = 5
@@ -50,7 +50,9 @@ def keras_python() -> Path | None:
     python = Path(os.environ.get("KERAS_VENV", ROOT / ".venv-keras")).absolute() / "bin" / "python"
     if python.is_file():
         return python
-    print("No Keras to compare with: `make bench` installs it, or let KERAS_VENV name its environment.", file=sys.stderr)
+    print(
+        "No Keras to compare with: `make bench` installs it, or let KERAS_VENV name its environment.", file=sys.stderr
+    )
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_classifier.sysv import Segment, Semaphores
+from pipeline_classifier.live.psrdada.sysv import Segment, Semaphores
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 20.0

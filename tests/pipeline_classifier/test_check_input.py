@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline_classifier.check_input import check
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.filterbank import FilterbankWriter, Header, write_header
-from pipeline_classifier.input_report import text
-from pipeline_classifier.search import load_classifier, open_filterbank
+from pipeline_classifier.detection.search import load_classifier, open_filterbank
+from pipeline_classifier.evaluation.input_report import text
+from pipeline_classifier.formats.sigproc import FilterbankWriter, Header, write_header
 
 SCRIPT = Path(DEFAULT_CONFIG).with_name("check_input.py")
 HEADER = Header(nchans=64, nbits=8, tsamp=4.096e-4, fch1=1530.0, foff=-5.0, tstart=59000.48386574)
@@ -47,6 +47,7 @@ def classifier():
 @pytest.fixture
 def report_of(tmp_path, classifier):
     """The report on files without timing, with a config of these keys."""
+
     def report(*files: Path, **keys):
         return check(files, config_with(tmp_path, **keys), classifier, timing=False)
 
@@ -99,8 +100,10 @@ def test_dispersion_by_the_textbook(report_of, tmp_path):
     assert report["channels_zapped"] == 3  # 1300, 1305 and 1500 MHz
 
 
-@pytest.mark.parametrize("keys", [
-    {}, {"page_samples": 64, "page_overlap": 0.3}, {"ndm": 300, "time_downsample": [1, 4]}, {"page_samples": 8192}])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"page_samples": 64, "page_overlap": 0.3}, {"ndm": 300, "time_downsample": [1, 4]}, {"page_samples": 8192}],
+)
 def test_the_numbers_are_those_of_the_pipeline(report_of, tmp_path, keys):
     path = write(tmp_path / "a.fil", replace(HEADER, nifs=2, foff=5.0), noise(replace(HEADER, nifs=2)))
     path.write_bytes(path.read_bytes()[:-50])
@@ -141,8 +144,10 @@ def test_dead_and_saturated_samples_are_counted(report_of, tmp_path):
     assert [reason.split("%")[0] for reason in report["reasons"]] == ["25.0", "5.0"]
 
 
-@pytest.mark.parametrize("nbits, nifs, lowest, highest", [
-    (4, 1, 0, 15), (8, 2, 0, 255), (8, 1, -128, 127), (16, 1, -32768, 32767), (16, 2, 0, 65535)])
+@pytest.mark.parametrize(
+    "nbits, nifs, lowest, highest",
+    [(4, 1, 0, 15), (8, 2, 0, 255), (8, 1, -128, 127), (16, 1, -32768, 32767), (16, 2, 0, 65535)],
+)
 def test_the_range_of_samples_follows_their_bits(report_of, tmp_path, nbits, nifs, lowest, highest):
     header = replace(HEADER, nbits=nbits, nifs=nifs, signed=lowest < 0)
     samples = np.full((1000, nifs, 64), 5, header.dtype)
@@ -171,17 +176,21 @@ def test_samples_that_are_not_finite(report_of, tmp_path):
     json.dumps(report, allow_nan=False)
 
 
-@pytest.mark.parametrize("header, nsamples, keys, verdict, sentence", [
-    ({}, NSAMPLES, {"zaplist": [[0, 1e5]]}, "NOT USABLE", "zaplist removes all 64"),
-    ({}, 300, {"dms": 1000.0}, "NOT USABLE", "even the lowest trial DM, 1000, sweeps over 1.04 s"),
-    ({"fch1": 1.0, "foff": -0.01, "tsamp": 1e-9}, NSAMPLES, {}, "NOT USABLE", "of memory are needed"),
-    ({}, 300, {"ddm": 1.0}, "OK with warnings", "pulses from DM 119 sweep over longer"),
-    ({"foff": -20.0}, NSAMPLES, {"ddm": 100.0, "page_samples": 32}, "OK with warnings", "smeared inside a channel"),
-    ({}, NSAMPLES, {"page_samples": 2048}, "OK with warnings", "taken for the baseline"),
-    ({}, 200, {}, "OK with warnings", "shorter than a page"),
-    ({}, 200, {}, "OK with warnings", "no channel can be masked"),
-    ({"fch1": 30000.0}, NSAMPLES, {}, "OK with warnings", "no page can tell a pulse from interference"),
-    ({"tstart": 0.0}, NSAMPLES, {}, "OK with warnings", "no start time")])
+@pytest.mark.parametrize(
+    "header, nsamples, keys, verdict, sentence",
+    [
+        ({}, NSAMPLES, {"zaplist": [[0, 1e5]]}, "NOT USABLE", "zaplist removes all 64"),
+        ({}, 300, {"dms": 1000.0}, "NOT USABLE", "even the lowest trial DM, 1000, sweeps over 1.04 s"),
+        ({"fch1": 1.0, "foff": -0.01, "tsamp": 1e-9}, NSAMPLES, {}, "NOT USABLE", "of memory are needed"),
+        ({}, 300, {"ddm": 1.0}, "OK with warnings", "pulses from DM 119 sweep over longer"),
+        ({"foff": -20.0}, NSAMPLES, {"ddm": 100.0, "page_samples": 32}, "OK with warnings", "smeared inside a channel"),
+        ({}, NSAMPLES, {"page_samples": 2048}, "OK with warnings", "taken for the baseline"),
+        ({}, 200, {}, "OK with warnings", "shorter than a page"),
+        ({}, 200, {}, "OK with warnings", "no channel can be masked"),
+        ({"fch1": 30000.0}, NSAMPLES, {}, "OK with warnings", "no page can tell a pulse from interference"),
+        ({"tstart": 0.0}, NSAMPLES, {}, "OK with warnings", "no start time"),
+    ],
+)
 def test_what_is_lost_is_said(report_of, tmp_path, header, nsamples, keys, verdict, sentence):
     changed = replace(HEADER, **header)
     report = report_of(write(tmp_path / "a.fil", changed, noise(changed, nsamples)), **keys)
@@ -211,10 +220,16 @@ def test_several_files_are_one_observation(report_of, tmp_path):
 
 
 VALUES = {
-    "nchans": st.sampled_from([1, 8, 64, 1000, 65536]), "nbits": st.sampled_from([1, 2, 4, 8, 16, 32]),
-    "nifs": st.integers(1, 4), "signed": st.booleans(), "tsamp": st.floats(1e-9, 9.9), "fch1": st.floats(1e-3, 1e7),
-    "foff": st.one_of(st.floats(-100, 100), st.floats(-1e6, 1e6)), "tstart": st.floats(0, 1e6),
-    "source_name": st.text(st.characters(codec="utf-8"), max_size=9)}
+    "nchans": st.sampled_from([1, 8, 64, 1000, 65536]),
+    "nbits": st.sampled_from([1, 2, 4, 8, 16, 32]),
+    "nifs": st.integers(1, 4),
+    "signed": st.booleans(),
+    "tsamp": st.floats(1e-9, 9.9),
+    "fch1": st.floats(1e-3, 1e7),
+    "foff": st.one_of(st.floats(-100, 100), st.floats(-1e6, 1e6)),
+    "tstart": st.floats(0, 1e6),
+    "source_name": st.text(st.characters(codec="utf-8"), max_size=9),
+}
 anything = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -246,7 +261,7 @@ def test_no_header_is_too_odd(tmp_path, classifier, values, content, nbytes):
 def test_no_damage_is_too_odd(tmp_path, classifier, position, patch):
     path = tmp_path / "a.fil"
     whole = header_bytes(path, HEADER) + noise(nsamples=40).tobytes()
-    path.write_bytes(whole[:position] + patch + whole[position + len(patch):])
+    path.write_bytes(whole[:position] + patch + whole[position + len(patch) :])
     checked(path, config_with(tmp_path), classifier, timing=False)
 
 
@@ -257,8 +272,11 @@ def test_no_bytes_are_too_odd(tmp_path, classifier, content):
     checked(tmp_path / "a.fil", config_with(tmp_path), classifier, timing=False)
 
 
-@given(st.fixed_dictionaries({}, optional=VALUES | {"nchans": st.integers(1, 9).map(lambda n: 8 * n)}),
-       st.binary(min_size=1, max_size=30), st.integers(1, 20000))
+@given(
+    st.fixed_dictionaries({}, optional=VALUES | {"nchans": st.integers(1, 9).map(lambda n: 8 * n)}),
+    st.binary(min_size=1, max_size=30),
+    st.integers(1, 20000),
+)
 @example(values={"nchans": 8, "nbits": 1}, content=b"\0\0\0\1", nbytes=256)
 @settings(anything, max_examples=15)
 def test_the_pipeline_that_is_timed_takes_every_usable_file(tmp_path, classifier, values, content, nbytes):
@@ -268,17 +286,30 @@ def test_the_pipeline_that_is_timed_takes_every_usable_file(tmp_path, classifier
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("header, nsamples, keys", [
-    (replace(HEADER, nchans=1024, foff=-0.4), 60000, {}),
-    (replace(HEADER, nchans=256, nbits=32, foff=-1.0), 100000, {"time_downsample": [1, 4]}),
-    (replace(HEADER, nchans=512, fch1=450.0, foff=-0.2, tsamp=1e-4), 30000, {})])
+@pytest.mark.parametrize(
+    "header, nsamples, keys",
+    [
+        (replace(HEADER, nchans=1024, foff=-0.4), 60000, {}),
+        (replace(HEADER, nchans=256, nbits=32, foff=-1.0), 100000, {"time_downsample": [1, 4]}),
+        (replace(HEADER, nchans=512, fch1=450.0, foff=-0.2, tsamp=1e-4), 30000, {}),
+    ],
+)
 def test_memory_and_speed_are_those_of_a_run(report_of, tmp_path, header, nsamples, keys):
     path = write(tmp_path / "a.fil", header, np.tile(noise(header, 10000), (nsamples // 10000, 1)))
     config_with(tmp_path, **keys)
     estimate = json.loads(run_script(path, "-c", tmp_path / "config.json", "--json").stdout)
     assert estimate["memory_bytes"] == report_of(path, **keys)["memory_bytes"]
-    run = [sys.executable, SCRIPT.with_name("run_inference.py"), "--filterbank", path, "-c", tmp_path / "config.json",
-           "--output-dir", tmp_path / "out", "--no-plots"]
+    run = [
+        sys.executable,
+        SCRIPT.with_name("run_inference.py"),
+        "--filterbank",
+        path,
+        "-c",
+        tmp_path / "config.json",
+        "--output-dir",
+        tmp_path / "out",
+        "--no-plots",
+    ]
     # Resident memory of children is a maximum over all of them: a fresh process has this one alone.
     measure = f"import resource, subprocess; print(subprocess.run({list(map(str, run))}, stdout=-1, text=True).stdout, "
     measure += "'rss', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"

@@ -31,8 +31,13 @@ def test_an_empty_config_is_the_default_job(tmp_path):
 
 def test_paths_are_relative_to_the_config(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
-    config = load(tmp_path, path_to_filterbanks="data/", name_of_the_filterbank="a.fil", path_to_models="../models",
-                  name_of_the_model="m.pth")
+    config = load(
+        tmp_path,
+        path_to_filterbanks="data/",
+        name_of_the_filterbank="a.fil",
+        path_to_models="../models",
+        name_of_the_model="m.pth",
+    )
     assert config.filterbank_path == tmp_path / "data" / "a.fil"
     assert config.model_path.resolve() == (tmp_path.parent / "models" / "m.pth").resolve()
     assert load(tmp_path, path_to_filterbanks="/data").filterbank_path.parent == Path("/data")
@@ -76,34 +81,66 @@ def test_every_transientx_setting_reaches_the_cleaning(tmp_path):
     assert load(tmp_path).overlap() == 0.0
 
 
-@pytest.mark.parametrize("rfi, said", [
-    ({"rfilist": [["kadaneT", "4", "8"]]}, "kadaneT"), ({"rfilist": [["mask", "4", "8"]]}, "mask"),
-    ({"rfilist": [["kadaneF", "4", "8"]]}, "averages 16 samples"), ({"rfilist": [["zdot"], ["zero"]]}, "first is done"),
-    ({"filltype": "rand"}, "filltype 'rand'"), ({"rfilist": [["zdot"]]}, None), ({"rfilist": []}, None)], ids=str)
+@pytest.mark.parametrize(
+    "rfi, said",
+    [
+        ({"rfilist": [["kadaneT", "4", "8"]]}, "kadaneT"),
+        ({"rfilist": [["mask", "4", "8"]]}, "mask"),
+        ({"rfilist": [["kadaneF", "4", "8"]]}, "averages 16 samples"),
+        ({"rfilist": [["zdot"], ["zero"]]}, "first is done"),
+        ({"filltype": "rand"}, "filltype 'rand'"),
+        ({"rfilist": [["zdot"]]}, None),
+        ({"rfilist": []}, None),
+    ],
+    ids=str,
+)
 def test_what_is_not_done_is_said_at_the_start(tmp_path, caplog, rfi, said):
     front_end(tmp_path, {"rfi": rfi}).front_end()
     assert [said in record.getMessage() for record in caplog.records] == ([True] if said else [])
 
 
-@pytest.mark.parametrize("content, named", [
-    ({"subdedispersion": {"ddm": 0}}, "ddm"), ({"subdedispersion": {"dm_step": 1}}, "dm_step"),
-    ({"baseline": {"width": "long"}}, "width"), ({"rfi": {"zaplist": [[1, 2, 3]]}}, "zaplist"), ({"rfi": 3}, "rfi"),
-    ({"rfi": {"rfilist": [["zdott"]]}}, "zdott.*kadaneT"), ({"rfi": {"rfilist": [["kadaneF", "4"]]}}, "whole numbers"),
-    ({"rfi": {"filltype": "median"}}, "filltype"), ({"preprocesslite": {"td": 0}}, "td"),
-    ({"subdedispersion": {"overlap": 1.0}}, "overlap"), ({"preprocesslite": {"zapthre": -1}}, "zapthre"),
-    ({"rfi": {"zaplist": [[1500, 1400]]}}, "zaplist entry .1500.0, 1400.0.")], ids=str)
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ({"subdedispersion": {"ddm": 0}}, "ddm"),
+        ({"subdedispersion": {"dm_step": 1}}, "dm_step"),
+        ({"baseline": {"width": "long"}}, "width"),
+        ({"rfi": {"zaplist": [[1, 2, 3]]}}, "zaplist"),
+        ({"rfi": 3}, "rfi"),
+        ({"rfi": {"rfilist": [["zdott"]]}}, "zdott.*kadaneT"),
+        ({"rfi": {"rfilist": [["kadaneF", "4"]]}}, "whole numbers"),
+        ({"rfi": {"filltype": "median"}}, "filltype"),
+        ({"preprocesslite": {"td": 0}}, "td"),
+        ({"subdedispersion": {"overlap": 1.0}}, "overlap"),
+        ({"preprocesslite": {"zapthre": -1}}, "zapthre"),
+        ({"rfi": {"zaplist": [[1500, 1400]]}}, "zaplist entry .1500.0, 1400.0."),
+    ],
+    ids=str,
+)
 def test_a_mistake_in_the_transientx_config_is_named(tmp_path, content, named):
     (tmp_path / "tx.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=named):
         load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
 
 
-@pytest.mark.parametrize("keys, named", [
-    ({"thresold": 0.5}, "thresold.*threshold"), ({"threshold": 1.5}, "threshold.*1.5"),
-    ({"threshold": "0.5"}, "threshold"), ({"n_spectra": 0}, "n_spectra"), ({"n_spectra": 2.5}, "n_spectra"),
-    ({"batch_size": True}, "batch_size"), ({"device": "gpu"}, "device.*gpu.*cuda"), ({"page_overlap": 1.0}, "page_overlap"),
-    ({"ndm": 1}, "ndm"), ({"ddm": -0.5}, "ddm"), ({"name_of_the_model": ""}, "name_of_the_model"),
-    ({"zaplist": [1400, 1500]}, "zaplist")], ids=str)
+@pytest.mark.parametrize(
+    "keys, named",
+    [
+        ({"thresold": 0.5}, "thresold.*threshold"),
+        ({"threshold": 1.5}, "threshold.*1.5"),
+        ({"threshold": "0.5"}, "threshold"),
+        ({"n_spectra": 0}, "n_spectra"),
+        ({"n_spectra": 2.5}, "n_spectra"),
+        ({"batch_size": True}, "batch_size"),
+        ({"device": "gpu"}, "device.*gpu.*cuda"),
+        ({"page_overlap": 1.0}, "page_overlap"),
+        ({"ndm": 1}, "ndm"),
+        ({"ddm": -0.5}, "ddm"),
+        ({"name_of_the_model": ""}, "name_of_the_model"),
+        ({"zaplist": [1400, 1500]}, "zaplist"),
+    ],
+    ids=str,
+)
 def test_a_mistake_is_named_in_one_sentence(tmp_path, keys, named):
     with pytest.raises(InputError, match=named) as error:
         load(tmp_path, **keys)
@@ -125,7 +162,13 @@ def test_a_config_of_the_tensorflow_pipeline_is_told_what_to_change(tmp_path):
     with pytest.raises(InputError) as error:
         load(tmp_path, name_of_the_model="a_256.h5", workers_for_tensorflow=4)
     message = str(error.value)
-    for part in ('"a_256.pth"', "convert_to_pytorch.py a_256.h5", '"workers_for_pytorch": 4', "model_name", "resolution"):
+    for part in (
+        '"a_256.pth"',
+        "convert_to_pytorch.py a_256.h5",
+        '"workers_for_pytorch": 4',
+        "model_name",
+        "resolution",
+    ):
         assert part in message
     with pytest.raises(InputError, match='"workers_for_pytorch": 2'):
         load(tmp_path, workers_for_tensorflow=2)
@@ -145,7 +188,13 @@ def test_keys_of_rings_are_hexadecimal_digits_however_they_are_written(tmp_path)
 
 @pytest.mark.parametrize(
     "keys",
-    [{"key_output": "xyz"}, {"key_input": -1}, {"max_latency_s": 0}, {"idle_timeout_s": -1.0}, {"make_rings_with": "x"}],
+    [
+        {"key_output": "xyz"},
+        {"key_input": -1},
+        {"max_latency_s": 0},
+        {"idle_timeout_s": -1.0},
+        {"make_rings_with": "x"},
+    ],
 )
 def test_a_mistake_in_a_key_of_the_live_pipeline_is_named(tmp_path, keys):
     with pytest.raises(InputError, match=next(iter(keys))):

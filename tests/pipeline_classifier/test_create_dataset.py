@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import create_dataset as script
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.pages import to_images
-from pipeline_classifier.pulse_signal import Pulse
-from pipeline_classifier.simulated_rfi import Rfi
-from pipeline_classifier.simulation import EFFELSBERG, simulate, write_truth
-from pipeline_classifier.sources import FilterbankPages
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.pages import to_images
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, simulate, write_truth
+from pipeline_classifier.simulation.pulses import Pulse
 from tests.command_line import run_here
 
 DEFAULT_MODEL = Path(script.__file__).with_name("models") / "default.pth"
@@ -35,7 +35,9 @@ def observation(tmp_path_factory) -> Path:
 
 def load(folder: Path, name: str) -> dict[str, np.ndarray]:
     prefix = f"{name}_DM_time_dataset_realbased_"
-    return {path.name.removeprefix(prefix).removesuffix(".npy"): np.load(path) for path in folder.glob(f"{prefix}*.npy")}
+    return {
+        path.name.removeprefix(prefix).removesuffix(".npy"): np.load(path) for path in folder.glob(f"{prefix}*.npy")
+    }
 
 
 def pulse_columns(images: np.ndarray) -> np.ndarray:
@@ -50,7 +52,9 @@ def test_a_set_from_the_truth_of_a_simulation(observation, tmp_path):
     assert done.returncode == 0, done.stderr
     files = load(tmp_path / "out", "set")
     assert set(files) == {"training", "training_64x64", "labels_training", "groups_training", "snr_training"}
-    images, labels, groups, snr = (files[key] for key in ("training", "labels_training", "groups_training", "snr_training"))
+    images, labels, groups, snr = (
+        files[key] for key in ("training", "labels_training", "groups_training", "snr_training")
+    )
     n = 3 * SHIFTS
     assert images.shape == (n, 256, 256) and images.dtype == np.uint8 and files["training_64x64"].shape == (n, 64, 64)
     assert groups.dtype == np.int64 and snr.dtype == np.float32
@@ -91,15 +95,47 @@ def test_an_image_is_what_the_pipeline_sees(observation, tmp_path):
 
 def candidate(number: int, time_s: float, dm: float, snr: float, width_ms: float = 2.0) -> str:
     mjd = f"{HEADER.tstart + time_s / 86400:.12f}"
-    return "\t".join(["1", str(number), mjd, str(dm), str(width_ms), str(snr), "1532.5", "1212.5", f"image_{number}.png",
-                      "x", "crab.fil"]) + "\n"
+    return (
+        "\t".join(
+            [
+                "1",
+                str(number),
+                mjd,
+                str(dm),
+                str(width_ms),
+                str(snr),
+                "1532.5",
+                "1212.5",
+                f"image_{number}.png",
+                "x",
+                "crab.fil",
+            ]
+        )
+        + "\n"
+    )
 
 
 def test_a_set_from_a_transientx_list(observation, tmp_path):
     (tmp_path / "crab.cands").write_text(
-        candidate(1, 1.0, 56.9, 38) + candidate(2, 2.0, 0.0, 12) + candidate(3, 2.5, 30.0, 9) + candidate(4, 3.0, 57.2, 29))
-    done = create_dataset(observation, "--cands", "crab.cands", "--shifts", SHIFTS, "--sky-pages", 0, "--resolutions", 128,
-                          "--name", "list", folder=tmp_path)
+        candidate(1, 1.0, 56.9, 38)
+        + candidate(2, 2.0, 0.0, 12)
+        + candidate(3, 2.5, 30.0, 9)
+        + candidate(4, 3.0, 57.2, 29)
+    )
+    done = create_dataset(
+        observation,
+        "--cands",
+        "crab.cands",
+        "--shifts",
+        SHIFTS,
+        "--sky-pages",
+        0,
+        "--resolutions",
+        128,
+        "--name",
+        "list",
+        folder=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     files = load(tmp_path, "list")
     labels, groups, snr = (files[f"{key}_training"] for key in ("labels", "groups", "snr"))
@@ -108,8 +144,24 @@ def test_a_set_from_a_transientx_list(observation, tmp_path):
     assert (labels == "Pulse").sum() == 2 * SHIFTS and set(snr[labels == "Pulse"]) == {38, 29}
     assert all(len(set(labels[groups == group])) == 1 for group in groups)
 
-    wide = create_dataset(observation, "--cands", "crab.cands", "--shifts", SHIFTS, "--sky-pages", 0, "--pulse-dm", 57, 60,
-                          "--artefact-dm", 29, 31, "--name", "wide", folder=tmp_path)
+    wide = create_dataset(
+        observation,
+        "--cands",
+        "crab.cands",
+        "--shifts",
+        SHIFTS,
+        "--sky-pages",
+        0,
+        "--pulse-dm",
+        57,
+        60,
+        "--artefact-dm",
+        29,
+        31,
+        "--name",
+        "wide",
+        folder=tmp_path,
+    )
     assert wide.returncode == 0, wide.stderr
     files = load(tmp_path, "wide")
     assert set(files["snr_training"][files["labels_training"] == "Pulse"]) == {29}
@@ -142,8 +194,12 @@ def test_hard_negatives_are_the_sky_that_fools_a_model(observation, tmp_path):
 
 
 def test_candidates_outside_the_observation_are_left_out(observation, tmp_path):
-    (tmp_path / "crab.cands").write_text(candidate(1, 3.0, 57.2, 29) + candidate(2, -50.0, 57, 30) + candidate(3, 99, 57, 31))
-    done = create_dataset(observation, "--cands", "crab.cands", "--shifts", 4, "--sky-pages", 0, "--name", "a", folder=tmp_path)
+    (tmp_path / "crab.cands").write_text(
+        candidate(1, 3.0, 57.2, 29) + candidate(2, -50.0, 57, 30) + candidate(3, 99, 57, 31)
+    )
+    done = create_dataset(
+        observation, "--cands", "crab.cands", "--shifts", 4, "--sky-pages", 0, "--name", "a", folder=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert set(load(tmp_path, "a")["snr_training"]) == {29}
 
@@ -151,20 +207,45 @@ def test_candidates_outside_the_observation_are_left_out(observation, tmp_path):
 GOOD = candidate(1, 1.0, 57.0, 20)
 
 
-@pytest.mark.parametrize("content, options, named", [
-    (None, (), "crab.cands"), (b"1\t2\t3\n", (), "line 1"),
-    (GOOD.encode() + GOOD.replace("57.0", "high").encode(), (), "line 2"), (GOOD.replace("\t", ",").encode(), (), "line 1"),
-    (GOOD.replace("57.0", "nan").encode(), (), "line 1"), (GOOD.replace("1\t1\t59000", "1\t1\tnan59000").encode(), (), "line 1"),
-    (candidate(1, 999, 57, 20).encode(), (), "no page"), (b"\xff\xfe\x00\x01" * 50, (), "crab.cands"),
-    (GOOD.encode(), ("--shifts", 0), "--shifts"), (GOOD.encode(), ("--sky-pages", -1), "--sky-pages"),
-    (GOOD.encode(), ("--resolutions", 0), "--resolutions"), (GOOD.encode(), ("--normaliser", "zscore"), "minmax"),
-    (GOOD.encode(), ("--seed", -1), "--seed")],
-    ids=["missing", "short", "a word", "commas", "DM nan", "no MJD", "elsewhere", "binary", "shifts", "sky", "resolution",
-         "normaliser", "seed"])
+@pytest.mark.parametrize(
+    "content, options, named",
+    [
+        (None, (), "crab.cands"),
+        (b"1\t2\t3\n", (), "line 1"),
+        (GOOD.encode() + GOOD.replace("57.0", "high").encode(), (), "line 2"),
+        (GOOD.replace("\t", ",").encode(), (), "line 1"),
+        (GOOD.replace("57.0", "nan").encode(), (), "line 1"),
+        (GOOD.replace("1\t1\t59000", "1\t1\tnan59000").encode(), (), "line 1"),
+        (candidate(1, 999, 57, 20).encode(), (), "no page"),
+        (b"\xff\xfe\x00\x01" * 50, (), "crab.cands"),
+        (GOOD.encode(), ("--shifts", 0), "--shifts"),
+        (GOOD.encode(), ("--sky-pages", -1), "--sky-pages"),
+        (GOOD.encode(), ("--resolutions", 0), "--resolutions"),
+        (GOOD.encode(), ("--normaliser", "zscore"), "minmax"),
+        (GOOD.encode(), ("--seed", -1), "--seed"),
+    ],
+    ids=[
+        "missing",
+        "short",
+        "a word",
+        "commas",
+        "DM nan",
+        "no MJD",
+        "elsewhere",
+        "binary",
+        "shifts",
+        "sky",
+        "resolution",
+        "normaliser",
+        "seed",
+    ],
+)
 def test_a_bad_list_or_option_ends_in_one_sentence(observation, tmp_path, content, options, named):
     if content is not None:
         (tmp_path / "crab.cands").write_bytes(content)
-    done = create_dataset(observation, "--cands", "crab.cands", "--sky-pages", 0, "--output-dir", "out", *options, folder=tmp_path)
+    done = create_dataset(
+        observation, "--cands", "crab.cands", "--sky-pages", 0, "--output-dir", "out", *options, folder=tmp_path
+    )
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and done.stdout == ""
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
@@ -177,8 +258,13 @@ def test_a_bad_observation_or_truth(observation, tmp_path, kind):
     if kind == "wrong truth":
         (tmp_path / "a_truth.csv").write_text("time_s,dm_pc_cm3\n1,2\n")
     done = create_dataset(*options, "--output-dir", "out", folder=tmp_path)
-    named = {"no truth": "a_truth.csv", "wrong truth": "snr", "no observation": "b.fil", "no filterbank": "a.fil",
-             "two lists": "--cands names 2 lists"}[kind]
+    named = {
+        "no truth": "a_truth.csv",
+        "wrong truth": "snr",
+        "no observation": "b.fil",
+        "no filterbank": "a.fil",
+        "two lists": "--cands names 2 lists",
+    }[kind]
     assert done.returncode == 2 and named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
     assert Filterbank(observation).nsamples > 0

@@ -9,17 +9,24 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import evaluate_pipeline
-from pipeline_classifier.catalogue import Event
-from pipeline_classifier.classifier import Classifier
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.filterbank import Filterbank, FilterbankWriter, Header
-from pipeline_classifier.injection import inject
-from pipeline_classifier.pages import PageGrid
-from pipeline_classifier.pulse_signal import Pulse, best_boxcar, pulse_extent
-from pipeline_classifier.recovery import binomial_interval, compare, outcome_of, pooled, quality, without_known
-from pipeline_classifier.search import EVENT_THRESHOLDS, load_classifier, open_filterbank, search
-from pipeline_classifier.simulated_rfi import Rfi, random_rfi
-from pipeline_classifier.simulation import EFFELSBERG, read_truth, simulate
+from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.search import EVENT_THRESHOLDS, load_classifier, open_filterbank, search
+from pipeline_classifier.evaluation.recovery import (
+    binomial_interval,
+    compare,
+    outcome_of,
+    pooled,
+    quality,
+    without_known,
+)
+from pipeline_classifier.events import Event
+from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
+from pipeline_classifier.frontend.pages import PageGrid
+from pipeline_classifier.simulation.injection import inject
+from pipeline_classifier.simulation.interference import Rfi, random_rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, read_truth, simulate
+from pipeline_classifier.simulation.pulses import Pulse, best_boxcar, pulse_extent
 from single_pulse_classifier_training.cli import InputError
 from tests.command_line import run_here
 
@@ -128,7 +135,9 @@ def test_the_row_of_a_threshold_is_what_a_search_at_it_gives(tmp_path):
     assert set(EVENT_THRESHOLDS) <= set(rows) and rows[0.05] != rows[0.95]
     for threshold in (0.05, 0.95):
         alone = evaluate_here(*options, "--event-threshold", threshold)
-        assert {key: alone[key] for key in rows[threshold] if key != "threshold"} | {"threshold": threshold} == rows[threshold]
+        assert {key: alone[key] for key in rows[threshold] if key != "threshold"} | {"threshold": threshold} == rows[
+            threshold
+        ]
 
 
 def test_an_observation_without_pulses_tells_the_false_events(tmp_path):
@@ -222,7 +231,7 @@ def test_the_signal_follows_the_noise_and_borders_of_blocks_do_not_show(tmp_path
     sigma = np.linspace(2, 4, LONG)[:, None]
     with FilterbankWriter(tmp_path / "a.fil", header) as file:
         file.write((rng.standard_normal((LONG, 64)) * sigma).astype(np.float32))
-    monkeypatch.setattr("pipeline_classifier.injection.BLOCK_VALUES", 64 * 2048)
+    monkeypatch.setattr("pipeline_classifier.simulation.injection.BLOCK_VALUES", 64 * 2048)
     pulses = [Pulse(2048 * 0.5e-3 * n, 50.0, 30.0, 4.0) for n in (1, 5, 9, 14)]
     inject(tmp_path / "a.fil", tmp_path / "b.fil", pulses, seed=0)
     added = Filterbank(tmp_path / "b.fil").read(0, LONG) - Filterbank(tmp_path / "a.fil").read(0, LONG)
@@ -289,19 +298,24 @@ def test_a_binomial_interval_holds_the_recall_and_is_a_share(found, of):
         assert high - low == pytest.approx(2 * np.sqrt(0.25 / 100), rel=0.01)
 
 
-@pytest.mark.parametrize("options, names", [
-    ((), "no observation"),
-    (("a.fil", "--inject", "a.fil"), "--inject a.fil and a.fil"),
-    (("a.fil", "--pulses", 5), "--pulses"),
-    (("a.fil", "--keep"), "--keep"),
-    (("--inject", "a.fil", "--pulses", 0), "--pulses is 0"),
-    (("--inject", "a.fil", "--seed", -1), "--seed is -1"),
-    (("--inject", "absent.fil"), "absent.fil"),
-    (("--inject", "a.fil", "--snr-min", 40), "snr is 40 to 30"),
-    (("--inject", "a.fil", "--dm-max", "nan"), "dm_pc_cm3"),
-    (("--inject", "a.fil", "--pulses", 5000), "5000 pulses"),
-    (("a.fil",), "a_truth.csv"),
-    (("absent.fil",), "absent.fil")], ids=str)
+@pytest.mark.parametrize(
+    "options, names",
+    [
+        ((), "no observation"),
+        (("a.fil", "--inject", "a.fil"), "--inject a.fil and a.fil"),
+        (("a.fil", "--pulses", 5), "--pulses"),
+        (("a.fil", "--keep"), "--keep"),
+        (("--inject", "a.fil", "--pulses", 0), "--pulses is 0"),
+        (("--inject", "a.fil", "--seed", -1), "--seed is -1"),
+        (("--inject", "absent.fil"), "absent.fil"),
+        (("--inject", "a.fil", "--snr-min", 40), "snr is 40 to 30"),
+        (("--inject", "a.fil", "--dm-max", "nan"), "dm_pc_cm3"),
+        (("--inject", "a.fil", "--pulses", 5000), "5000 pulses"),
+        (("a.fil",), "a_truth.csv"),
+        (("absent.fil",), "absent.fil"),
+    ],
+    ids=str,
+)
 def test_errors_are_one_sentence_before_any_work(tmp_path, options, names, monkeypatch):
     noise(tmp_path / "a.fil", GEOMETRY, 4000)
     simulate(tmp_path / "b.fil", GEOMETRY, 300, [], Rfi(), seed=0)

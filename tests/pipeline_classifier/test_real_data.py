@@ -29,8 +29,7 @@ def events(filterbank: str, folder: Path, **config: object) -> list[dict[str, fl
 
 
 def at(rows: list[dict[str, float]], dm: float, dm_tolerance: float, time_s: float) -> list[dict[str, float]]:
-    return [row for row in rows
-            if abs(row["dm_pc_cm3"] - dm) <= dm_tolerance and abs(row["time_s"] - time_s) <= 5e-3]
+    return [row for row in rows if abs(row["dm_pc_cm3"] - dm) <= dm_tolerance and abs(row["time_s"] - time_s) <= 5e-3]
 
 
 def test_the_giant_pulse_of_the_crab(tmp_path):

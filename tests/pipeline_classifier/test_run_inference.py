@@ -12,17 +12,21 @@ import torch
 
 from pipeline_classifier import run_inference as script
 from pipeline_classifier.config import DEFAULT_CONFIG
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.pages import to_images
-from pipeline_classifier.pulse_signal import Pulse
-from pipeline_classifier.simulated_rfi import Rfi
-from pipeline_classifier.simulation import EFFELSBERG, simulate
-from pipeline_classifier.sources import FilterbankPages
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.pages import to_images
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
+from pipeline_classifier.simulation.pulses import Pulse
 from tests.command_line import run_here
 
 SCRIPT = Path(DEFAULT_CONFIG).with_name("run_inference.py")
-PULSES = [Pulse(1.0, 56.77, 20.0, 1.0), Pulse(2.2, 30.0, 14.0, 2.0), Pulse(3.4, 90.0, 30.0, 3.0),
-          Pulse(4.6, 56.77, 60.0, 0.5)]
+PULSES = [
+    Pulse(1.0, 56.77, 20.0, 1.0),
+    Pulse(2.2, 30.0, 14.0, 2.0),
+    Pulse(3.4, 90.0, 30.0, 3.0),
+    Pulse(4.6, 56.77, 60.0, 0.5),
+]
 DMS = 0.5 * np.arange(256)
 
 
@@ -80,7 +84,9 @@ def test_dm_time_and_snr_of_every_pulse(observation, tmp_path):
 
 def test_the_gate_spares_the_network_and_keeps_the_pulses(observation, tmp_path):
     (tmp_path / "config.json").write_text('{"snr_gate": 7}')
-    done = run_inference("-c", tmp_path / "config.json", "--filterbank", observation, "--output-dir", tmp_path, "--no-plots")
+    done = run_inference(
+        "-c", tmp_path / "config.json", "--filterbank", observation, "--output-dir", tmp_path, "--no-plots"
+    )
     account = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     assert int(account["pages"]) * 0.8 < int(account["pages_gated"]) < int(account["pages"]) - len(PULSES) + 1
     probabilities = np.load(tmp_path / "probabilities_pulses.npy")
@@ -102,8 +108,11 @@ def test_noise_alone_gives_nothing(tmp_path):
 @pytest.mark.parametrize("layout", ["float32", "channel", "uint8"])
 def test_a_batch_of_pages_or_images(pages, tmp_path, layout):
     checkpoint = torch.load(DEFAULT_CONFIG.with_name("models") / "default.pth", weights_only=True)
-    batch = {"float32": pages, "channel": pages[:, None],
-             "uint8": to_images(pages, checkpoint["normaliser"], 256)[0].numpy()}[layout]
+    batch = {
+        "float32": pages,
+        "channel": pages[:, None],
+        "uint8": to_images(pages, checkpoint["normaliser"], 256)[0].numpy(),
+    }[layout]
     np.save(tmp_path / "batch.npy", batch)
     done = run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -151,8 +160,14 @@ def test_a_wrong_page_count_loses_nothing(pages, tmp_path, n_spectra, length):
 
 
 def test_the_config_names_the_observation_and_the_threshold_decides(observation, tmp_path):
-    config = write_config(tmp_path, path_to_filterbanks=str(observation.parent), name_of_the_filterbank=observation.name,
-                          output_dir="results", threshold=0.0, ndm=128)
+    config = write_config(
+        tmp_path,
+        path_to_filterbanks=str(observation.parent),
+        name_of_the_filterbank=observation.name,
+        output_dir="results",
+        threshold=0.0,
+        ndm=128,
+    )
     assert run_inference("-c", config, "--no-plots", "--filterbank").returncode == 0
     assert (np.load(tmp_path / "results" / "predictions_pulses.npy") == 1).all()
     done = run_inference("-c", config, "--filterbank", "--no-plots", "--threshold", 1)
@@ -170,8 +185,12 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
     if kind == "missing config":
         return ["-c", folder / "wrong.json"]
     if kind in ("truncated header", "header only", "not a filterbank", "empty file"):
-        content = {"truncated header": whole[:100], "header only": whole[: Filterbank(observation).header.header_bytes],
-                   "not a filterbank": b"no filterbank at all" * 100, "empty file": b""}[kind]
+        content = {
+            "truncated header": whole[:100],
+            "header only": whole[: Filterbank(observation).header.header_bytes],
+            "not a filterbank": b"no filterbank at all" * 100,
+            "empty file": b"",
+        }[kind]
         filterbank.write_bytes(content)
         return ["--filterbank", filterbank]
     if kind in ("wrong shape", "empty batch", "no bytes", "npz"):
@@ -200,23 +219,51 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         "missing model": {"name_of_the_model": "wrong.pth"},
         "another model": {"model_name": "resnet18"},
         "another resolution": {"resolution": 64},
-        "weights of another model": {"path_to_models": str(folder), "name_of_the_model": "bare.pth",
-                                     "model_name": "resnet18", "resolution": 256},
-        "unknown architecture": {"path_to_models": str(folder), "name_of_the_model": "bare.pth",
-                                 "model_name": "resnet19", "resolution": 256},
+        "weights of another model": {
+            "path_to_models": str(folder),
+            "name_of_the_model": "bare.pth",
+            "model_name": "resnet18",
+            "resolution": 256,
+        },
+        "unknown architecture": {
+            "path_to_models": str(folder),
+            "name_of_the_model": "bare.pth",
+            "model_name": "resnet19",
+            "resolution": 256,
+        },
         "no GPU": {"device": "gpu"},
     }[kind]
     return ["-c", write_config(folder, **keys), "--filterbank", observation]
 
 
-@pytest.mark.parametrize("kind, named", [
-    ("missing filterbank", "wrong.fil"), ("missing batch", "wrong.npy"), ("missing config", "wrong.json"),
-    ("truncated header", "wrong.fil"), ("header only", "wrong.fil"), ("not a filterbank", "wrong.fil"),
-    ("empty file", "wrong.fil"), ("wrong shape", "(4, 256)"), ("empty batch", "wrong.npy"), ("no bytes", "wrong.npy"),
-    ("npz", "wrong.npy"), ("folder as filterbank", ""), ("threshold", "--threshold 2"), ("unknown key", "tresholds"),
-    ("h5 model", "convert_to_pytorch.py"), ("h5 in disguise", "convert_to_pytorch.py"), ("damaged model", "damaged.pth"),
-    ("missing model", "wrong.pth"), ("another model", "resnet18"), ("another resolution", "64"),
-    ("weights of another model", "bare.pth"), ("unknown architecture", "resnet19"), ("no GPU", "device")])
+@pytest.mark.parametrize(
+    "kind, named",
+    [
+        ("missing filterbank", "wrong.fil"),
+        ("missing batch", "wrong.npy"),
+        ("missing config", "wrong.json"),
+        ("truncated header", "wrong.fil"),
+        ("header only", "wrong.fil"),
+        ("not a filterbank", "wrong.fil"),
+        ("empty file", "wrong.fil"),
+        ("wrong shape", "(4, 256)"),
+        ("empty batch", "wrong.npy"),
+        ("no bytes", "wrong.npy"),
+        ("npz", "wrong.npy"),
+        ("folder as filterbank", ""),
+        ("threshold", "--threshold 2"),
+        ("unknown key", "tresholds"),
+        ("h5 model", "convert_to_pytorch.py"),
+        ("h5 in disguise", "convert_to_pytorch.py"),
+        ("damaged model", "damaged.pth"),
+        ("missing model", "wrong.pth"),
+        ("another model", "resnet18"),
+        ("another resolution", "64"),
+        ("weights of another model", "bare.pth"),
+        ("unknown architecture", "resnet19"),
+        ("no GPU", "device"),
+    ],
+)
 def test_a_wrong_input_ends_in_one_sentence(kind, named, observation, tmp_path):
     options = wrong_input(kind, tmp_path, observation)
     before = sorted(tmp_path.iterdir())

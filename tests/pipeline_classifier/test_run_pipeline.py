@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from pipeline_classifier.config import load_pipeline_config
-from pipeline_classifier.pages import PageBatch
-from pipeline_classifier.psrdada import create_rings, destroy_rings
-from pipeline_classifier.pulse_signal import Pulse
-from pipeline_classifier.search import load_classifier
-from pipeline_classifier.simulated_rfi import Rfi
-from pipeline_classifier.simulation import EFFELSBERG, simulate
+from pipeline_classifier.detection.search import load_classifier
+from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
+from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.training_models import build_model
 
@@ -35,7 +35,7 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 here, name, words = Path(__file__).parent, Path(__file__).name, sys.argv[1:]
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline_classifier.psrdada import Reader, Writer, create_rings
+from pipeline_classifier.live.psrdada.client import Reader, Writer, create_rings
 sleeper = subprocess.Popen(["sleep", "1000"]).pid if name.startswith("dada_fildb") else 0
 with open(here / "started", "a") as file:
     file.write(json.dumps([name, os.getpid(), sleeper, words]) + "\\n")
@@ -157,7 +157,7 @@ def alive(pid: int) -> bool:
 @pytest.fixture
 def site(tmp_path, ring_key, parts_of):
     """Nothing may be left of any run: no ring, no program, no child of one."""
-    site = Site(tmp_path / "it's \"here\"", ring_key)
+    site = Site(tmp_path / 'it\'s "here"', ring_key)
     yield site
     if site.process.poll() is None:
         site.process.kill()
@@ -253,7 +253,9 @@ def test_a_signal_while_it_waits(site, number):
 def test_a_signal_while_it_searches(site):
     site.stand_in("dada_dbdedispdb", DEDISPDB + SLEEPS)
     site.begin()
-    site.wait_until(lambda: (site.out / "predictions_ob's.npy").exists() and (site.predictions() != -1).sum() == N_PAGES)
+    site.wait_until(
+        lambda: (site.out / "predictions_ob's.npy").exists() and (site.predictions() != -1).sum() == N_PAGES
+    )
     site.process.send_signal(signal.SIGTERM)
     out, errors = site.process.communicate(timeout=PATIENCE_S)
     assert site.process.returncode == 0 and "SIGTERM" in out, errors
@@ -262,7 +264,9 @@ def test_a_signal_while_it_searches(site):
 
 def test_dada_db_that_fails(site):
     site.change(make_rings_with="dada_db")
-    site.stand_in("dada_db", f"if value['-k'].endswith('{site.keys['key_output'][-3:]}'): sys.exit('no room')\n" + DADA_DB)
+    site.stand_in(
+        "dada_db", f"if value['-k'].endswith('{site.keys['key_output'][-3:]}'): sys.exit('no room')\n" + DADA_DB
+    )
     code, _, errors = site.run()
     assert code == 2 and "dada_db ended with exit code 1" in errors.splitlines()[-1] and "no room" in errors
     assert "dada_fildb" not in site.started()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import run_pipeline_simulation as script
-from pipeline_classifier.catalogue import Event
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.recovery import compare
-from pipeline_classifier.simulation import read_truth
-from pipeline_classifier.sources import FilterbankPages
+from pipeline_classifier.evaluation.recovery import compare
+from pipeline_classifier.events import Event
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.simulation.observation import read_truth
 from tests.command_line import run_here
 
 SHORT = ("--duration-s", 10, "--pulses", 12, "--seed", 3)
@@ -28,7 +28,9 @@ def dry_run(*options: object) -> subprocess.CompletedProcess:
 def read_events(path: Path) -> list[Event]:
     integers = ("first_page", "last_page", "width_samples")
     with open(path, newline="") as file:
-        return [Event(**{k: int(v) if k in integers else float(v) for k, v in row.items()}) for row in csv.DictReader(file)]
+        return [
+            Event(**{k: int(v) if k in integers else float(v) for k, v in row.items()}) for row in csv.DictReader(file)
+        ]
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -58,8 +60,16 @@ def test_what_is_simulated_is_found(tmp_path):
     assert Filterbank(out / "absent.fil").nsamples == round(10 / 102.4e-6)
     pictures = sorted(out.glob("event_absent_*.png"))
     assert len(pictures) == len(events) and all(min(picture_size(picture)) > 200 for picture in pictures)
-    names = {"absent.fil", "absent_truth.csv", "candidates_absent.csv", "candidates_absent.cands", "heimdall_absent.csv", "predictions_absent.npy",
-             "probabilities_absent.npy", *(picture.name for picture in pictures)}
+    names = {
+        "absent.fil",
+        "absent_truth.csv",
+        "candidates_absent.csv",
+        "candidates_absent.cands",
+        "heimdall_absent.csv",
+        "predictions_absent.npy",
+        "probabilities_absent.npy",
+        *(picture.name for picture in pictures),
+    }
     assert {path.name for path in out.iterdir()} == names
     assert re.search(rf"injected pulses found {recovery.found.sum()} of 12\n", done.stdout)
     assert re.search(rf"false events {recovery.false_events.sum()} ", done.stdout)
@@ -72,7 +82,9 @@ def test_what_is_simulated_is_found(tmp_path):
 
 
 def test_a_file_that_was_not_simulated_is_not_overwritten(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"path_to_filterbanks": "absent", "name_of_the_filterbank": "a.fil"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"path_to_filterbanks": "absent", "name_of_the_filterbank": "a.fil"})
+    )
     (tmp_path / "a.fil").write_bytes(b"precious")
     done = dry_run("-c", tmp_path / "config.json", "--output-dir", tmp_path, *SHORT)
     assert done.returncode == 2 and "a.fil is not a simulated file" in done.stderr and "Traceback" not in done.stderr
@@ -86,7 +98,9 @@ def test_a_filterbank_that_is_asked_for_must_be_there(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("option, value", [("--duration-s", "nan"), ("--duration-s", 0), ("--seed", -1), ("--threshold", 2)])
+@pytest.mark.parametrize(
+    "option, value", [("--duration-s", "nan"), ("--duration-s", 0), ("--seed", -1), ("--threshold", 2)]
+)
 def test_impossible_options_end_in_one_sentence(tmp_path, option, value):
     (tmp_path / "config.json").write_text(json.dumps({"name_of_the_filterbank": "absent.fil"}))
     out = tmp_path / "out"

@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier import simulate_observation as script
-from pipeline_classifier.filterbank import Filterbank
-from pipeline_classifier.pulse_signal import Injector, Pulse, add_signal, best_boxcar, pulse_signal, scintillation
-from pipeline_classifier.simulated_rfi import Impulse, Rfi, random_rfi
-from pipeline_classifier.simulation import EFFELSBERG, PulseRanges, random_pulses, read_truth, simulate, write_truth
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.simulation.interference import Impulse, Rfi, random_rfi
+from pipeline_classifier.simulation.observation import (
+    EFFELSBERG,
+    PulseRanges,
+    random_pulses,
+    read_truth,
+    simulate,
+    write_truth,
+)
+from pipeline_classifier.simulation.pulses import Injector, Pulse, add_signal, best_boxcar, pulse_signal, scintillation
 from single_pulse_classifier_training.cli import InputError
 from tests.command_line import run_here
 
@@ -45,10 +52,20 @@ def place(pulse: Pulse, frequencies: np.ndarray, tsamp: float, nsamples: int) ->
     return data
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"width_ms": 0.001, "dm_pc_cm3": 0.0}, {"width_ms": 0.02}, {"width_ms": 8.0}, {"scattering_ms": 5.0},
-    {"spectral_index": -3.0}, {"scintillation_bandwidth_mhz": 15.0}, {"centre_mhz": 1400.0, "bandwidth_mhz": 60.0}],
-    ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"width_ms": 0.001, "dm_pc_cm3": 0.0},
+        {"width_ms": 0.02},
+        {"width_ms": 8.0},
+        {"scattering_ms": 5.0},
+        {"spectral_index": -3.0},
+        {"scintillation_bandwidth_mhz": 15.0},
+        {"centre_mhz": 1400.0, "bandwidth_mhz": 60.0},
+    ],
+    ids=str,
+)
 def test_a_noise_free_pulse_has_its_snr_time_and_width(changes):
     pulse = Pulse(**{"time_s": 0.300021, "dm_pc_cm3": 56.77, "snr": 20.0, "width_ms": 1.0} | changes)
     profile = dedisperse(place(pulse, FREQUENCIES, TSAMP, ONE_SECOND), pulse.dm_pc_cm3, FREQUENCIES, TSAMP)
@@ -74,8 +91,9 @@ def test_each_channel_arrives_at_its_own_delay(dm, sweep_s):
 
 def test_scattering_has_its_time_scale_at_every_frequency():
     frequencies = np.arange(1600.0, 800.0, -100.0)
-    starts, signal, _ = pulse_signal(Pulse(0.1, 0.0, 20.0, 0.5, scattering_ms=4.0), frequencies, TSAMP,
-                                     np.random.default_rng(0))
+    starts, signal, _ = pulse_signal(
+        Pulse(0.1, 0.0, 20.0, 0.5, scattering_ms=4.0), frequencies, TSAMP, np.random.default_rng(0)
+    )
     t = (starts[:, None] + np.arange(signal.shape[1]) + 0.5) * TSAMP - 0.1
     # The mean of an exponential is its time scale.
     tau_ms = (signal * t).sum(axis=1) / signal.sum(axis=1) * 1e3
@@ -192,9 +210,15 @@ def test_interference_none_is_none():
 
 
 def test_gain_dead_channels_dropouts_and_saturation_reach_the_file(tmp_path):
-    rfi = Rfi([Impulse(2000, np.ones(50, np.float32), np.full(256, 1e3, np.float32))],
-              steps=np.array([[5000, 0.5]]), dropouts=np.array([[1000, 1040]]), dead_channels=np.array([7]),
-              dead_counts=np.array([60], np.uint8), noisy_channels=np.array([9]), noisy_factors=np.array([2.0]))
+    rfi = Rfi(
+        [Impulse(2000, np.ones(50, np.float32), np.full(256, 1e3, np.float32))],
+        steps=np.array([[5000, 0.5]]),
+        dropouts=np.array([[1000, 1040]]),
+        dead_channels=np.array([7]),
+        dead_counts=np.array([60], np.uint8),
+        noisy_channels=np.array([9]),
+        noisy_factors=np.array([2.0]),
+    )
     simulate(tmp_path / "a.fil", EFFELSBERG, 8000, [], rfi, seed=1)
     data = Filterbank(tmp_path / "a.fil").read(0, 8000)
     assert (data[:, 7] == 60).all()
@@ -224,9 +248,13 @@ def test_truth_survives_the_round_trip(tmp_path):
     write_truth(tmp_path / "truth.csv", pulses, [1.0, 2.0], 59000.0)
     assert read_truth(tmp_path / "truth.csv") == pulses
     text = (tmp_path / "truth.csv").read_text()
-    for wrong, message in ((text.replace("snr", "sn"), "column snr"), (text.replace("56.77", "x"), "dm_pc_cm3 is 'x'"),
-                           (text.replace("56.77", "nan"), "dm_pc_cm3 is 'nan'"), ("", "column time_s"),
-                           (text.replace(",1400,80", ",1400,"), "line 3: centre_mhz and bandwidth_mhz")):
+    for wrong, message in (
+        (text.replace("snr", "sn"), "column snr"),
+        (text.replace("56.77", "x"), "dm_pc_cm3 is 'x'"),
+        (text.replace("56.77", "nan"), "dm_pc_cm3 is 'nan'"),
+        ("", "column time_s"),
+        (text.replace(",1400,80", ",1400,"), "line 3: centre_mhz and bandwidth_mhz"),
+    ):
         (tmp_path / "wrong.csv").write_text(wrong)
         with pytest.raises(InputError, match=message):
             read_truth(tmp_path / "wrong.csv")
@@ -234,11 +262,24 @@ def test_truth_survives_the_round_trip(tmp_path):
         read_truth(tmp_path / "absent.csv")
 
 
-@pytest.mark.parametrize("options, named", [
-    (("--nchans", 0), "nchans"), (("--tsamp-us", 0), "tsamp"), (("--foff", 0), "foff"), (("--fch1", "nan"), "fch1"),
-    (("--duration-s", -1), "--duration-s"), (("--duration-s", 0.2), "do not fit"), (("--pulses", -1), "pulses"),
-    (("--snr-min", 60), "snr"), (("--dm-min", "nan"), "dm_pc_cm3"), (("--width-ms-min", 0), "width_ms"),
-    (("--rfi", "heavy"), "none, mild, strong"), (("--seed", -1), "--seed"), (("--band-limited", 2), "band_limited")])
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (("--nchans", 0), "nchans"),
+        (("--tsamp-us", 0), "tsamp"),
+        (("--foff", 0), "foff"),
+        (("--fch1", "nan"), "fch1"),
+        (("--duration-s", -1), "--duration-s"),
+        (("--duration-s", 0.2), "do not fit"),
+        (("--pulses", -1), "pulses"),
+        (("--snr-min", 60), "snr"),
+        (("--dm-min", "nan"), "dm_pc_cm3"),
+        (("--width-ms-min", 0), "width_ms"),
+        (("--rfi", "heavy"), "none, mild, strong"),
+        (("--seed", -1), "--seed"),
+        (("--band-limited", 2), "band_limited"),
+    ],
+)
 def test_a_wrong_option_ends_in_one_sentence(tmp_path, options, named):
     done = run_script("a.fil", *options, folder=tmp_path)
     assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -175,7 +175,9 @@ def test_torchvision_is_imported_for_its_own_networks_only():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("model_name", ["DM_time_small_residual", "resnet18", "DM_time_binary_classificator_241002_3_GAP"])
+@pytest.mark.parametrize(
+    "model_name", ["DM_time_small_residual", "resnet18", "DM_time_binary_classificator_241002_3_GAP"]
+)
 def test_a_fused_network_is_the_same_function(model_name):
     torch.manual_seed(0)
     model = build_model(model_name, 64)

@@ -1,0 +1,1 @@
+"""From pages to events: classification, peaks, the decision, merging."""

@@ -1,0 +1,1 @@
+"""Files on disk: filterbanks and candidate lists, told by their content."""

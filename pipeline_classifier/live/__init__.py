@@ -1,0 +1,1 @@
+"""PSRDADA rings and the live search."""

@@ -1,0 +1,1 @@
+"""PSRDADA rings in shared memory, without PSRDADA."""

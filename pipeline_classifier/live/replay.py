@@ -1,0 +1,100 @@
+"""The pages of a filterbank file sent through a real ring by a process of its own, as the live pipeline would."""
+
+import json
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection.search import open_filterbank
+from pipeline_classifier.frontend.pages import PageGrid
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.live.psrdada.client import Writer, create_rings, destroy_rings
+from single_pulse_classifier_training.cli import InputError
+
+logger = logging.getLogger(__name__)
+
+PAGES_IN_RING = 64  # one in a block; as many as in the original's ring of 16 blocks
+
+SENDER_ENDS_S = 1.0
+
+
+def ring_header(grid: PageGrid) -> str:
+    """The header of a ring with pages of this grid: one line of JSON."""
+    dms = [float(dm) for dm in grid.dms]
+    return json.dumps(
+        {
+            "dms": dms[0],
+            "ddm": dms[1] - dms[0],
+            "ndm": len(dms),
+            "ndump": grid.n_time,
+            "tsamp": float(grid.tsamp),
+            "tstart": float(grid.tstart),
+            "fmax": float(grid.f_top),
+            "fmin": float(grid.f_bottom),
+        }
+    )
+
+
+def whole_pages(path: Path, config: PipelineConfig) -> FilterbankPages:
+    """The pages of a file that a ring can carry: one follows the other, and the last one is whole.
+
+    Raises
+    ------
+    InputError : the config asks for pages that overlap, or for several layers of them.
+    """
+    source = open_filterbank(path, config)
+    if len(source.layers) > 1 or config.overlap():
+        raise InputError(
+            f"--through-ring: a ring carries pages of one time resolution and of at most 256 DMs, without overlap; the "
+            f"config makes {len(source.layers)} layers of pages, with an overlap of {config.overlap():g}"
+        )
+    n_time = source.grid.n_time
+    whole = source.starts[source.starts % n_time == 0]
+    if len(whole) < source.n_pages:
+        logger.info("%s: the last page, which is not whole, does not go through the ring", source.name)
+    source.choose(whole)
+    return source
+
+
+def send_pages(path: Path, config: PipelineConfig) -> None:
+    """Write header and pages to the ring ``key_output``, as one transfer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the reader decides
+    source = whole_pages(path, config)
+    with Writer(config.key_output, config.idle_timeout_s) as writer:
+        writer.setHeader(ring_header(source.grid))
+        for batch in source.batches(PAGES_IN_RING):
+            writer.write(np.ascontiguousarray(batch.pages).data)
+
+
+@contextmanager
+def sent_through_ring(path: Path, config: PipelineConfig) -> Iterator[Callable[[], str]]:
+    """Make the ring ``key_output``, and start the process that sends; both are gone afterwards.
+
+    Yields
+    ------
+    Why no more pages will come, or nothing: for ``live_search``.
+
+    Raises
+    ------
+    InputError : the process failed.
+    """
+    n_dm, n_time = whole_pages(path, config).grid.shape
+    create_rings(config.key_output, 4 * n_dm * n_time, PAGES_IN_RING)
+    sender = multiprocessing.get_context("spawn").Process(target=send_pages, args=(path, config), daemon=True)
+    try:
+        sender.start()
+        yield lambda: "" if sender.is_alive() else "the sender ended"
+        sender.join(SENDER_ENDS_S)
+        if sender.exitcode:
+            raise InputError(f"--through-ring: the process that sends {path} failed (exit code {sender.exitcode})")
+    finally:
+        if sender.is_alive():
+            sender.terminate()
+            sender.join()
+        destroy_rings(config.key_output)

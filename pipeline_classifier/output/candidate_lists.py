@@ -1,0 +1,78 @@
+"""Lists of events on disk: our own CSV, TransientX's columns, and heimdall's."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+
+from pipeline_classifier.events import Event
+from pipeline_classifier.frontend.pages import PageGrid
+from single_pulse_classifier_training.runtime import atomic_writer
+
+HEIMDALL_COLUMNS = ("snr", "sample", "time_s", "filter", "dm_trial", "dm", "members", "begin", "end")
+FORMATS = {
+    "time_s": ".6f",
+    "mjd": ".11f",
+    "mjd_infinite": ".11f",
+    "dm_pc_cm3": ".3f",
+    "snr": ".2f",
+    "width_ms": ".4f",
+    "probability": ".6f",
+}
+
+
+def candidate_lines(events: Sequence[Event], heading: bool = False) -> str:
+    """CSV, a line per event, after the names of the columns if asked for; a number that is not known is left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if heading:
+        writer.writerow(field.name for field in fields(Event))
+    for event in events:
+        row = asdict(event)
+        writer.writerow("" if value != value else format(value, FORMATS.get(key, "")) for key, value in row.items())
+    return text.getvalue()
+
+
+def write_candidates(path: Path, events: Sequence[Event]) -> None:
+    """Write a CSV file of events, whole or not at all."""
+    _write(path, candidate_lines(events, heading=True))
+
+
+def write_transientx(
+    path: Path, events: Sequence[Event], grid: PageGrid, observation: str, images: Sequence[str]
+) -> None:
+    """Write events in the columns of a TransientX list: tab separated, no heading.
+
+    Beam, number, MJD, DM, width (ms), S/N, highest and lowest frequency (MHz), image, number of the image, observation.
+    """
+    lines = [
+        f"1\t{number}\t{e.mjd:.11f}\t{e.dm_pc_cm3:.3f}\t{e.width_ms:.4f}\t{e.snr:.2f}\t{grid.f_top:.6f}\t"
+        f"{grid.f_bottom:.6f}\t{image}\t0\t{observation}\n"
+        for number, (e, image) in enumerate(zip(events, images, strict=True), start=1)
+    ]
+    _write(path, "".join(lines))
+
+
+def write_heimdall(path: Path, events: Sequence[Event], grid: PageGrid) -> None:
+    """Write events as CSV in the columns of heimdall, one member each; samples and trial DMs are those of the search.
+
+    S/N, sample and time (s) at the top channel, filter (log2 of the width in samples), DM trial, DM, members, first and
+    last sample.
+    """
+    lines = [",".join(HEIMDALL_COLUMNS) + "\n"]
+    for e in events:
+        width = e.width_samples * e.time_downsample
+        sample = round(e.time_s / grid.tsamp)
+        begin = sample - width // 2
+        trial = round((e.dm_pc_cm3 - grid.dms[0]) / (grid.dms[1] - grid.dms[0]))
+        numbers = [f"{e.snr:.2f}", sample, f"{e.time_s:.6f}", round(np.log2(width)), trial, f"{e.dm_pc_cm3:.3f}", 1]
+        lines.append(",".join(map(str, [*numbers, begin, begin + width])) + "\n")
+    _write(path, "".join(lines))
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_writer(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,94 @@
+"""Which parts of a page made the network call it a pulse: parts are hidden, and its answer is asked for again.
+
+Occlusion, after Zeiler and Fergus 2014 (arXiv:1311.2901, section 4.2).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.search import LayerResult, SearchResult
+from pipeline_classifier.events import Event
+from pipeline_classifier.frontend.sources import Layer, Source
+
+PATCHES = 16  # along each side of the image; each is hidden with half of its neighbours
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the network looked at the page of an event.
+
+    Attributes
+    ----------
+    layer, page : which page
+    image : (resolution, resolution) uint8, what the network saw; row 0 = highest DM
+    drop : (resolution, resolution) float32, by how much the log-odds of a pulse fall when that part is hidden
+    """
+
+    layer: Layer
+    page: int
+    image: np.ndarray
+    drop: np.ndarray
+
+
+def occlusion(classifier: Classifier, image: torch.Tensor) -> np.ndarray:
+    """Drop of the log-odds of a pulse when a part of an image is hidden.
+
+    Squares of an eighth of the side take the median of the image, one after the other, a sixteenth apart. The value of
+    a pixel is the mean over the squares about it, weighted linearly by how near their centres are.
+
+    Parameters
+    ----------
+    image : (resolution, resolution) uint8
+
+    Returns
+    -------
+    (resolution, resolution) float32; positive where the image speaks for a pulse
+    """
+    resolution = len(image)
+    pixels = (torch.arange(resolution, device=image.device) + 0.5) * PATCHES / resolution
+    distance = (pixels - torch.arange(PATCHES, device=image.device)[:, None] - 0.5).abs()  # (PATCHES, resolution)
+    covers = distance < 1.0
+    median = image.flatten().median()
+    log_odds = np.empty(PATCHES * PATCHES, np.float32)
+    network = classifier.network
+    for first in range(0, len(log_odds), network.batch_size):
+        patch = torch.arange(first, min(first + network.batch_size, len(log_odds)), device=image.device)
+        hidden = covers[patch // PATCHES, :, None] & covers[patch % PATCHES, None, :]
+        log_odds[first : first + len(patch)] = network.log_odds(torch.where(hidden, median, image)).cpu()
+    drop = float(network.log_odds(image[None])) - log_odds.reshape(PATCHES, PATCHES)
+    weights = np.maximum(0.0, 2.0 - distance.cpu().numpy())
+    weights /= weights.sum(axis=0)
+    return (weights.T @ drop @ weights).astype(np.float32)
+
+
+def page_of(event: Event, result: LayerResult) -> int:
+    """Of the pages that an event was found in, the one whose middle is nearest to it."""
+    pages = np.arange(event.first_page, event.last_page + 1)
+    grid = result.layer.grid
+    away = np.abs((result.layer.starts[pages] + grid.n_time / 2) * grid.tsamp - event.time_s)
+    return int(pages[0] if np.isnan(away).any() else pages[away.argmin()])
+
+
+def looks(source: Source, result: SearchResult, classifier: Classifier) -> Iterator[tuple[int, Event, Look]]:
+    """Number (from 1), event and look of every event of a search, block by block of its source, which is read again.
+
+    The pages are made from the same blocks as in the search, so that they are what the network saw, bit for bit.
+    """
+    layers = [(layer.layer.time_downsample, layer.layer.dm_stack) for layer in result.layers]
+    wanted: dict[tuple[int, int], list[tuple[int, Event]]] = {}
+    for number, event in enumerate(result.events, start=1):
+        layer = layers.index((event.time_downsample, event.dm_stack))
+        wanted.setdefault((layer, page_of(event, result.layers[layer])), []).append((number, event))
+    for block in source.blocks():
+        here = [key for key in wanted if block.pages[key[0]][0] <= key[1] < block.pages[key[0]][1]]
+        batches = {batch.layer: batch for batch in source.pages(block)} if here else {}
+        for layer, page in here:
+            batch = batches[layer]
+            image = classifier.images(batch.pages[page - batch.first][None])[0][0]
+            look = Look(result.layers[layer].layer, page, image.cpu().numpy(), occlusion(classifier, image))
+            for number, event in wanted[layer, page]:
+                yield number, event, look

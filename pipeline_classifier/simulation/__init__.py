@@ -1,0 +1,1 @@
+"""Simulated observations: pulses, interference, injection."""

@@ -1,0 +1,350 @@
+"""Interference for simulated observations: what to add, where, and how strong, drawn at random for a level.
+
+Everything that is added is in units of a channel's noise; gains multiply the whole signal, as in a receiver.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline_classifier.formats.sigproc import Header
+from single_pulse_classifier_training.cli import InputError
+
+# Ranges to draw from for each file; numbers of events are per minute, channels are fractions of the band.
+LEVELS: dict[str, dict[str, Any]] = {
+    "mild": {
+        "impulses": (6, 20),
+        "impulse_amplitude": (0.3, 3),
+        "carriers": (0.004, 0.015),
+        "carrier_amplitude": (0.3, 3),
+        "chirps": (1, 3),
+        "chirp_amplitude": (0.5, 2),
+        "mains_chance": 0.5,
+        "mains_amplitude": (0.01, 0.05),
+        "drift": (0.003, 0.01),
+        "steps": (0, 1),
+        "step_size": 0.01,
+        "dead": (0, 0.04),
+        "noisy": (0, 0.01),
+        "dropouts": (0, 1),
+        "dropout_ms": (1, 10),
+        "saturations": (0, 1),
+        "saturation_ms": (0.5, 5),
+    },
+    "strong": {
+        "impulses": (60, 180),
+        "impulse_amplitude": (0.3, 10),
+        "carriers": (0.01, 0.05),
+        "carrier_amplitude": (0.5, 8),
+        "chirps": (6, 20),
+        "chirp_amplitude": (0.7, 5),
+        "mains_chance": 1.0,
+        "mains_amplitude": (0.03, 0.2),
+        "drift": (0.01, 0.05),
+        "steps": (2, 6),
+        "step_size": 0.04,
+        "dead": (0.02, 0.1),
+        "noisy": (0.01, 0.04),
+        "dropouts": (1, 4),
+        "dropout_ms": (1, 50),
+        "saturations": (1, 4),
+        "saturation_ms": (0.5, 20),
+    },
+}
+LEVELS["extreme"] = LEVELS["strong"] | {
+    "impulses": (150, 400),
+    "chirps": (40, 120),
+    "steps": (4, 12),
+    "dropouts": (3, 12),
+    "saturations": (3, 12),
+}
+RFI_LEVELS = ("none", *LEVELS)
+SATURATING_SIGMA = 1e3
+
+
+class Interferer(Protocol):
+    """Anything that can add its samples ``start`` to ``stop`` to a block (m, nchans) which has a part of them."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    def add(self, block: np.ndarray, first_sample: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Impulse:
+    """Broadband, without dispersion: ``profile`` (n,) from sample ``start`` on, times ``spectrum`` (nchans,)."""
+
+    start: int
+    profile: np.ndarray
+    spectrum: np.ndarray
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.profile)
+
+    def add(self, block: np.ndarray, first_sample: int) -> None:
+        begin, end = max(self.start, first_sample), min(self.stop, first_sample + len(block))
+        profile = self.profile[begin - self.start : end - self.start]
+        block[begin - first_sample : end - first_sample] += profile[:, None] * self.spectrum
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """A signal that is on for a fraction ``duty`` of each period (samples), from ``start`` to ``stop``.
+
+    A carrier is square (``smooth`` False) and in few channels; mains hum is smooth and in all. ``spectrum`` (n,) is for
+    channels ``first_channel`` to ``first_channel + n``.
+    """
+
+    start: int
+    stop: int
+    period: float
+    duty: float
+    smooth: bool
+    first_channel: int
+    spectrum: np.ndarray
+
+    def add(self, block: np.ndarray, first_sample: int) -> None:
+        begin, end = max(self.start, first_sample), min(self.stop, first_sample + len(block))
+        phase = (np.arange(begin, end) - self.start) / self.period % 1
+        on = phase < self.duty
+        profile = (on * np.sin(np.pi * phase / self.duty) if self.smooth else on).astype(np.float32)
+        channels = slice(self.first_channel, self.first_channel + len(self.spectrum))
+        block[begin - first_sample : end - first_sample, channels] += profile[:, None] * self.spectrum
+
+
+@dataclass(frozen=True)
+class Chirp:
+    """A carrier that drifts: channel ``first_channel + i`` peaks at sample ``times[i]``, a Gaussian of ``sigma``."""
+
+    first_channel: int
+    times: np.ndarray
+    sigma: float
+    amplitude: float
+
+    @property
+    def start(self) -> int:
+        return int(self.times.min() - 4 * self.sigma)
+
+    @property
+    def stop(self) -> int:
+        return int(self.times.max() + 4 * self.sigma) + 1
+
+    def add(self, block: np.ndarray, first_sample: int) -> None:
+        times, reach = self.times - first_sample, 4 * self.sigma
+        inside = np.flatnonzero((times > -reach) & (times < len(block) + reach))
+        distance = (np.arange(len(block))[:, None] - times[inside]) / self.sigma
+        block[:, self.first_channel + inside] += self.amplitude * np.exp(-0.5 * distance**2)
+
+
+@dataclass(eq=False)
+class Rfi:
+    """What is wrong with an observation; the default is nothing.
+
+    Attributes
+    ----------
+    interferers
+        Added to the noise.
+    drift
+        (k, 3): amplitude, period in samples and phase of slow sinusoids of the gain, common to all channels.
+    steps
+        (k, 2): sample, in ascending order, from which the gain is multiplied by a factor, until the next one.
+    dropouts
+        (k, 2): first sample and the one after the last in which all channels are 0.
+    dead_channels, dead_counts
+        (k,) channels (0 = highest frequency) that hold a constant.
+    noisy_channels, noisy_factors
+        (k,) channels whose noise is larger by a factor; pulses in them are not.
+    """
+
+    interferers: list[Interferer] = field(default_factory=list)
+    drift: np.ndarray = field(default_factory=lambda: np.empty((0, 3)))
+    steps: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    dropouts: np.ndarray = field(default_factory=lambda: np.empty((0, 2), int))
+    dead_channels: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    dead_counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    noisy_channels: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    noisy_factors: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def gain(self, first_sample: int, n: int) -> np.ndarray:
+        """Gain of samples ``first_sample`` to ``first_sample + n``, float32 (n,)."""
+        samples = np.arange(first_sample, first_sample + n)
+        gain = np.ones(n)
+        for amplitude, period, phase in self.drift:
+            gain += amplitude * np.sin(2 * np.pi * samples / period + phase)
+        factors = np.concatenate([[1.0], self.steps[:, 1]])
+        gain *= factors[np.searchsorted(self.steps[:, 0], samples, side="right")]
+        begins, ends = self.dropouts.T
+        for begin, end in self.dropouts[_overlapping(begins, ends, first_sample, n)]:
+            gain[max(0, begin - first_sample) : max(0, end - first_sample)] = 0
+        return gain.astype(np.float32)
+
+    def add(self, block: np.ndarray, first_sample: int) -> None:
+        """Add all interferers to a block (m, nchans) float32 of channel noise, in place."""
+        for i in _overlapping(*self._extents, first_sample, len(block)):
+            self.interferers[i].add(block, first_sample)
+
+    @functools.cached_property
+    def _extents(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([i.start for i in self.interferers]), np.array([i.stop for i in self.interferers])
+
+
+def _overlapping(begin: np.ndarray, end: np.ndarray, first_sample: int, n: int) -> np.ndarray:
+    """Which of the intervals have a part in samples ``first_sample`` to ``first_sample + n``."""
+    return np.flatnonzero((begin < first_sample + n) & (end > first_sample))
+
+
+class _Draw:
+    """Draws the parts of an `Rfi` for one observation."""
+
+    def __init__(self, level: str, header: Header, nsamples: int, rng: np.random.Generator):
+        self.ranges, self.nsamples, self.rng = LEVELS[level], nsamples, rng
+        self.nchans, self.tsamp = header.nchans, header.tsamp
+        self.minutes = nsamples * header.tsamp / 60
+        self.octaves = header.frequencies / header.frequencies.mean()
+
+    def count(self, what: str) -> int:
+        return self.rng.poisson(self.rng.uniform(*self.ranges[what]) * self.minutes)
+
+    def log_uniform(self, low: float, high: float, size: int | None = None) -> Any:
+        return np.exp(self.rng.uniform(np.log(low), np.log(high), size))
+
+    def samples(self, size: int) -> np.ndarray:
+        return self.rng.integers(0, self.nsamples, size)
+
+    def spectrum(self, amplitude: float) -> np.ndarray:
+        slope = self.octaves ** self.rng.uniform(-4, 4)
+        return (amplitude * slope / slope.mean()).astype(np.float32)
+
+    def channels(self, what: str) -> np.ndarray:
+        """Channels, some of them in runs as a band that is filtered out would be."""
+        wanted = int(self.rng.uniform(*self.ranges[what]) * self.nchans)
+        if wanted == 0:
+            return np.empty(0, int)
+        run = int(self.rng.integers(0, wanted // 2 + 1))
+        first = int(self.rng.integers(0, self.nchans - run + 1))
+        scattered = self.rng.choice(self.nchans, wanted - run, replace=False)
+        return np.union1d(scattered, np.arange(first, first + run))
+
+    def impulses(self) -> Iterator[Impulse]:
+        for start in self.samples(self.count("impulses")):
+            width = int(np.rint(self.log_uniform(1, 100)))
+            t = np.arange(width, dtype=np.float32)
+            shape = self.rng.integers(3)
+            if shape == 0:
+                profile = np.ones(width, np.float32)
+            elif shape == 1:
+                profile = np.sin(np.pi * (t + 0.5) / width) ** 2
+            else:
+                profile = np.exp(-np.arange(4 * width, dtype=np.float32) / width)
+            yield Impulse(int(start), profile, self.spectrum(self.log_uniform(*self.ranges["impulse_amplitude"])))
+
+    def carriers(self) -> Iterator[Periodic]:
+        for _ in range(int(np.ceil(self.rng.uniform(*self.ranges["carriers"]) * self.nchans))):
+            width = min(int(self.rng.integers(1, 4)), self.nchans)
+            spectrum = self.log_uniform(*self.ranges["carrier_amplitude"]) * self.rng.uniform(0.3, 1, width)
+            start, stop = np.sort(self.samples(2)) if self.rng.random() < 0.5 else (0, self.nsamples)
+            period = self.log_uniform(0.002, 2) / self.tsamp
+            yield Periodic(
+                int(start),
+                int(stop),
+                period,
+                self.rng.uniform(0.05, 0.9),
+                False,
+                int(self.rng.integers(0, self.nchans - width + 1)),
+                spectrum.astype(np.float32),
+            )
+
+    def mains(self) -> Iterator[Periodic]:
+        if self.rng.random() < self.ranges["mains_chance"]:
+            period = 1 / (self.rng.choice([50, 100]) * self.tsamp)
+            start = -int(self.rng.uniform(0, period))
+            yield Periodic(
+                start,
+                self.nsamples,
+                period,
+                self.rng.uniform(0.2, 1),
+                True,
+                0,
+                self.spectrum(self.log_uniform(*self.ranges["mains_amplitude"])),
+            )
+
+    def saturations(self) -> Iterator[Impulse]:
+        for start in self.samples(self.count("saturations")):
+            width = int(np.ceil(self.log_uniform(*self.ranges["saturation_ms"]) * 1e-3 / self.tsamp))
+            spectrum = np.full(self.nchans, SATURATING_SIGMA, np.float32)
+            if self.rng.random() < 0.5:
+                first, last = np.sort(self.rng.integers(0, self.nchans + 1, 2))
+                spectrum[:first] = spectrum[last:] = 0
+            yield Impulse(int(start), np.ones(width, np.float32), spectrum)
+
+    def chirps(self) -> Iterator[Chirp]:
+        """Sweeps through 20 to 70 per cent of the band within 10 ms to 2 s, like those of pulses, up or down."""
+        for start in self.samples(self.count("chirps")):
+            n = max(1, int(self.rng.uniform(0.2, 0.7) * self.nchans))
+            sweep = self.log_uniform(0.01, 2) / self.tsamp
+            curvature = self.rng.choice([1.0, self.rng.uniform(0.7, 1.5)])
+            times = start + sweep * (np.arange(n) / n) ** curvature
+            if self.rng.random() < 0.5:
+                times = times[::-1]
+            sigma = max(0.5, self.rng.uniform(0.5, 2) * sweep / n)
+            first_channel = int(self.rng.integers(0, self.nchans - n + 1))
+            yield Chirp(first_channel, times, sigma, self.log_uniform(*self.ranges["chirp_amplitude"]))
+
+    def drift(self) -> np.ndarray:
+        amplitudes = self.rng.uniform(*self.ranges["drift"]) * self.rng.dirichlet([1, 1, 1])
+        return np.column_stack([amplitudes, self.log_uniform(3, 60, 3) / self.tsamp, self.rng.uniform(0, 2 * np.pi, 3)])
+
+    def steps(self) -> np.ndarray:
+        n = self.count("steps")
+        factors = 1 + self.ranges["step_size"] * self.rng.uniform(-1, 1, n)
+        return np.column_stack([np.sort(self.samples(n)), factors])
+
+    def dropouts(self) -> np.ndarray:
+        n = self.count("dropouts")
+        begin = self.samples(n)
+        shortest, longest = self.ranges["dropout_ms"]
+        lengths = self.log_uniform(shortest, longest, n) * 1e-3 / self.tsamp
+        return np.column_stack([begin, begin + np.ceil(lengths).astype(int)])
+
+
+def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
+    """Draw an `Rfi` for an observation; the same arguments give the same one.
+
+    Parameters
+    ----------
+    level
+        ``none`` (nothing at all), ``mild`` (an ordinary observation, at most 4 per cent of dead channels), ``strong``
+        (impulses, chirps, steps and drop-outs every few seconds, up to 10 per cent of dead channels) or ``extreme``
+        (several times as many: for training sets).
+
+    Raises
+    ------
+    InputError
+        Another level.
+    """
+    if level not in RFI_LEVELS:
+        raise InputError(f"rfi is {level!r}; valid: {', '.join(RFI_LEVELS)}")
+    if level == "none":
+        return Rfi()
+    draw = _Draw(level, header, nsamples, np.random.default_rng([seed, 3]))
+    dead, noisy = draw.channels("dead"), draw.channels("noisy")
+    interferers: list[Interferer] = [*draw.impulses(), *draw.carriers(), *draw.mains()]
+    interferers += [*draw.saturations(), *draw.chirps()]
+    return Rfi(
+        interferers,
+        draw.drift(),
+        draw.steps(),
+        draw.dropouts(),
+        dead,
+        draw.rng.choice(np.array([0, 0, 60, 128, 255], np.uint8), len(dead)),
+        noisy,
+        draw.rng.uniform(1.5, 6, len(noisy)).astype(np.float32),
+    )

@@ -1,0 +1,255 @@
+"""Dispersed, scattered, scintillating single pulses as signals to add to an observation, in units of channel noise.
+
+A pulse is a Gaussian in time, smeared by the dispersion inside a channel, convolved with the exponential of thin-screen
+scattering, and integrated over each sample: differences of the cumulative distribution of an exponentially modified
+Gaussian (Lorimer & Kramer 2005, Handbook of Pulsar Astronomy, ch. 4; McKinnon 2014, PASP 126, 476).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import erfcx, ndtr
+
+from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
+from single_pulse_classifier_training.cli import InputError
+
+FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
+MAX_SIGNAL_VALUES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """One pulse.
+
+    Attributes
+    ----------
+    time_s
+        When the peak of the unscattered profile passes the centre of the highest channel, from the start of sample 0.
+    dm_pc_cm3
+        Dispersion measure.
+    snr
+        See `pulse_signal`.
+    width_ms
+        Full width at half maximum of the intrinsic Gaussian.
+    scattering_ms
+        1/e time of the scattering tail at 1 GHz; scales with frequency to the power -4.
+    spectral_index
+        Amplitude proportional to frequency to this power.
+    scintillation_bandwidth_mhz
+        Half width at half maximum of the spectrum's autocorrelation; 0 means no scintillation.
+    centre_mhz, bandwidth_mhz
+        Centre and full width at half maximum of the Gaussian envelope of a band-limited burst; None: whole band.
+    """
+
+    time_s: float
+    dm_pc_cm3: float
+    snr: float
+    width_ms: float
+    scattering_ms: float = 0.0
+    spectral_index: float = 0.0
+    scintillation_bandwidth_mhz: float = 0.0
+    centre_mhz: float | None = None
+    bandwidth_mhz: float | None = None
+
+
+class PulseSignal(NamedTuple):
+    """A pulse, channel by channel: ``signal[c, k]`` belongs to sample ``starts[c] + k``.
+
+    Every channel starts at its own delay, rounded to a sample: ``signal.sum(axis=0)`` is the dedispersed profile.
+    """
+
+    starts: np.ndarray
+    signal: np.ndarray
+    boxcar_width_ms: float
+
+
+class _Shape(NamedTuple):
+    """Where a pulse lies and how wide it is, in samples; one value per channel except for the last two."""
+
+    delay: np.ndarray
+    sigma: np.ndarray
+    tau: np.ndarray
+    before: int
+    after: int
+
+
+def _shape(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> _Shape:
+    foff = frequencies[0] - frequencies[1] if len(frequencies) > 1 else 0.0
+    smearing = 2 * DISPERSION_CONSTANT * pulse.dm_pc_cm3 * foff * frequencies**-3.0
+    intrinsic = pulse.width_ms * 1e-3 / FWHM_PER_SIGMA
+    # A channel's sweep is a box; a Gaussian of its variance, width^2 / 12, stands for it.
+    sigma = np.maximum(np.sqrt(intrinsic**2 + smearing**2 / 12) / tsamp, 1e-3)
+    tau = np.maximum(pulse.scattering_ms * 1e-3 * (frequencies / 1000) ** -4.0 / tsamp, 1e-6 * sigma)
+    reach = 5 * sigma.max()
+    delay = dispersion_delay(pulse.dm_pc_cm3, frequencies, frequencies[0]) / tsamp
+    return _Shape(delay, sigma, tau, int(np.ceil(reach)) + 1, int(np.ceil(reach + 10 * tau.max())) + 2)
+
+
+def pulse_extent(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> tuple[int, int]:
+    """First sample that the pulse touches, in the highest channel, and the one after its last, in the lowest."""
+    shape = _shape(pulse, frequencies, tsamp)
+    peak = int(np.floor(pulse.time_s / tsamp))
+    return peak - shape.before, peak + int(np.rint(shape.delay[-1])) + shape.after
+
+
+def _scattered_cdf(t: np.ndarray, sigma: np.ndarray, tau: np.ndarray) -> np.ndarray:
+    """Cumulative distribution of a Gaussian of width sigma convolved with an exponential of time scale tau."""
+    z = (sigma / tau - t / sigma) / np.sqrt(2)
+    # Both forms of the same term; each is used only where its exponent is negative, so that neither overflows.
+    rising = 0.5 * np.exp(-0.5 * (t / sigma) ** 2) * erfcx(np.maximum(z, 0))
+    tail = np.exp(np.minimum(0.5 * (sigma / tau) ** 2 - t / tau, 0)) * ndtr(-np.sqrt(2) * z)
+    return ndtr(t / sigma) - np.where(z > 0, rising, tail)
+
+
+def scintillation(frequencies: np.ndarray, bandwidth_mhz: float, rng: np.random.Generator) -> np.ndarray:
+    """Random gains (nchans,) of mean 1 whose autocorrelation is a Lorentzian of that half width, as of a thin screen.
+
+    The field is the Fourier transform of a random impulse response with exponentially decaying power (Cordes & Rickett
+    1998, ApJ 507, 846: 2 pi tau bandwidth = 1), averaged over each channel.
+    """
+    nchans = len(frequencies)
+    foff = frequencies[0] - frequencies[1] if nchans > 1 else 1.0
+    per_channel = int(np.clip(np.ceil(4 * foff / bandwidth_mhz), 1, 64))
+    n = 2 * nchans * per_channel
+    delay_us = np.arange(n) * per_channel / (n * foff)
+    response = (rng.standard_normal(n) + 1j * rng.standard_normal(n)) * np.exp(-np.pi * bandwidth_mhz * delay_us)
+    intensity = np.abs(np.fft.fft(response)[: n // 2]) ** 2
+    return intensity.reshape(nchans, per_channel).mean(axis=1) / (
+        2 * np.sum(np.exp(-2 * np.pi * bandwidth_mhz * delay_us))
+    )
+
+
+def _spectrum(pulse: Pulse, frequencies: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Relative amplitude per channel, (nchans,)."""
+    spectrum = (frequencies / np.mean(frequencies)) ** pulse.spectral_index
+    if pulse.scintillation_bandwidth_mhz > 0:
+        spectrum = spectrum * scintillation(frequencies, pulse.scintillation_bandwidth_mhz, rng)
+    if pulse.centre_mhz is not None:
+        assert pulse.bandwidth_mhz is not None  # it has both, or neither
+        distance = (frequencies - pulse.centre_mhz) / pulse.bandwidth_mhz * FWHM_PER_SIGMA
+        spectrum = spectrum * np.exp(-0.5 * distance**2)
+    return spectrum
+
+
+def best_boxcar(profile: np.ndarray) -> tuple[float, int]:
+    """Largest ``sum / sqrt(width)`` over all runs of samples of a profile (n,), and that run's width in samples.
+
+    Widths are tried in steps of 1, above some tens of samples in steps of at most 3 per cent.
+    """
+    total = np.concatenate([[0.0], np.cumsum(profile, dtype=np.float64)])
+    widths = np.unique(np.rint(np.geomspace(1, len(profile), 400)).astype(int))
+    snrs = [np.max(total[width:] - total[:-width]) / np.sqrt(width) for width in widths]
+    best = int(np.argmax(snrs))
+    return float(snrs[best]), int(widths[best])
+
+
+def pulse_signal(pulse: Pulse, frequencies: np.ndarray, tsamp: float, rng: np.random.Generator) -> PulseSignal:
+    """The signal of a pulse in units of each channel's noise.
+
+    Each channel is delayed by ``4148.808 s * DM * (nu**-2 - nu_top**-2)``, not rounded, and integrated over each
+    sample. It is scaled so that ``pulse.snr`` is the best boxcar S/N of the noise-free profile dedispersed by delays
+    rounded to a sample and summed over *all* channels, each of unit noise:
+    ``max over runs of samples of sum(profile) / sqrt(width * nchans)``. Masked or noisier channels lower what a search
+    can find below that.
+
+    Parameters
+    ----------
+    pulse
+        What to make.
+    frequencies
+        Channel centres in MHz, (nchans,), descending, evenly spaced.
+    tsamp
+        Sampling time in s.
+    rng
+        Used for scintillation only.
+
+    Raises
+    ------
+    InputError
+        The pulse is so wide or scattered that its signal would exceed half a gigabyte, or has no flux in the band.
+    """
+    shape = _shape(pulse, frequencies, tsamp)
+    n = shape.before + shape.after
+    if n * len(frequencies) > MAX_SIGNAL_VALUES:
+        raise InputError(
+            f"a pulse with width_ms {pulse.width_ms:g} and scattering_ms {pulse.scattering_ms:g} lasts "
+            f"{n} samples in {len(frequencies)} channels; valid: up to {MAX_SIGNAL_VALUES} values in all"
+        )
+    rounded = np.rint(shape.delay).astype(np.int64)
+    peak = int(np.floor(pulse.time_s / tsamp))
+    arrival = pulse.time_s / tsamp - peak + shape.delay - rounded
+    edges = np.arange(-shape.before, shape.after + 1) - arrival[:, None]
+    signal = np.diff(_scattered_cdf(edges, shape.sigma[:, None], shape.tau[:, None]), axis=1)
+    signal *= _spectrum(pulse, frequencies, rng)[:, None]
+    unscaled, width = best_boxcar(signal.sum(axis=0))
+    if not unscaled > 0:
+        raise InputError(
+            f"a pulse with centre_mhz {pulse.centre_mhz} has no flux in the band; valid: "
+            f"{frequencies[-1]:g} to {frequencies[0]:g}"
+        )
+    signal *= pulse.snr * np.sqrt(len(frequencies)) / unscaled
+    return PulseSignal(rounded + peak - shape.before, signal.astype(np.float32), width * tsamp * 1e3)
+
+
+def add_signal(block: np.ndarray, first_sample: int, starts: np.ndarray, signal: np.ndarray) -> None:
+    """Add the part of a signal that lies in a block, in place.
+
+    Parameters
+    ----------
+    block
+        (m, nchans) float32: samples ``first_sample`` to ``first_sample + m``.
+    starts, signal
+        (nchans,) and (nchans, n), as in `PulseSignal`.
+    """
+    starts = starts - first_sample
+    channels = np.flatnonzero((starts < len(block)) & (starts + signal.shape[1] > 0))
+    if len(channels) == 0:
+        return
+    # Only the columns of the signal that some channel has inside the block.
+    begin = max(0, -int(starts[channels].max()))
+    end = min(signal.shape[1], len(block) - int(starts[channels].min()))
+    rows = starts[channels, None] + np.arange(begin, end)
+    inside = (rows >= 0) & (rows < len(block))
+    columns = np.broadcast_to(channels[:, None], rows.shape)
+    block[rows[inside], columns[inside]] += signal[channels, begin:end][inside]
+
+
+class Injector:
+    """Adds pulses to consecutive blocks of an observation; holds only the signals of the pulses in the current block.
+
+    Parameters
+    ----------
+    pulses
+        In any order.
+    frequencies, tsamp
+        As for `pulse_signal`.
+    seed
+        Of the scintillation.
+
+    Attributes
+    ----------
+    pulses
+        In order of time.
+    boxcar_widths_ms
+        Best boxcar width of each of `pulses` added so far; NaN for the others.
+    """
+
+    def __init__(self, pulses: Sequence[Pulse], frequencies: np.ndarray, tsamp: float, seed: int):
+        self.pulses = sorted(pulses, key=lambda pulse: pulse.time_s)
+        self.frequencies, self.tsamp, self.seed = frequencies, tsamp, seed
+        self.boxcar_widths_ms = np.full(len(self.pulses), np.nan)
+        self._extents = np.array([pulse_extent(p, frequencies, tsamp) for p in self.pulses]).reshape(-1, 2)
+        self._active: dict[int, PulseSignal] = {}
+
+    def add(self, block: np.ndarray, first_sample: int) -> None:
+        """Add all pulses to a block (m, nchans) float32, in units of channel noise, in place; blocks in time order."""
+        begin, end = self._extents.T
+        for i in np.flatnonzero((begin < first_sample + len(block)) & (end > first_sample)).tolist():
+            if i not in self._active:
+                rng = np.random.default_rng([self.seed, 4, i])
+                self._active[i] = pulse_signal(self.pulses[i], self.frequencies, self.tsamp, rng)
+                self.boxcar_widths_ms[i] = self._active[i].boxcar_width_ms
+            add_signal(block, first_sample, self._active[i].starts, self._active[i].signal)
+        self._active = {i: signal for i, signal in self._active.items() if end[i] > first_sample + len(block)}

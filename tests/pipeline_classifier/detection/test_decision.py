@@ -1,0 +1,233 @@
+"""The threshold of a search, chosen by false positives per hour out of those that the checkpoint stores."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_classifier import run_inference
+from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.detection.search import SearchResult, page_interval_s
+from pipeline_classifier.frontend.sources import ArrayPages, FilterbankPages
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
+from single_pulse_classifier_training import evaluate
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.training_models import build_model
+
+MODEL_NAME = "DM_time_binary_classificator_241002_3_GAP"
+DMS = 0.5 * np.arange(256)
+TSAMP = 1e-3
+PAGE_S = 256 * TSAMP
+STORED = [
+    {"threshold": 0.3, "false_per_hour": 1000.0, "page_s": PAGE_S},
+    {"threshold": 0.6, "false_per_hour": 100.0, "page_s": PAGE_S},
+    {"threshold": 0.9, "false_per_hour": 10.0, "page_s": PAGE_S},
+]
+
+
+def grey_network() -> torch.nn.Module:
+    """A network for images of one grey level v: the logit of Pulse over Artefact is (v - 128) / 16."""
+    model = build_model(MODEL_NAME, 32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for convolution in (model.conv1, model.conv2, model.conv3):
+            convolution.weight[0, 0, 2, 2] = 1.0
+        model.fc2.weight[1, 0], model.fc2.bias[1] = 1 / 16, -8.0
+    return model
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A config whose model stores three thresholds."""
+    save_checkpoint(tmp_path / "grey.pth", Checkpoint(grey_network(), MODEL_NAME, 32, thresholds=STORED, threshold=0.5))
+    keys = {"path_to_models": "./", "name_of_the_model": "grey.pth", "second_look": None, "output_dir": "out"}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    return tmp_path / "config.json"
+
+
+def change(config: Path, **keys: object) -> Path:
+    config.write_text(json.dumps(json.loads(config.read_text()) | keys))
+    return config
+
+
+@pytest.fixture(scope="module")
+def observation(tmp_path_factory) -> Path:
+    """Ten pages of noise, each of a quarter of a second."""
+    path = tmp_path_factory.mktemp("observation") / "noise.fil"
+    simulate(path, replace(EFFELSBERG, tsamp=TSAMP), 2560, [], Rfi(), seed=1)
+    return path
+
+
+def grey_pages(path: Path, levels: np.ndarray) -> Path:
+    """Images of one grey level each, with a corner that the network does not see: no page is constant."""
+    images = np.broadcast_to(levels[:, None, None].astype(np.uint8), (len(levels), 256, 256)).copy()
+    images[:, :8, :8] = np.where(levels > 128, 0, 255)[:, None, None]
+    np.save(path, images)
+    return path
+
+
+def search(*options: object) -> SearchResult:
+    return run_inference.run(run_inference.get_parser().parse_args([*map(str, options), "--no-plots"]))
+
+
+@pytest.mark.parametrize(
+    ("rate", "overlap", "threshold", "expected"),
+    [
+        (1000, 0.0, 0.3, 1000),
+        (999, 0.0, 0.6, 100),
+        (10, 0.0, 0.9, 10),
+        (100, 0.5, 0.9, 20),  # twice the pages an hour: 0.6 would let 200 through
+        (200, 0.5, 0.6, 200),
+    ],
+)
+def test_the_lowest_threshold_at_the_page_length_of_the_file(config, observation, rate, overlap, threshold, expected):
+    change(config, page_overlap=overlap)
+    result = search("-c", config, "--filterbank", observation, "--max-false-per-hour", rate)
+    assert result.account["threshold"] == threshold
+    assert result.account["false_per_hour"] == pytest.approx(expected)
+    np.testing.assert_array_equal(result.predictions, result.probabilities >= threshold)
+
+
+def test_the_interval_of_pages(observation, tmp_path):
+    assert page_interval_s(FilterbankPages(observation, DMS)) == pytest.approx(PAGE_S)
+    assert page_interval_s(FilterbankPages(observation, DMS, 128)) == pytest.approx(PAGE_S / 2)
+    assert page_interval_s(FilterbankPages(observation, DMS, overlap=0.75)) == pytest.approx(PAGE_S / 4)
+    assert page_interval_s(FilterbankPages(observation, DMS, 2000)) == pytest.approx(2.0), "the last step is short"
+    assert math.isnan(page_interval_s(ArrayPages(grey_pages(tmp_path / "pages.npy", np.array([9, 200])), DMS)))
+
+
+def test_a_batch_of_pages_takes_the_rates_as_stored(config, tmp_path):
+    pages = grey_pages(tmp_path / "pages.npy", np.array([100, 125, 140, 150, 200]))
+    result = search("-c", config, "--pages", pages, "--max-false-per-hour", 100)
+    assert result.account["threshold"] == 0.6 and result.account["false_per_hour"] == 100
+    assert result.predictions.tolist() == [0, 0, 1, 1, 1]
+    assert search("-c", config, "--pages", pages, "--max-false-per-hour", 5000).predictions.tolist() == [0, 1, 1, 1, 1]
+
+
+def test_options_beat_the_config(config, tmp_path):
+    pages = grey_pages(tmp_path / "pages.npy", np.array([100, 200]))
+
+    def threshold(*options: object) -> float:
+        return search("-c", config, "--pages", pages, *options).account["threshold"]
+
+    assert threshold() == 0.5, "the checkpoint's"
+    change(config, max_false_per_hour=10)
+    assert threshold() == 0.9
+    assert threshold("--max-false-per-hour", 1000) == 0.3
+    assert threshold("--threshold", 0.25) == 0.25
+    change(config, max_false_per_hour=None, threshold=0.7)
+    assert threshold() == 0.7
+    assert threshold("--max-false-per-hour", 100) == 0.6
+
+
+def test_the_chosen_threshold_is_printed_in_full(config, tmp_path):
+    checkpoint = load_checkpoint(tmp_path / "grey.pth", "cpu")
+    checkpoint.thresholds = [{"threshold": 0.99999976, "false_per_hour": 3.0}]
+    save_checkpoint(tmp_path / "grey.pth", checkpoint)
+    pages = grey_pages(tmp_path / "pages.npy", np.array([100, 200]))
+    command = [sys.executable, run_inference.__file__, "-c", config, "--pages", pages, "--max-false-per-hour", "3"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    account = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert float(account["threshold"]) == 0.99999976 and float(account["false_per_hour"]) == 3
+
+
+def test_a_rate_out_of_reach_names_the_stored_ones(config, observation):
+    change(config, page_overlap=0.5)
+    with pytest.raises(InputError, match="max_false_per_hour 19 .*20, 200, 2000"):
+        search("-c", config, "--filterbank", observation, "--max-false-per-hour", 19)
+    assert list((config.parent / "out").iterdir()) == []
+
+
+def test_a_model_without_thresholds(config, observation):
+    save_checkpoint(config.parent / "grey.pth", Checkpoint(grey_network(), MODEL_NAME, 32))
+    with pytest.raises(InputError, match=r"max_false_per_hour 100 .*evaluate\.py"):
+        search("-c", config, "--filterbank", observation, "--max-false-per-hour", 100)
+
+
+@pytest.mark.parametrize("rate", [0, -1, "inf", "nan"])
+def test_an_impossible_rate(config, observation, rate):
+    with pytest.raises(InputError, match=f"--max-false-per-hour {rate}"):
+        search("-c", config, "--filterbank", observation, "--max-false-per-hour", rate)
+
+
+@pytest.mark.parametrize("keys", [{"max_false_per_hour": 0}, {"max_false_per_hour": "10"},
+                                  {"max_false_per_hour": 10, "threshold": 0.5}], ids=str)  # fmt: skip
+def test_a_mistake_in_the_config_is_named(config, keys):
+    with pytest.raises(InputError, match="max_false_per_hour.*(valid is one|greater than 0|number)") as error:
+        load_pipeline_config(change(config, **keys))
+    assert "\n" not in str(error.value) and "config.json" in str(error.value)
+
+
+def test_threshold_and_rate_exclude_each_other(config, capsys):
+    options = ["-c", str(config), "--threshold", "0.5", "--max-false-per-hour", "10"]
+    with pytest.raises(SystemExit) as leaving:
+        run_inference.get_parser().parse_args(options)
+    assert leaving.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_what_evaluate_stores_is_what_the_search_uses(config, tmp_path, monkeypatch):
+    """From images to thresholds to a search: as many artefacts pass as the rate allows, neither more nor fewer."""
+    random = np.random.default_rng(3)
+    levels = random.permutation(np.tile(np.arange(20, 236), 2))
+    labels = (random.random(len(levels)) < 1 / (1 + np.exp(-(levels - 128) / 16 / 3))).astype(np.int64)
+    np.save(tmp_path / "set.npy", np.broadcast_to(levels[:, None, None].astype(np.uint8), (len(levels), 32, 32)))
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "groups.npy", np.arange(len(levels)))
+    keys = {"path_to_files": "./", "files_by_resolution": {"32": "set.npy"}, "labels": "labels.npy", "resolution": 32,
+            "groups": "groups.npy", "model_name": MODEL_NAME, "path_to_images": "images", "batch_size": 64}  # fmt: skip
+    (tmp_path / "training.json").write_text(json.dumps(keys))
+    sky = np.arange(30, 230)
+    np.save(tmp_path / "sky.npy", np.broadcast_to(sky[:, None, None].astype(np.uint8), (len(sky), 32, 32)))
+    options = ["training.json", "grey.pth", "--pulse-free", "sky.npy", "--page-s", "18"]  # an hour
+    monkeypatch.chdir(tmp_path)
+    evaluate.run(evaluate.get_parser().parse_args(options))
+
+    pages = grey_pages(tmp_path / "pages.npy", sky)
+    for rate in (100, 30, 10, 1):
+        result = search("-c", config, "--pages", pages, "--max-false-per-hour", rate)
+        assert result.predictions.sum() == rate
+    default = search("-c", config, "--pages", pages)
+    assert default.predictions.tolist() == (sky >= 128).tolist(), "the decision at 0.5 is as before the calibration"
+    assert load_checkpoint(tmp_path / "grey.pth", "cpu").temperature > 1.5
+
+
+def test_pages_and_events_have_thresholds_of_their_own(observation, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"output_dir": "out"}))
+
+    def decided(*options: object) -> tuple[float, float]:
+        account = search("-c", config, "--filterbank", observation, *options).account
+        return account["threshold"], account["event_threshold"]
+
+    page, event = decided()
+    assert decided("--threshold", 0.5) == (0.5, event) and decided("--event-threshold", 0.75) == (page, 0.75)
+    change(config, event_threshold=0.6)
+    assert decided() == (page, 0.6) and decided("--event-threshold", 0.7) == (page, 0.7)
+    rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).account
+    assert rated["threshold"] == page and rated["event_threshold"] > 0.2 and rated["false_per_hour"] <= 10
+    with pytest.raises(InputError, match="the second look has stored thresholds for 1.889, "):
+        search("-c", config, "--filterbank", observation, "--max-false-per-hour", 1)
+    with pytest.raises(InputError, match="--max-false-per-hour 10 and --event-threshold"):
+        search("-c", config, "--max-false-per-hour", 10, "--event-threshold", 0.5)
+
+
+def test_a_model_for_peaks_is_refused_for_pages(observation, tmp_path):
+    config = tmp_path / "config.json"
+    keys = {
+        "path_to_models": str(Path(run_inference.__file__).with_name("models")),
+        "name_of_the_model": "second_look.pth",
+    }
+    config.write_text(json.dumps(keys))
+    with pytest.raises(InputError, match="second_look.pth is a DM_time_second_look for peaks; valid for pages"):
+        search("-c", config, "--filterbank", observation)

@@ -1,0 +1,267 @@
+"""Cleaning: unit noise out, bad channels and undispersed impulses gone, dispersed pulses kept."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline_classifier.frontend.channel_mask import iqrm, long_stretches, outside_quartiles
+from pipeline_classifier.frontend.cleaning import clean, downsample
+from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, brute_force, delays_in_samples
+from pipeline_classifier.frontend.settings import Cleaning
+from pipeline_classifier.simulation.observation import EFFELSBERG
+from pipeline_classifier.simulation.pulses import Injector, Pulse
+
+FREQUENCIES, TSAMP = EFFELSBERG.frequencies, EFFELSBERG.tsamp
+N = 16384
+
+
+def noise(n: int = N, seed: int = 0) -> np.ndarray:
+    """Unit noise (n, 256) float32; `observe` turns it into counts with a bandpass."""
+    return np.random.default_rng(seed).standard_normal((n, 256), dtype=np.float32)
+
+
+def observe(signal: np.ndarray) -> np.ndarray:
+    response = np.linspace(0.5, 1.5, 256, dtype=np.float32)
+    return 100 * response + 10 * response * signal
+
+
+def cleaned(block: np.ndarray, **settings) -> tuple[np.ndarray, np.ndarray]:
+    return clean(block, FREQUENCIES, TSAMP, Cleaning(**settings))
+
+
+def dedispersed(data: np.ndarray, dm: float) -> np.ndarray:
+    """Profile at one DM, in units of the noise of the sum over the channels that are not all zero."""
+    delays = delays_in_samples(np.array([dm]), FREQUENCIES, TSAMP)
+    n = data.shape[1] - delays.max()
+    return brute_force(data, delays, n)[0] / np.sqrt((data != 0).any(axis=1).sum())
+
+
+@pytest.mark.parametrize("n", [512, 5000])
+@pytest.mark.parametrize("dtype, wild", [(np.uint8, [1, 255]), (np.float32, [1, 1e20, 3e38, np.inf, np.nan])])
+def test_empty_channels_with_a_few_wild_samples_give_finite_samples(dtype, wild, n):
+    rng = np.random.default_rng(0)
+    for zero_dm in ("zdot", "zero", None):
+        for hits in (1, 5, 20):
+            block = np.zeros((n, 8), dtype)
+            block[rng.integers(0, n, hits), rng.integers(0, 8, hits)] = rng.choice(wild, hits)
+            data, _ = clean(block, FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))
+            assert np.isfinite(data).all()
+
+
+@pytest.mark.parametrize("zero_dm", ["zdot", "zero", None])
+def test_noise_becomes_zero_mean_and_unit_noise(zero_dm):
+    slope = np.linspace(-2, 2, N, dtype=np.float32)[:, None]
+    data, good = cleaned(observe(noise() + slope), zero_dm=zero_dm)
+    assert data.shape == (256, N) and data.dtype == np.float32 and good.shape == (256,)
+    assert good.mean() > 0.95, "few channels of noise are masked"
+    assert np.abs(data[good].mean(axis=1)).max() < 0.05
+    np.testing.assert_allclose(data[good].std(axis=1), 1, atol=0.08)
+    assert (data[~good] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_channels_of_pure_noise_are_masked(seed):
+    assert cleaned(observe(noise(4096, seed)))[1].mean() > 0.95
+
+
+@pytest.mark.parametrize("kind", ["dead", "zero", "nan", "infinite", "noisy", "carrier", "impulses"])
+def test_a_bad_channel_is_masked_and_its_neighbours_are_not(kind):
+    signal = noise()
+    on = (np.arange(N) // 500 % 2 == 0).astype(np.float32)
+    signal[:, 100] = {
+        "noisy": 5 * signal[:, 100],
+        "carrier": signal[:, 100] + 2 * on,
+        "impulses": signal[:, 100] + 30 * (np.arange(N) % 400 == 0),
+    }.get(kind, signal[:, 100])
+    block = observe(signal)
+    if kind in ("dead", "zero"):
+        block[:, 100] = 60 if kind == "dead" else 0
+    elif kind in ("nan", "infinite"):
+        block[777, 100] = np.nan if kind == "nan" else np.inf
+    data, good = cleaned(block)
+    assert not good[100] and (data[100] == 0).all() and np.isfinite(data).all()
+    assert good[[98, 99, 101, 102]].all() and good.mean() > 0.95
+
+
+def test_the_zaplist_is_never_used():
+    data, good = cleaned(observe(noise(2048)), zaplist=((1300.0, 1325.0), (1500.0, 1500.0)))
+    inside = ((FREQUENCIES >= 1300) & (FREQUENCIES <= 1325)) | (FREQUENCIES == 1500)
+    assert inside.sum() == 22
+    assert not good[inside].any() and (data[inside] == 0).all() and good[~inside].mean() > 0.95
+
+
+def test_zero_dm_removes_an_undispersed_impulse():
+    signal = noise()
+    signal[8000:8010] += 1.0
+    kept, removed = (cleaned(observe(signal), zero_dm=zero_dm)[0] for zero_dm in (None, "zdot"))
+    assert dedispersed(kept, 0.0)[8000:8010].sum() / np.sqrt(10) > 40
+    assert np.abs(dedispersed(removed, 0.0)).max() < 1
+    for dm in (2.0, 5.0, 20.0):
+        assert dedispersed(removed, dm)[7000:9000].max() < max(5.5, 0.6 * dedispersed(kept, dm)[7000:9000].max())
+
+
+NO_RFI_CLEANING = {"zero_dm": None, "zap_threshold": 1e9, "mask_threshold": 1e9}
+
+
+def recovered(pulse: Pulse, **settings) -> float:
+    """S/N in the true boxcar at the true DM: the difference between the same noise with and without the pulse."""
+    without = noise(seed=3)
+    signal = without.copy()
+    injector = Injector([pulse], FREQUENCIES, TSAMP, seed=3)
+    injector.add(signal, 0)
+    counts = (np.clip(np.rint(observe(block)), 0, 255).astype(np.uint8) for block in (signal, without))
+    profiles = [dedispersed(cleaned(block, **settings)[0], pulse.dm_pc_cm3) for block in counts]
+    total = np.pad(np.cumsum(profiles[0] - profiles[1], dtype=float), (1, 0))
+    width = max(1, round(injector.boxcar_widths_ms[0] / 1e3 / TSAMP))
+    return ((total[width:] - total[:-width]) / np.sqrt(width)).max()
+
+
+@pytest.mark.parametrize("snr", [6.0, 20.0, 100.0])
+@pytest.mark.parametrize(
+    "dm, width_ms, share",
+    [
+        (56.77, 0.1, 0.99),
+        (56.77, 1.0, 0.97),
+        (56.77, 5.0, 0.9),
+        (10.0, 0.1, 0.97),
+        # What is long in comparison to its sweep over the band is in the zero-DM series, and zdot takes it out by design.
+        (56.77, 20.0, 0.65),
+        (10.0, 1.0, 0.85),
+    ],
+)
+def test_a_dispersed_pulse_is_not_cleaned_away(dm, width_ms, share, snr):
+    pulse = Pulse(0.8, dm, snr, width_ms)
+    found = recovered(pulse)
+    assert share * recovered(pulse, **NO_RFI_CLEANING) <= found <= 1.1 * snr
+
+
+@pytest.mark.parametrize("dm", [10.0, 56.77])
+@pytest.mark.parametrize("width_ms", [0.1, 2.0, 20.0])
+def test_the_mask_alone_leaves_even_a_wide_bright_pulse(dm, width_ms):
+    pulse = Pulse(0.8, dm, 100.0, width_ms)
+    assert recovered(pulse, zero_dm=None) >= 0.98 * recovered(pulse, **NO_RFI_CLEANING)
+
+
+def test_a_pulse_in_a_part_of_the_band_is_not_masked():
+    pulse = Pulse(0.8, 56.77, 100.0, 1.0, centre_mhz=1400.0, bandwidth_mhz=50.0)
+    assert recovered(pulse) >= 0.93 * recovered(pulse, **NO_RFI_CLEANING)
+
+
+@pytest.mark.parametrize("kind", ["slopes", "tail", "drop-out", "saturated"])
+def test_strong_undispersed_events_leave_no_false_pulse(kind):
+    signal = noise(seed=4)
+    slope = np.linspace(-1, 1, 256, dtype=np.float32)
+    if kind == "slopes":  # spectra that differ from one impulse to the next, so that no single share fits
+        for start, sign in ((4000, 1), (8000, -1), (12000, 1)):
+            signal[start : start + 60] += 2 * (1 + 0.9 * sign * slope)
+    elif kind == "tail":
+        signal[6000:6600] += 4 * np.exp(-np.arange(600, dtype=np.float32) / 100)[:, None] * (1 + 0.5 * slope)
+    elif kind == "saturated":
+        signal[8000:8100] = 100
+    block = np.clip(observe(signal), 0, 255)
+    if kind == "drop-out":
+        block[8000:8400] = 0
+    data, good = cleaned(block.astype(np.uint8))
+    assert good.mean() > 0.95
+    for dm in (1.0, 2.0, 5.0, 10.0, 56.77):
+        total = np.pad(np.cumsum(dedispersed(data, dm), dtype=float), (1, 0))
+        for width in (1, 8, 64):
+            assert np.abs(total[width:] - total[:-width]).max() / np.sqrt(width) < 6.5, (dm, width)
+    # What lies far from the event is as it is without it.
+    clean_data = cleaned(observe(noise(seed=4)).astype(np.uint8))[0]
+    assert np.corrcoef(data[100, :3000], clean_data[100, :3000])[0, 1] > 0.98
+
+
+def test_a_step_of_the_gain_leaves_no_false_pulse():
+    signal = noise(seed=5)
+    block = observe(signal)
+    block[9000:] *= 1.04
+    data, _ = cleaned(block.astype(np.uint8))
+    for dm in (2.0, 10.0, 56.77):
+        total = np.pad(np.cumsum(dedispersed(data, dm), dtype=float), (1, 0))
+        assert np.abs(total[64:] - total[:-64]).max() / 8 < 6.5
+
+
+def test_iqrm_masks_the_odd_channels_and_not_their_neighbours_nor_a_slope():
+    rng = np.random.default_rng(0)
+    figures = np.stack([np.linspace(0, 5, 256), np.zeros(256)]) + 0.01 * rng.standard_normal((2, 256))
+    assert not iqrm(figures, 7.0, np.zeros(2)).any()
+    figures[0, 30], figures[1, [100, 101, 102, 200]] = figures[0, 30] + 1, 1
+    figures[1, 150] = -5  # a low one accuses all its neighbours, but wins no vote
+    np.testing.assert_array_equal(np.flatnonzero(iqrm(figures, 7.0, np.zeros(2))), [30, 100, 101, 102, 200])
+
+
+def test_outside_quartiles_is_one_sided_and_has_a_floor():
+    figures = np.random.default_rng(0).standard_normal((2, 256)) * [[1], [0.01]]
+    figures[:, 7], figures[:, 9] = 20, -20
+    assert np.flatnonzero(outside_quartiles(figures, 3.0, np.array([0, 30]))).tolist() == [7]
+    assert not outside_quartiles(figures, 3.0, np.array([30, 30])).any()
+
+
+def test_the_kadane_filter_finds_long_signals_and_no_pulse():
+    data = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32))
+    data[300:360, 5] += 2.0
+    data[600:690, 9] -= 2.0
+    data[100:120, 20] += 8.0  # bright, but shorter than what is sought
+    channels, starts, ends = long_stretches(data, 24, 10.0)
+    assert set(channels.tolist()) == {5, 9}
+    for channel, first, last in ((5, 300, 360), (9, 600, 690)):
+        covered = sum(min(e, last) - max(s, first) for c, s, e in zip(channels, starts, ends) if c == channel)
+        assert covered >= 0.8 * (last - first)
+
+
+def test_a_narrow_band_signal_is_dropped_where_it_is():
+    signal = noise(seed=6)
+    signal[8000:10000, 96:104] += 1.0
+    kept, dropped = (
+        cleaned(observe(signal), kadane_channels=n, zap_threshold=1e9, mask_threshold=1e9)[0] for n in (0, 8)
+    )
+    gone = (dropped == 0) & (kept != 0)
+    assert gone[96:104, 8100:8500].mean() > 0.9 and gone[:, :7500].sum() == gone[120:].sum() == 0
+
+
+@pytest.mark.parametrize("n", [100, 4096, 5000])
+def test_integers_are_the_same_result_rounded(n):
+    block = observe(noise(n)).astype(np.uint8)
+    expected, good = cleaned(block)
+    out = np.full((256, n + 10), 99, dtype=np.int8)
+    data, same = clean(block, FREQUENCIES, TSAMP, Cleaning(), out)
+    assert data is out and (out[:, n:] == 0).all() and (good == same).all()
+    assert np.abs(out[:, :n] / LEVELS_PER_SIGMA - expected).max() <= 0.51 / LEVELS_PER_SIGMA
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int16, np.int32, np.float32])
+def test_every_type_of_sample_gives_the_same(dtype):
+    counts = np.rint(observe(noise(4096)) / 2).clip(0, 127)
+    np.testing.assert_array_equal(cleaned(counts.astype(dtype))[0], cleaned(counts.astype(np.float32))[0])
+
+
+@pytest.mark.parametrize("scale, offset", [(1.0, 0.0), (1e9, 1e11), (1e-6, 0.0), (3.0, 1e4)])
+def test_units_and_offset_do_not_matter(scale, offset):
+    block = observe(noise(4096)).astype(np.float32)
+    expected = cleaned(block)[0]
+    assert np.abs(cleaned((block * scale + offset).astype(np.float32))[0] - expected).max() < 0.05
+
+
+def test_downsample_averages_samples_and_channels():
+    block = np.random.default_rng(0).integers(0, 255, (103, 10), dtype=np.uint8)
+    averaged, frequencies, tsamp = downsample(block, 1500.0 - np.arange(10.0), 1e-4, 4, 3)
+    assert averaged.shape == (25, 3) and averaged.dtype == np.float32 and tsamp == 4e-4
+    np.testing.assert_allclose(frequencies, [1499.0, 1496.0, 1493.0])
+    np.testing.assert_allclose(averaged[2, 1], block[8:12, 3:6].mean(), rtol=1e-6)
+    assert downsample(block, frequencies, 1e-4, 1, 1)[0] is block
+    cleaned_data, good = clean(np.repeat(observe(noise(2048)), 2, axis=0), FREQUENCIES, TSAMP, Cleaning())
+    assert cleaned_data.shape == (256, 4096) and good.any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 100, 255, 256, 257])
+@pytest.mark.parametrize("zero_dm", ["zdot", "zero", None])
+def test_a_short_block_is_cleaned_too(n, zero_dm):
+    data, good = cleaned(observe(noise(n)), zero_dm=zero_dm)
+    assert data.shape == (256, n) and np.isfinite(data).all() and good.dtype == bool
+    assert n < 100 or good.mean() > 0.9
+
+
+def test_a_block_without_a_single_good_channel_is_all_zero():
+    data, good = cleaned(np.full((1000, 256), 7, np.uint8))
+    assert not good.any() and (data == 0).all()

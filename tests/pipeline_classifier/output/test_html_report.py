@@ -1,0 +1,181 @@
+"""The report of a search and the saliency overlay: what is in the page is what was found, and nothing is fetched."""
+
+import csv
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
+from pipeline_classifier.detection.search import load_classifier, open_filterbank, search
+from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.output import html_report as report
+from pipeline_classifier.output.saliency import looks, occlusion
+from pipeline_classifier.run_inference import get_parser, run
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
+from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.cli import InputError
+
+NAME = 'a<script>alert(1)<&">$name$'
+PULSES = [Pulse(0.4, 56.77, 25.0, 1.0), Pulse(1.1, 30.0, 14.0, 2.0), Pulse(1.8, 90.0, 40.0, 3.0)]
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A page whose tags are closed in order: its tables, attributes and text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open, self.tags, self.rows, self.text = [], [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.rows.append([])
+        elif tag == "tr":
+            self.rows[-1].append([])
+        elif tag in ("td", "th"):
+            self.rows[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1][-1] += data
+        if "script" not in self.open and "style" not in self.open:
+            self.text += data
+
+    @property
+    def images(self) -> list[str]:
+        return [attributes["src"] for tag, attributes in self.tags if tag == "img"]
+
+
+def check_nothing_is_fetched(path: Path, page: Page) -> None:
+    links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert links and all(re.match(r"#|data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+$", link) for link in links)
+    rest = re.sub(r'"data:image/[^"]*"', "", path.read_text(encoding="utf-8"))
+    assert "//" not in rest and "url(" not in rest and "@import" not in rest
+    assert re.findall("http[^ ]*", rest) == ['http-equiv="Content-Security-Policy"']
+    assert [tag for tag, _ in page.tags].count("script") == 1
+
+
+@pytest.fixture(scope="module")
+def observation(tmp_path_factory) -> Path:
+    """2.2 s of three known pulses; its names are of the worst kind."""
+    path = tmp_path_factory.mktemp("observation") / f"{NAME}.fil"
+    simulate(path, replace(EFFELSBERG, source_name="</p><b>\x07"), round(2.2 / EFFELSBERG.tsamp), PULSES, Rfi(), seed=5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier(load_pipeline_config(DEFAULT_CONFIG), "cpu")
+
+
+def run_inference(*options: object):
+    return run(get_parser().parse_args([*map(str, options), "--device", "cpu"]))
+
+
+def test_a_page_of_its_own_through_the_command_line(observation, tmp_path):
+    script = Path(DEFAULT_CONFIG).with_name("run_inference.py")
+    options = ["--filterbank", observation, "--output-dir", tmp_path, "--report", "--saliency"]
+    done = subprocess.run([sys.executable, script, *options], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / f"report_{NAME}.html"
+    assert f"written {path}\n" in done.stdout
+    page = Page(path)
+    check_nothing_is_fetched(path, page)
+    with open(tmp_path / f"candidates_{NAME}.csv", newline="") as file:
+        events = list(csv.DictReader(file))
+    head, *rows = page.rows[0]
+    assert len(rows) == len(events) == 3
+    assert len(page.images) == 1 + 3
+    for row, event in zip(rows, events, strict=True):
+        for column, key in enumerate(("time_s", "mjd", "dm_pc_cm3", "snr", "width_ms", "probability"), start=1):
+            decimals = len(row[column].partition(".")[2])
+            assert float(row[column]) == pytest.approx(float(event[key]), abs=0.51 * 10**-decimals), head[column]
+        assert row[7].split("–")[0] == event["first_page"]
+    account = {label: (number, unit) for label, number, unit in page.rows[1]}
+    for line in done.stdout.splitlines():
+        words = line.split()
+        if words[0] in report.ACCOUNT:
+            label, unit = report.ACCOUNT[words[0]]
+            assert float(account[label][0].replace(",", "")) == float(words[1]) and account[label][1] == unit
+    assert f"Single pulses in {NAME}" in page.text and "</p><b>\ufffd" in page.text
+    assert "3 events in 2.2 s" in page.text and "default.pth" in page.text
+    assert f"{EFFELSBERG.tstart:.8f}" in page.text
+
+
+def test_without_pictures_and_without_events(observation, tmp_path):
+    run_inference("--filterbank", observation, "--output-dir", tmp_path, "--report", "--no-plots")
+    page = Page(tmp_path / f"report_{NAME}.html")
+    assert len(page.images) == 1 and len(page.rows[0]) == 1 + 3 and len(page.rows[0][0]) == len(report.COLUMNS)
+    np.save(tmp_path / "noise.npy", np.random.default_rng(1).normal(size=(3, 256, 256)).astype(np.float32))
+    run_inference("--pages", tmp_path / "noise.npy", "--output-dir", tmp_path, "--report", "--threshold", 1)
+    page = Page(tmp_path / "report_noise.html")
+    assert "No event was found." in page.text and "No events in 3 pages" in page.text and len(page.rows) == 1
+    check_nothing_is_fetched(tmp_path / "report_noise.html", page)
+
+
+def test_candidates_without_times_and_more_events_than_pictures(observation, tmp_path, monkeypatch):
+    starts = np.array([round(pulse.time_s / EFFELSBERG.tsamp) - 128 for pulse in PULSES])
+    source = FilterbankPages(observation, 0.5 * np.arange(256), starts=starts)
+    np.save(tmp_path / "batch.npy", np.concatenate([batch.pages for batch in source.batches(64)]))
+    monkeypatch.setattr(report, "MOST_PICTURES", 1)
+    result = run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path, "--report", "--saliency")
+    page = Page(tmp_path / "report_batch.html")
+    assert len(result.events) == 3 and len(list(tmp_path.glob("event_batch_*.png"))) == 3
+    assert [row[1] + row[2] + row[5] for row in page.rows[0][1:]] == [""] * 3, "no times are known"
+    brightest = int(np.argmax([event.snr for event in result.events])) + 1
+    assert [attributes["id"] for tag, attributes in page.tags if attributes.get("class") == "picture"] == [
+        f"p{brightest}"
+    ]
+    assert "Pictures of the 1 brightest events" in page.text
+
+
+def test_the_network_looks_at_the_pulse(observation, classifier):
+    dms, tsamp = 0.5 * np.arange(256), EFFELSBERG.tsamp
+    starts = np.array([round(pulse.time_s / tsamp) - 100 for pulse in PULSES])
+    source = FilterbankPages(observation, dms, starts=starts)
+    pages = np.concatenate([batch.pages for batch in source.batches(64)])
+    for pulse, page in zip(PULSES, pages, strict=True):
+        drop = occlusion(classifier, classifier.images(page[None])[0][0])
+        assert drop.shape == (256, 256) and drop.dtype == np.float32
+        row, column = np.unravel_index(drop.argmax(), drop.shape)
+        assert abs(dms[255 - row] - pulse.dm_pc_cm3) < 12 and abs(column - 100) < 24
+        sky = np.delete(drop, np.s_[max(0, row - 64) : row + 64], axis=0)
+        assert drop.max() > 3 and drop.max() > 2 * np.abs(sky).max()
+        np.testing.assert_array_equal(drop, occlusion(classifier, classifier.images(page[None])[0][0]))
+
+
+def test_a_look_is_at_the_page_that_the_search_classified(observation, classifier):
+    source = open_filterbank(observation, load_pipeline_config(DEFAULT_CONFIG))
+    result = search(source, classifier, 1)
+    found = list(looks(source, result, classifier))
+    assert [number for number, *_ in found] == [1, 2, 3]
+    for _, event, look in found:
+        assert event.first_page <= look.page <= event.last_page
+        image = classifier.images(look.image[None])[0][0]
+        probability = 1 / (1 + np.exp(-float(classifier.network.log_odds(image[None]))))
+        assert probability == pytest.approx(result.probabilities[look.page], abs=1e-6)
+
+
+def test_what_cannot_be_done_is_refused_before_work(tmp_path):
+    for options in (["--report"], ["--saliency"]):
+        with pytest.raises(InputError, match="not for a ring"):
+            run_inference(*options, "--output-dir", tmp_path / "new")
+    with pytest.raises(InputError, match="--no-plots"):
+        run_inference("--filterbank", "none.fil", "--saliency", "--no-plots", "--output-dir", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
