@@ -6,8 +6,8 @@ first channel in the lowest bits of a byte.
 """
 
 import functools
-import os
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.runtime import atomic_writer
 
 MAX_HEADER_BYTES = 65536
 MAX_KEYWORD_BYTES = 80
@@ -326,14 +327,21 @@ def write_header(file: BinaryIO, header: Header) -> None:
 
 
 class FilterbankWriter:
-    """Writes a filterbank block by block; the file appears, complete, when the ``with`` block ends without an error.
+    """Writes a filterbank file block by block, as a context manager.
+
+    The file appears under its name, complete, when the ``with`` block ends without an error (`atomic_writer`).
 
     Parameters
     ----------
-    path
-        Where the file goes; until it is complete it lies beside that, under a temporary name.
-    header
-        Checked, as is the folder of ``path``, before anything is written (InputError).
+    path : str or Path
+        The file to write, in an existing folder.
+    header : Header
+        Its header.
+
+    Raises
+    ------
+    InputError
+        If the folder does not exist or the header has an impossible value; nothing is written then.
     """
 
     def __init__(self, path: str | Path, header: Header):
@@ -341,26 +349,28 @@ class FilterbankWriter:
         self.path, self.header = Path(path), header
         if not self.path.parent.is_dir():
             raise InputError(f"{self.path}: {self.path.parent} is not a folder; valid: a file in a folder that exists")
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Self:
-        self.file = open(self.temporary, "wb")
-        write_header(self.file, self.header)
+        with ExitStack() as stack:
+            self._file = stack.enter_context(atomic_writer(self.path))
+            write_header(self._file, self.header)
+            self._stack = stack.pop_all()
         return self
 
     def write(self, block: np.ndarray) -> None:
-        """Append (m, nchans), or (m, nifs, nchans), of the header's dtype, channels in the *header's* order."""
+        """Append samples.
+
+        Parameters
+        ----------
+        block : (m, nchans) or (m, nifs, nchans) ndarray
+            Of the header's dtype, channels in the order of the *header*.
+        """
         header = self.header
         if block.dtype != header.dtype or block[:1].size not in (0, header.nifs * header.nchans):
             raise ValueError(
                 f"expected {header.dtype} (m, {header.nifs} x {header.nchans}), got {block.dtype} {block.shape}"
             )
-        self.file.write(np.ascontiguousarray(block if header.nbits >= 8 else pack(block, header.nbits)).data)
+        self._file.write(np.ascontiguousarray(block if header.nbits >= 8 else pack(block, header.nbits)).data)
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        try:
-            self.file.close()
-            if error is None:
-                os.replace(self.temporary, self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)

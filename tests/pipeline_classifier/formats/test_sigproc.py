@@ -1,6 +1,7 @@
 """SIGPROC files: what is written is read back, and no file, however damaged, does more than raise InputError."""
 
 import io
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,26 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         file.write(random_samples(HEADER))
         file.write(np.zeros((3, 16), np.float32))
     assert list(tmp_path.iterdir()) == []
+    # A header that cannot be encoded fails after the temporary file is open.
+    with pytest.raises(UnicodeEncodeError), FilterbankWriter(tmp_path / "a.fil", replace(HEADER, source_name="\ud800")):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_gets_its_name_when_it_is_complete_and_on_disk(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.fil", []
+    path.write_bytes(b"old")
+
+    def record_and_sync(descriptor: int, fsync=os.fsync) -> None:
+        synced.append((os.fstat(descriptor).st_size, path.read_bytes()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record_and_sync)
+    with FilterbankWriter(path, HEADER) as file:
+        file.write(random_samples(HEADER))
+        assert path.read_bytes() == b"old"
+    assert synced == [(path.stat().st_size, b"old")]
+    assert Filterbank(path).nsamples == 50 and list(tmp_path.iterdir()) == [path]
 
 
 @real_data
