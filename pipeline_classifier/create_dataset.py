@@ -20,7 +20,6 @@ Written to the output folder (<name>_DM_time_dataset_realbased_...):
 
 import argparse
 import contextlib
-import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.formats.candidate_lists import read_transientx
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS, PageGrid, resize, to_images
 from pipeline_classifier.frontend.sources import FilterbankPages
 from pipeline_classifier.simulation.observation import known_pulses
@@ -136,25 +136,8 @@ def events_from_truth(pulses: list[Pulse], grid: PageGrid) -> KnownEvents:
 def events_from_cands(
     path: Path, grid: PageGrid, pulse_dm: tuple[float, float], artefact_dm: tuple[float, float]
 ) -> KnownEvents:
-    """Candidates of a TransientX list; those in the two DM windows are labelled.
-
-    Columns, tab separated, no header: beam, number, MJD, DM, width (ms), S/N, f_high, f_low, image, x, file.
-    """
-    rows = []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t"), start=1):
-            if not row:
-                continue
-            try:
-                values = [float(value) for value in row[2:6]]
-                if len(values) < 4 or not np.isfinite(values).all():
-                    raise ValueError
-            except ValueError:
-                raise InputError(
-                    f"{path} line {number}: columns 3 to 6 must be MJD, DM, width (ms) and S/N, not {row[2:6]}"
-                ) from None
-            rows.append(values)
-    mjd, dm, width_ms, snr = np.array(rows, dtype=float).reshape(-1, 4).T
+    """Candidates of a TransientX list; those in the two DM windows are labelled."""
+    mjd, dm, width_ms, snr = read_transientx(path)
     is_pulse = (dm >= pulse_dm[0]) & (dm <= pulse_dm[1])
     labelled = is_pulse | ((dm >= artefact_dm[0]) & (dm <= artefact_dm[1]))
     if not labelled.any():
