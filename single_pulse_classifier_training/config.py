@@ -7,7 +7,7 @@ import difflib
 import json
 from inspect import isclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -107,9 +107,14 @@ def load_config(path: str | Path, schema: type[Schema]) -> Schema:
 
     Raises
     ------
-    InputError : no such file, no valid JSON, an unknown or missing key, or a value of the wrong type or range.
+    InputError
+        No such file, no valid JSON, an unknown or missing key, or a value of the wrong type or range.
     """
-    path = Path(path)
+    return check_config(Path(path), read_json(Path(path)), schema)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object of a config file; InputError if there is none."""
     if not path.is_file():
         raise InputError(f"config file {path} does not exist")
     try:
@@ -119,7 +124,12 @@ def load_config(path: str | Path, schema: type[Schema]) -> Schema:
     except UnicodeDecodeError:
         raise InputError(f"{path} is not valid JSON: it is not a text file") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object {{...}}, not a {type(content).__name__}")
+        raise InputError(f"{path} must hold a JSON object {{...}}, got a {type(content).__name__}")
+    return content
+
+
+def check_config(path: Path, content: dict[str, Any], schema: type[Schema]) -> Schema:
+    """Check the content of a config file; InputError with the first error."""
     try:
         config = schema.model_validate(content)
     except ValidationError as error:
