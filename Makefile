@@ -2,11 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-TEST_PACKAGES := 'pytest>=8' 'hypothesis>=6.100' 'keras>=3.5' 'ruff>=0.6' 'mypy>=1.11'
 KERAS_VENV ?= .venv-keras
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate lint test test-slow bench default-model clean
+.PHONY: help simulate lint test test-slow wheel bench default-model clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,22 +15,27 @@ $(VENV)/installed: requirements_pytorch.txt
 	$(VENV)/bin/pip install --quiet -r requirements_pytorch.txt
 	touch $@
 
-$(VENV)/installed-tests: $(VENV)/installed Makefile
-	$(VENV)/bin/pip install --quiet $(TEST_PACKAGES)
+$(VENV)/installed-tests: $(VENV)/installed requirements_test.txt
+	$(VENV)/bin/pip install --quiet -r requirements_test.txt
 	touch $@
 
 simulate: $(VENV)/installed ## simulate an observation and find its pulses; results in simulation_output/
 	$(RUN) pipeline_classifier/run_pipeline_simulation.py --output-dir simulation_output
 
-lint: $(VENV)/installed-tests ## check style and types (ruff, mypy)
+lint: $(VENV)/installed-tests ## check style, format and types (ruff, mypy)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: lint ## check style and types, then run the tests (a few minutes)
+test: lint ## lint, then run the tests (a few minutes)
 	$(RUN) -m pytest
 
-test-slow: lint ## run the long tests too
+test-slow: lint ## lint, then run the tests, long ones included
 	$(RUN) -m pytest -m 'slow or not slow'
+
+wheel: $(VENV)/installed ## build the wheel into dist/
+	rm -rf build # setuptools would pack what an earlier build left there
+	$(VENV)/bin/pip wheel --quiet . --no-deps --wheel-dir dist
 
 $(KERAS_VENV)/bin/python:
 	$(PYTHON) -m venv $(KERAS_VENV)
@@ -49,5 +53,5 @@ bench: $(VENV)/installed $(KERAS_VENV)/bin/python ## measure training and infere
 default-model: $(VENV)/installed ## train the default model again (about two hours, 50 GB in /tmp)
 	$(RUN) pipeline_classifier/make_default_model.py --work-dir /tmp/default_model
 
-clean: ## remove the environments and what make simulate wrote
-	rm -rf $(VENV) .venv-keras simulation_output
+clean: ## remove the environments, the output of make simulate and build files
+	rm -rf $(VENV) .venv-keras simulation_output build dist *.egg-info
