@@ -21,20 +21,19 @@ from pipeline_classifier.evaluation.recovery import (
     without_known,
 )
 from pipeline_classifier.events import Event
-from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
+from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend.pages import PageGrid
-from pipeline_classifier.simulation.injection import inject
 from pipeline_classifier.simulation.interference import Rfi, random_rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, read_truth, simulate
-from pipeline_classifier.simulation.pulses import Pulse, best_boxcar, pulse_extent
+from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.cli import InputError
 from tests.command_line import run_here
+from tests.pipeline_classifier.simulation.samples import noise
 
 GEOMETRY = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=0.5e-3)
 DURATION_S = 20
 NSAMPLES = round(DURATION_S / GEOMETRY.tsamp)
 PULSES = [Pulse(2.0 + 3 * i, 20.0 + 15 * i, 30.0, width) for i, width in enumerate((0.5, 1.5, 3.0, 6.0, 12.0))]
-LONG = 30_000
 
 
 def evaluate(*options: object) -> subprocess.CompletedProcess:
@@ -43,33 +42,6 @@ def evaluate(*options: object) -> subprocess.CompletedProcess:
 
 def evaluate_here(*options: object) -> dict:
     return evaluate_pipeline.run(evaluate_pipeline.get_parser().parse_args([*map(str, options)]))
-
-
-def noise(path: Path, header: Header, nsamples: int = LONG, dead: int | None = None) -> Path:
-    """White noise in all IFs, of another level in every channel; ``dead``: channel of the file that is constant."""
-    rng = np.random.default_rng(1)
-    channels = np.arange(header.nchans)
-    highest = (1 << header.nbits) - 1
-    sigma = {1: 0.6, 2: 0.8, 4: 2.0, 8: 10.0, 16: 900.0, 32: 3e-3}[header.nbits] * (1 + 0.3 * np.cos(channels))
-    mean = highest / 2 if header.nbits < 32 and not header.signed else 0.0
-    samples = rng.standard_normal((nsamples, header.nifs, header.nchans)) * sigma + mean
-    if header.nbits < 32:
-        info = (-(highest + 1) // 2, highest // 2) if header.signed else (0, highest)
-        samples = np.clip(np.rint(samples), *info)
-    if dead is not None:
-        samples[:, :, dead] = 1
-    with FilterbankWriter(path, header) as file:
-        file.write(samples.astype(header.dtype))
-    return path
-
-
-def snr_of(data: np.ndarray, sigma: np.ndarray, pulse: Pulse, header: Header) -> float:
-    """Brute force: every channel in units of its noise, rolled back by its rounded delay, summed; best boxcar."""
-    frequencies = header.frequencies
-    delays = np.rint(4148.808 * pulse.dm_pc_cm3 * (frequencies**-2 - frequencies[0] ** -2) / header.tsamp).astype(int)
-    profile = sum(np.roll(channel / s, -delay) for channel, s, delay in zip(data.T, sigma, delays) if s > 0)
-    begin = round(pulse.time_s / header.tsamp)
-    return best_boxcar(profile[begin - 100 : begin + 100])[0] / np.sqrt(len(sigma))
 
 
 @pytest.fixture(scope="module")
@@ -173,82 +145,6 @@ def test_a_file_that_was_not_made_here_is_not_overwritten(tmp_path):
         evaluate_here("--inject", tmp_path / "mine.fil", "--pulses", 1, "--output-dir", tmp_path, "--keep")
     assert {path.name for path in tmp_path.iterdir()} == {"mine.fil", "mine_injected.fil"}
     assert (tmp_path / "mine_injected.fil").read_bytes() == b"precious"
-
-
-HEADERS = {
-    "8 bit": GEOMETRY,
-    "8 bit, ascending": replace(GEOMETRY, fch1=1215.0, foff=5.0),
-    "8 bit, 2 IFs, signed": replace(GEOMETRY, nifs=2, signed=True),
-    "4 bit": replace(GEOMETRY, nbits=4),
-    "4 bit, ascending": replace(GEOMETRY, nbits=4, fch1=1215.0, foff=5.0),
-    "4 bit, 2 IFs": replace(GEOMETRY, nbits=4, nifs=2),
-    "2 bit": replace(GEOMETRY, nbits=2),
-    "1 bit": replace(GEOMETRY, nbits=1),
-    "16 bit": replace(GEOMETRY, nbits=16),
-    "32 bit": replace(GEOMETRY, nbits=32),
-}
-
-
-@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_an_injected_pulse_has_its_snr_and_the_rest_is_untouched(tmp_path, header):
-    noise(tmp_path / "a.fil", header, dead=7)
-    faint, tolerance = (0.4, 0.12) if header.nbits < 4 else (1, 0.07)  # few bits saturate, and rounding is noise
-    pulses = [Pulse(3.0, 50.0, 30.0 * faint, 4.0), Pulse(7.0, 100.0, 25.0 * faint, 8.0, spectral_index=-2.0)]
-    inject(tmp_path / "a.fil", tmp_path / "b.fil", pulses, seed=0)
-    before, after = Filterbank(tmp_path / "a.fil"), Filterbank(tmp_path / "b.fil")
-    assert before.header == after.header and after.nsamples == LONG
-    old, new = before.read(0, LONG).astype(float), after.read(0, LONG).astype(float)
-    sigma = old.std(axis=0)
-    living = sigma > 0
-    assert living.sum() == 63 and np.array_equal(old[:, ~living], new[:, ~living])
-
-    touched = np.zeros(LONG, bool)
-    for pulse in pulses:
-        touched[slice(*pulse_extent(pulse, header.frequencies, header.tsamp))] = True
-        true_snr = pulse.snr * 63 / 64  # one channel is dead
-        assert snr_of(new - old, sigma, pulse, header) == pytest.approx(true_snr, rel=tolerance)
-        assert snr_of(new - old.mean(axis=0), sigma, pulse, header) == pytest.approx(true_snr, abs=3)
-    assert touched.sum() < 2000 and np.array_equal(old[~touched], new[~touched])
-
-
-def test_one_chosen_if_gets_all(tmp_path):
-    header = replace(GEOMETRY, nifs=4, nbits=16)
-    noise(tmp_path / "a.fil", header)
-    pulse = Pulse(3.0, 50.0, 30.0, 4.0)
-    inject(tmp_path / "a.fil", tmp_path / "b.fil", [pulse], seed=0, ifs=2)
-    for number in range(4):
-        old, new = (Filterbank(tmp_path / name, number).read(0, LONG).astype(float) for name in ("a.fil", "b.fil"))
-        if number == 2:
-            assert snr_of(new - old, old.std(axis=0), pulse, header) == pytest.approx(30, rel=0.05)
-        else:
-            assert np.array_equal(old, new)
-
-
-def test_the_signal_follows_the_noise_and_borders_of_blocks_do_not_show(tmp_path, monkeypatch):
-    """Noise that doubles along the file; the pulses lie over the borders of blocks, the last one in a short block."""
-    header = replace(GEOMETRY, nbits=32)
-    rng = np.random.default_rng(0)
-    sigma = np.linspace(2, 4, LONG)[:, None]
-    with FilterbankWriter(tmp_path / "a.fil", header) as file:
-        file.write((rng.standard_normal((LONG, 64)) * sigma).astype(np.float32))
-    monkeypatch.setattr("pipeline_classifier.simulation.injection.BLOCK_VALUES", 64 * 2048)
-    pulses = [Pulse(2048 * 0.5e-3 * n, 50.0, 30.0, 4.0) for n in (1, 5, 9, 14)]
-    inject(tmp_path / "a.fil", tmp_path / "b.fil", pulses, seed=0)
-    added = Filterbank(tmp_path / "b.fil").read(0, LONG) - Filterbank(tmp_path / "a.fil").read(0, LONG)
-    for pulse in pulses:
-        local = np.interp(pulse.time_s / header.tsamp, np.arange(LONG), sigma[:, 0])
-        assert snr_of(added.astype(float), np.full(64, local), pulse, header) == pytest.approx(30, rel=0.06)
-
-
-def test_a_file_without_noise_gets_nothing_and_wild_samples_stay(tmp_path):
-    header = replace(GEOMETRY, nbits=32)
-    data = np.zeros((4096, 64), np.float32)
-    data[:, 1] = np.nan
-    data[:, 2] = np.inf
-    with FilterbankWriter(tmp_path / "a.fil", header) as file:
-        file.write(data)
-    inject(tmp_path / "a.fil", tmp_path / "b.fil", [Pulse(1.0, 50.0, 30.0, 4.0)], seed=0)
-    assert (tmp_path / "b.fil").read_bytes() == (tmp_path / "a.fil").read_bytes()
 
 
 def event(time_s: float, dm: float, snr: float) -> Event:
