@@ -1,1 +1,1 @@
-"""Files on disk: filterbanks and candidate lists, told by their content."""
+"""File formats: SIGPROC filterbanks and candidate lists."""

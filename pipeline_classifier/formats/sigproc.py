@@ -1,8 +1,8 @@
-"""SIGPROC filterbank files: the header parsed keyword by keyword, samples read and written block by block.
+"""SIGPROC filterbank files: headers, and samples read and written block by block.
 
 The format is described in D. Lorimer's SIGPROC manual: a header of length-prefixed keywords, each followed by its
-value in little-endian order, then the samples as (time, IF, channel). Samples of 1, 2 and 4 bits are packed with the
-first channel in the lowest bits of a byte.
+value in little-endian byte order, then the samples in the order (time, IF, channel). Samples of 1, 2 and 4 bits are
+packed with the first channel in the lowest bits of a byte.
 """
 
 import functools
@@ -17,8 +17,8 @@ import numpy as np
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
-MAX_HEADER_BYTES = 65536
-MAX_KEYWORD_BYTES = 80
+MAX_HEADER_BYTES = 65536  # real headers have some hundreds of bytes; this limits what is read of any other file
+MAX_KEYWORD_BYTES = 80  # the limit of SIGPROC's own reader
 NBITS = (1, 2, 4, 8, 16, 32)
 
 INT, DOUBLE, CHAR, STRING = "<i", "<d", "<b", "string"
@@ -55,11 +55,26 @@ REQUIRED = ("nchans", "nbits", "tsamp", "fch1", "foff")
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a filterbank file says, keyword by keyword.
+    """Header of a filterbank file; fields have the names of SIGPROC's keywords.
 
-    ``tsamp`` is in s; ``fch1`` (centre of the first channel in the file) and ``foff`` (step to the next one, negative
-    when the band descends) in MHz; ``tstart`` is the MJD of the first sample; ``src_raj`` and ``src_dej`` are
-    SIGPROC's hhmmss.s and ddmmss.s; ``header_bytes`` is the length of the header that was read.
+    Attributes
+    ----------
+    nchans, nbits, nifs : int
+        Number of channels, bits per sample, and number of IFs (polarisations or Stokes parameters).
+    tsamp : float
+        Sampling time in seconds.
+    fch1, foff : float
+        Centre of the first channel in the file, and step to the next one (negative if the band descends), in MHz.
+    tstart : float
+        MJD of the first sample; 0 if unknown.
+    signed : bool
+        Whether integer samples have a sign.
+    src_raj, src_dej : float
+        Position as hhmmss.s and ddmmss.s.
+    az_start, za_start : float
+        Azimuth and zenith angle in degrees.
+    header_bytes : int
+        Length of the header as read from a file.
     """
 
     nchans: int
@@ -85,7 +100,7 @@ class Header:
 
     @property
     def frequencies(self) -> np.ndarray:
-        """Channel centres in MHz, float64 (nchans,), highest first whatever the order in the file."""
+        """Channel centres in MHz, float64 (nchans,), highest first regardless of the order in the file."""
         return np.sort(self.fch1 + self.foff * np.arange(self.nchans))[::-1].copy()
 
     @property
@@ -95,44 +110,47 @@ class Header:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Bytes of one time sample: all IFs and channels."""
+        """Bytes of one time sample with all its IFs and channels."""
         return self.nifs * self.nchans * self.nbits // 8
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of one unpacked sample: uint8 up to 8 bits, uint16 or float32; int8 and int16 where signed.
+        """Type of an unpacked sample: uint8 (1 to 8 bits), uint16 or float32; int8 and int16 if signed.
 
-        Signed samples are in two's complement, of 2 and 4 bits too; a single bit has no sign.
+        Signed samples are in two's complement, also those of 2 and 4 bits; a single bit has no sign.
         """
         kind = {16: "<u2", 32: "<f4"}.get(self.nbits, "u1")
         return np.dtype(kind.replace("u", "i") if self.signed and self.nbits > 1 else kind)
 
     @property
     def sample_range(self) -> tuple[int, int]:
-        """Least and largest value of an integer sample."""
+        """Lowest and highest possible value of an integer sample."""
         lowest = -(1 << self.nbits - 1) if self.dtype.kind == "i" else 0
         return lowest, lowest + (1 << self.nbits) - 1
 
     def check(self, name: str | Path) -> None:
-        """Raise InputError, naming the file, for the first value that no real observation has."""
+        """Raise InputError, naming the file, for the first impossible value.
+
+        The limits are far outside those of real telescopes; only damaged headers exceed them.
+        """
         lowest, highest = sorted((self.fch1, self.fch1 + self.foff * (self.nchans - 1)))
-        for good, keyword, valid in (
-            (1 <= self.nchans <= 65536, "nchans", "1 to 65536"),
-            (self.nbits in NBITS, "nbits", ", ".join(map(str, NBITS))),
-            (1 <= self.nifs <= 4, "nifs", "1 to 4"),
-            (1e-9 <= self.tsamp < 10, "tsamp", "1e-9 to 10 seconds"),
-            (1e-3 <= self.fch1 <= 1e7, "fch1", "1e-3 to 1e7 MHz"),
-            (1e-6 <= abs(self.foff) <= 1e6, "foff", "1e-6 to 1e6 MHz, or its negative"),
-            (lowest >= 1e-3 and highest <= 1e7, "foff", "one that keeps every channel within 1e-3 to 1e7 MHz"),
-            (0 <= self.tstart <= 1e6, "tstart", "an MJD from 0 to 1e6"),
-            (self.nifs * self.nchans * self.nbits % 8 == 0, "nchans", "one whose samples fill whole bytes"),
+        for good, keyword, requirement in (
+            (1 <= self.nchans <= 65536, "nchans", "be from 1 to 65536"),
+            (self.nbits in NBITS, "nbits", "be 1, 2, 4, 8, 16 or 32"),
+            (1 <= self.nifs <= 4, "nifs", "be from 1 to 4"),
+            (1e-9 <= self.tsamp < 10, "tsamp", "be from 1e-9 to 10 seconds"),
+            (1e-3 <= self.fch1 <= 1e7, "fch1", "be from 1e-3 to 1e7 MHz"),
+            (1e-6 <= abs(self.foff) <= 1e6, "foff", "be from 1e-6 to 1e6 MHz in absolute value"),
+            (lowest >= 1e-3 and highest <= 1e7, "foff", "keep every channel within 1e-3 to 1e7 MHz"),
+            (0 <= self.tstart <= 1e6, "tstart", "be an MJD from 0 to 1e6"),
+            (self.nifs * self.nchans * self.nbits % 8 == 0, "nchans", "let each time sample fill whole bytes"),
         ):
             if not good:
-                raise InputError(f"{name}: {keyword} in the header is {getattr(self, keyword)!r}; valid: {valid}")
+                raise InputError(f"{name}: {keyword} must {requirement}, got {getattr(self, keyword)!r}")
 
 
 class _HeaderReader:
-    """Takes values off the front of a header, never beyond its end."""
+    """Reads the values of a header one after the other, never beyond its end."""
 
     def __init__(self, head: bytes, path: Path):
         self.head, self.path, self.position = head, path, 0
@@ -142,8 +160,7 @@ class _HeaderReader:
             length = self.value(INT, keyword)
             if not 0 <= length <= MAX_HEADER_BYTES:
                 raise InputError(
-                    f"{self.path}: the header gives {keyword} a length of {length} bytes; valid: "
-                    f"0 to {MAX_HEADER_BYTES}"
+                    f"{self.path}: length of {keyword} must be from 0 to {MAX_HEADER_BYTES} bytes, got {length}"
                 )
             return self._take(length, keyword).decode("utf-8", errors="replace").rstrip("\0")
         return struct.unpack(kind, self._take(struct.calcsize(kind), keyword))[0]
@@ -153,8 +170,8 @@ class _HeaderReader:
         length = self.value(INT, "the next keyword")
         if not 1 <= length <= MAX_KEYWORD_BYTES:
             raise InputError(
-                f"{self.path}: the header has a keyword of {length} bytes at byte {start}; valid: 1 to "
-                f"{MAX_KEYWORD_BYTES}"
+                f"{self.path}: length of the keyword at byte {start} must be from 1 to {MAX_KEYWORD_BYTES} bytes, "
+                f"got {length}"
             )
         return self._take(length, "the next keyword").decode("ascii", errors="replace")
 
@@ -162,38 +179,39 @@ class _HeaderReader:
         piece = self.head[self.position : self.position + length]
         if len(piece) < length:
             raise InputError(
-                f"{self.path}: the header ends at byte {len(self.head)}, inside {what}; valid: a header "
-                f"that closes with HEADER_END within {MAX_HEADER_BYTES} bytes"
+                f"{self.path}: header must end with HEADER_END within {MAX_HEADER_BYTES} bytes, "
+                f"got {len(self.head)} bytes, cut off inside {what}"
             )
         self.position += length
         return piece
 
 
 def read_header(path: str | Path) -> Header:
-    """Parse and check the header of a SIGPROC file.
+    """Read and check the header of a SIGPROC file.
 
     Raises
     ------
     InputError
-        No such file, not a filterbank, a header that is cut off, an unknown keyword, or an impossible value.
+        If the file does not exist, is not a filterbank, or if its header is cut off or has an unknown keyword or an
+        impossible value.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; valid: a SIGPROC filterbank (.fil)")
+        raise InputError(f"{path}: no such file")
     with open(path, "rb") as file:
         head = file.read(MAX_HEADER_BYTES)
     if not head.startswith(b"\x0c\0\0\0HEADER_START"):
-        raise InputError(f"{path}: does not begin with HEADER_START; valid: a SIGPROC filterbank (.fil)")
+        raise InputError(f"{path}: a SIGPROC filterbank must begin with HEADER_START, got {head[:16]!r}")
 
     reader = _HeaderReader(head, path)
     reader.keyword()
     values: dict[str, Any] = {}
     while (keyword := reader.keyword()) != "HEADER_END":
         if keyword not in KEYWORDS:
-            raise InputError(f"{path}: unknown keyword {keyword!r} in the header; valid: {', '.join(sorted(KEYWORDS))}")
+            raise InputError(f"{path}: header keyword must be one of {', '.join(sorted(KEYWORDS))}, got {keyword!r}")
         values[keyword] = reader.value(KEYWORDS[keyword], keyword)
     if missing := [keyword for keyword in REQUIRED if keyword not in values]:
-        raise InputError(f"{path}: the header lacks {', '.join(missing)}; required: {', '.join(REQUIRED)}")
+        raise InputError(f"{path}: header must contain {', '.join(REQUIRED)}, but lacks {', '.join(missing)}")
 
     known = {f.name for f in fields(Header)}
     values["signed"] = bool(values.get("signed", 0))
@@ -203,41 +221,43 @@ def read_header(path: str | Path) -> Header:
 
 
 class Filterbank:
-    """A filterbank file, read block by block in descending order of frequency.
+    """A filterbank file, read block by block with the channels in descending order of frequency.
 
     Parameters
     ----------
-    path
+    path : str or Path
         The SIGPROC file.
-    ifs
-        What becomes of several IFs: ``"sum"`` adds them all (right for two polarisations), a number picks one
-        (right for Stokes parameters: 0 is the intensity).
+    ifs : int or "sum"
+        How several IFs are combined: ``"sum"`` adds them (for two polarisations), a number selects one of them (for
+        Stokes parameters, where 0 is the intensity).
 
     Attributes
     ----------
-    nsamples
-        Whole time samples in the file; the header's own count is not trusted.
-    bytes_left_over
-        Bytes after the last whole sample, of a file that was cut off; they are not read.
+    nsamples : int
+        Number of whole time samples, computed from the size of the file; the header's ``nsamples`` is ignored.
+    bytes_left_over : int
+        Bytes after the last whole sample, present if the file was cut off; they are not read.
+    frequencies : (nchans,) ndarray of float64
+        Channel centres in MHz, descending.
 
     Raises
     ------
     InputError
-        As `read_header`; also when the file holds no whole sample or lacks the chosen IF.
+        As in `read_header`; also if the file holds no whole sample or does not have the selected IF.
     """
 
     def __init__(self, path: str | Path, ifs: int | str = "sum"):
         self.path = Path(path)
         self.header = read_header(path)
         if ifs != "sum" and ifs not in range(self.header.nifs):
-            raise InputError(f"{self.path}: ifs is {ifs!r}; valid: 'sum', or 0 to {self.header.nifs - 1}")
+            raise InputError(f"{self.path}: ifs must be 'sum' or from 0 to {self.header.nifs - 1}, got {ifs!r}")
         self.ifs = ifs
         data_bytes = self.path.stat().st_size - self.header.header_bytes
         self.nsamples, self.bytes_left_over = divmod(data_bytes, self.header.bytes_per_sample)
         if self.nsamples == 0:
             raise InputError(
-                f"{self.path}: holds {data_bytes} bytes after the header; valid: at least one sample of "
-                f"{self.header.bytes_per_sample} bytes"
+                f"{self.path}: header must be followed by at least one sample of {self.header.bytes_per_sample} "
+                f"bytes, got {data_bytes} bytes"
             )
         self.nchans = self.header.nchans
         self.tsamp = self.header.tsamp
@@ -249,13 +269,13 @@ class Filterbank:
         return self.nsamples * self.tsamp
 
     def read(self, start: int, n: int) -> np.ndarray:
-        """Samples ``start`` to ``start + n``, or to the end of the file if that comes first.
+        """Read samples ``start`` to ``start + n``, or to the end of the file if that comes first.
 
         Returns
         -------
-        numpy.ndarray
-            (m, nchans), C order, column 0 = highest frequency, newly allocated. uint8 up to 8 bits, uint16, float32,
-            or int8 and int16 where the header says signed; summed IFs are uint16 up to 8 bits, int32, or float32.
+        samples : (m, nchans) ndarray
+            Newly allocated, in C order, column 0 = highest frequency. A single IF has the header's dtype; the sum of
+            several is uint16 for uint8 samples, float32 for float32, and int32 otherwise.
         """
         if start < 0 or n < 0:
             raise ValueError(f"start and n must not be negative, got {start} and {n}")
@@ -264,12 +284,12 @@ class Filterbank:
         m = min(n, self.nsamples - start)
         storage = header.dtype if header.nbits >= 8 else np.dtype(np.uint8)
         count = m * header.bytes_per_sample // storage.itemsize
-        # A plain read and no memory map: mapped pages count as this process's memory, as long as the whole file.
+        # Not a memory map, whose pages would count as resident memory, in the end the whole file.
         raw = np.fromfile(self.path, storage, count, offset=header.header_bytes + start * header.bytes_per_sample)
         if raw.size < count:
             raise InputError(
-                f"{self.path}: became shorter while it was read, to {raw.size} of {count} values at "
-                f"sample {start}; valid: a file that is complete"
+                f"{self.path}: file must not become shorter while it is read, got {raw.size} of {count} values "
+                f"from sample {start} on"
             )
         samples = raw if header.nbits >= 8 else unpack(raw, header.nbits, header.dtype.kind == "i")
         samples = samples.reshape(m, header.nifs, header.nchans)
@@ -280,13 +300,13 @@ class Filterbank:
         else:
             wide = np.float32 if header.nbits == 32 else np.uint16 if header.dtype == np.uint8 else np.int32
             samples = samples.sum(axis=1, dtype=wide)
-        # A copy, as a reversed array of one channel passes for contiguous, with a negative stride that torch refuses.
+        # ascontiguousarray would not copy a reversed array of one channel, whose negative stride torch rejects.
         return samples[:, ::-1].copy() if header.ascending else np.ascontiguousarray(samples)
 
 
 @functools.cache
 def _unpacking_table(nbits: int, signed: bool) -> np.ndarray:
-    """The 8 / nbits samples of each byte, as one unsigned integer of that many bytes: shape (256,)."""
+    """The samples in each possible byte as one unsigned integer of 8 / nbits bytes, (256,)."""
     shifts = np.arange(0, 8, nbits)
     samples = np.arange(256)[:, None] >> shifts & (1 << nbits) - 1
     sign = 1 << nbits - 1 if signed else 0
@@ -294,12 +314,12 @@ def _unpacking_table(nbits: int, signed: bool) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, nbits: int, signed: bool = False) -> np.ndarray:
-    """Samples of 1, 2 or 4 bits, lowest bits first: uint8 (n,) to uint8, or int8 if signed, (n * 8 / nbits,)."""
+    """Unpack samples of 1, 2 or 4 bits, lowest bits first: uint8 (n,) to uint8 (int8 if signed) (n * 8 / nbits,)."""
     return _unpacking_table(nbits, signed)[packed].view(np.int8 if signed else np.uint8)
 
 
 def pack(samples: np.ndarray, nbits: int) -> np.ndarray:
-    """The reverse of `unpack`, from uint8 or int8. Raises ValueError for a sample that does not fit into nbits."""
+    """Pack uint8 or int8 samples, the inverse of `unpack`; ValueError if a sample does not fit into nbits."""
     lowest = -(1 << nbits - 1) if samples.dtype.kind == "i" else 0
     for extreme in (samples.min(), samples.max()) if samples.size else ():
         if not 0 <= int(extreme) - lowest < 1 << nbits:
@@ -327,9 +347,7 @@ def write_header(file: BinaryIO, header: Header) -> None:
 
 
 class FilterbankWriter:
-    """Writes a filterbank file block by block, as a context manager.
-
-    The file appears under its name, complete, when the ``with`` block ends without an error (`atomic_writer`).
+    """Writes a filterbank file block by block; it appears, complete, when the ``with`` block ends without an error.
 
     Parameters
     ----------
@@ -341,14 +359,14 @@ class FilterbankWriter:
     Raises
     ------
     InputError
-        If the folder does not exist or the header has an impossible value; nothing is written then.
+        If the folder does not exist or the header has an impossible value.
     """
 
     def __init__(self, path: str | Path, header: Header):
         header.check(path)
         self.path, self.header = Path(path), header
         if not self.path.parent.is_dir():
-            raise InputError(f"{self.path}: {self.path.parent} is not a folder; valid: a file in a folder that exists")
+            raise InputError(f"{self.path}: folder must exist, got {self.path.parent}")
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:

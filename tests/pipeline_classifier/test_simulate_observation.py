@@ -55,4 +55,4 @@ def test_a_wrong_option_ends_in_one_sentence(tmp_path, options, named):
 
 def test_a_folder_that_is_not_there(tmp_path):
     done = run_script("absent/a.fil", folder=tmp_path)
-    assert done.returncode == 2 and "absent is not a folder" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "folder must exist, got absent" in done.stderr and "Traceback" not in done.stderr

@@ -122,7 +122,7 @@ def test_an_if_can_be_chosen_and_no_files_are_refused(tmp_path):
     samples = random_samples(header)
     paths = [write(tmp_path / "a.fil", header, samples[:20]), write(tmp_path / "b.fil", header, samples[20:], 20)]
     np.testing.assert_array_equal(JoinedFilterbank(paths, ifs=1).read(15, 10), samples[15:25, 1])
-    with pytest.raises(InputError, match="valid: 'sum', or 0 to 1"):
+    with pytest.raises(InputError, match="ifs must be 'sum' or from 0 to 1, got 2"):
         JoinedFilterbank(paths, ifs=2)
     with pytest.raises(InputError, match="no filterbank"):
         JoinedFilterbank([])
