@@ -1,4 +1,4 @@
-"""The one checkpoint format: a .pth file that describes itself and is read without running code from it."""
+"""The checkpoint format: a .pth file that describes its network and is read without running code from it."""
 
 import os
 import pickle
@@ -14,11 +14,11 @@ from torch import nn
 
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
-from single_pulse_classifier_training.training_models import CLASS_NAMES, build_model
+from single_pulse_classifier_training.training_models import CLASS_NAMES, build_model, current_name
 
-NO_TENSOR = "none (it is missing)"
+NO_TENSOR = "none (no such tensor)"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# What torch.load(weights_only=True) raises on a file that is damaged, foreign or holds code.
+# Raised by torch.load(weights_only=True) on a file that is damaged, has another format or holds code.
 UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -40,20 +40,32 @@ def _library_versions() -> dict[str, str]:
 
 @dataclass
 class Checkpoint:
-    """A network with all that inference needs to know about it.
+    """A network and everything that inference needs to know about it.
 
-    Attributes
+    Parameters
     ----------
-    model : the network, in evaluation mode, on the device that load_checkpoint was given
-    model_name, resolution : what ``build_model`` rebuilds it from
-    class_names : name of class 0, name of class 1
-    normaliser : "minmax", "robust" or "noise", how the pages it was trained on were brought to 0..255
-    dms : DM of each row of the training pages, lowest first, pc cm^-3; None if unknown
-    tsamp_s : sampling time of the training pages, seconds; None if unknown
-    thresholds : [{"threshold": probability, "false_per_hour": measured false pages per hour, "page_s": their length}]
-    threshold : probability of Pulse from which a page counts as one
-    temperature : the logits are divided by it before softmax (Guo et al. 2017, arXiv:1706.04599)
-    metrics, config, versions : measured values, the training config, the versions of the libraries
+    model : nn.Module
+        The network.
+    model_name : str
+    resolution : int
+        Arguments of ``build_model`` that rebuild the network.
+    class_names : list of str
+        Names of the two outputs, in their order.
+    normaliser : {"minmax", "robust", "noise"}
+        How the training images were scaled to 0..255.
+    dms : list of float, optional
+        DM of each row of the training images, lowest first, in pc cm^-3.
+    tsamp_s : float, optional
+        Sampling time of the training images in seconds.
+    thresholds : list of dict
+        ``{"threshold", "false_per_hour", "page_s"}``: a probability, the false pages per hour measured at it, and the
+        length of these pages in seconds.
+    threshold : float
+        Pages with at least this probability are classified as Pulse.
+    temperature : float
+        Divides the logits before softmax (Guo et al. 2017, arXiv:1706.04599).
+    metrics, config, versions : dict
+        Metrics of the training and evaluation, the training config, and the versions of the libraries.
     """
 
     model: nn.Module
@@ -75,14 +87,19 @@ DESCRIPTION_KEYS = tuple(entry.name for entry in fields(Checkpoint) if entry.nam
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, **training_state: Any) -> None:
-    """Write a checkpoint: tensors and Python builtins only, all of it or nothing.
+    """Write a checkpoint atomically, with tensors and Python builtins only.
 
-    ``training_state`` (optimiser state, epoch, ...) is stored under the key "training", which ``load_checkpoint``
-    ignores.
+    Parameters
+    ----------
+    path : str or Path
+    checkpoint : Checkpoint
+    **training_state
+        State of the optimiser, epoch, ...; stored under the key "training", which ``load_checkpoint`` ignores.
 
     Raises
     ------
-    TypeError : a value that ``weights_only=True`` could not read back.
+    TypeError
+        If ``torch.load(weights_only=True)`` could not read a value.
     """
     content = {key: getattr(checkpoint, key) for key in DESCRIPTION_KEYS}
     content["state_dict"] = {
@@ -102,13 +119,22 @@ def load_checkpoint(
 
     Parameters
     ----------
-    path : a .pth file
-    device : where the network goes
-    model_name, resolution : needed for a bare state dict; otherwise they must agree with what the file says
+    path : str or Path
+        A .pth file.
+    device : torch.device or str
+        Device of the returned network.
+    model_name, resolution : str, int, optional
+        Required for a bare state dict. Otherwise they must agree with the file.
+
+    Returns
+    -------
+    checkpoint : Checkpoint
+        With the network in evaluation mode.
 
     Raises
     ------
-    InputError : no such file, a Keras model, an unreadable or unsafe file, or weights that do not fit the network.
+    InputError
+        If the file is missing, a Keras model, unreadable or unsafe, or if its weights do not fit the network.
     """
     path = Path(path)
     return _checkpoint(path, _read(path), device, model_name, resolution)
@@ -119,34 +145,39 @@ def _checkpoint(
 ) -> Checkpoint:
     if "state_dict" not in content:
         if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise InputError(f"{path} is no checkpoint of this project: it has neither a 'state_dict' nor bare weights")
+            raise InputError(f"{path}: a checkpoint must have the key 'state_dict' or be a bare state dict")
         if model_name is None or resolution is None:
-            raise InputError(f"{path} holds bare weights: give the model_name and the resolution they belong to")
+            raise InputError(f"{path}: model_name and resolution must be given for a bare state dict")
         content = {"state_dict": content, "model_name": model_name, "resolution": resolution, "versions": {}}
 
     for key, given in (("model_name", model_name), ("resolution", resolution)):
         if key not in content:
-            raise InputError(f"{path} is no checkpoint of this project: the key {key!r} is missing")
-        if given is not None and given != content[key]:
-            raise InputError(f"{path} was trained with {key} {content[key]!r}, but {given!r} was asked for")
+            raise InputError(f"{path}: a checkpoint must have the key {key!r}")
+        if given is not None and _current(given) != _current(content[key]):
+            raise InputError(f"{path}: {key} must be {given!r}, got {content[key]!r}")
 
     model = _build_with_weights(path, content["model_name"], content["resolution"], content["state_dict"])
     description = {key: content[key] for key in DESCRIPTION_KEYS if key in content}
     return Checkpoint(model=model.to(device).eval(), **description)
 
 
+def _current(value: Any) -> Any:
+    return current_name(value) if isinstance(value, str) else value
+
+
 def load_training_state(path: str | Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """Read a checkpoint (on the CPU) and the ``training_state`` that it was saved with.
+    """Read a checkpoint on the CPU, and the ``training_state`` that was saved with it.
 
     Raises
     ------
-    InputError : as ``load_checkpoint``, or a file without a training state.
+    InputError
+        As ``load_checkpoint``, or if the file has no training state.
     """
     path = Path(path)
     content = _read(path)
     checkpoint = _checkpoint(path, content, "cpu", None, None)
     if not isinstance(content.get("training"), dict):
-        raise InputError(f"{path} holds no state of a training: only last.pth does")
+        raise InputError(f"{path}: a checkpoint to resume from must hold a training state, as last.pth does")
     return checkpoint, content["training"]
 
 
@@ -156,22 +187,25 @@ def _read(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         is_hdf5 = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
     if is_hdf5 or path.suffix.lower() in (".h5", ".hdf5", ".keras"):
-        raise InputError(f"{path} is a Keras model; convert it with `python convert_to_pytorch.py {path}`")
+        raise InputError(f"{path} is a Keras model: convert it with `python convert_to_pytorch.py {path}`")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE:
-        raise InputError(f"{path} is refused: it is damaged, no PyTorch checkpoint, or holds code to run") from None
+        raise InputError(f"{path} cannot be read: it is damaged, not a PyTorch file, or holds code") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} is no checkpoint of this project: it holds a {type(content).__name__}")
+        raise InputError(f"{path}: a checkpoint must be a dictionary, got {type(content).__name__}")
     return content
 
 
 def _build_with_weights(path: Path, model_name: str, resolution: int, state_dict: dict[str, torch.Tensor]) -> nn.Module:
     if not isinstance(model_name, str) or not isinstance(resolution, int) or not isinstance(state_dict, dict):
-        raise InputError(f"{path} is no checkpoint of this project: its model_name, resolution or weights are none")
-    # On the meta device the network costs neither memory nor time until its weights are put in.
+        raise InputError(
+            f"{path}: model_name, resolution and state_dict must be str, int and dict, got "
+            f"{type(model_name).__name__}, {type(resolution).__name__} and {type(state_dict).__name__}"
+        )
+    # On the meta device, a network takes no memory and no time until its weights are assigned.
     with torch.device("meta"):
         model = build_model(model_name, resolution)
     expected = model.state_dict()
@@ -179,8 +213,7 @@ def _build_with_weights(path: Path, model_name: str, resolution: int, state_dict
         found, wanted = _shape(state_dict.get(name)), _shape(expected.get(name))
         if found != wanted or wanted == NO_TENSOR:
             raise InputError(
-                f"{path} does not fit {model_name} at {resolution}: "
-                f"tensor {name!r} has shape {found} in the file and {wanted} in the network"
+                f"{path}: the shape of tensor {name!r} must be {wanted} for {model_name} at {resolution}, got {found}"
             )
     model.load_state_dict(state_dict, assign=True)
     return model.float()
@@ -191,7 +224,7 @@ def _shape(tensor: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same value in tensors and builtins, which are all that ``weights_only=True`` reads."""
+    """Convert a value to tensors and builtins, the only types that ``weights_only=True`` reads."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

@@ -1,8 +1,8 @@
-"""The networks: DM-time image in, two raw logits (Artefact, Pulse) out.
+"""Networks that map a DM-time image to two logits, Artefact and Pulse.
 
-Every network takes float images of shape (N, 1, resolution, resolution) with the raw values 0..255 of a normalised page
-(any scaling is inside the network) and returns logits of shape (N, 2). There is no softmax: ``CrossEntropyLoss`` wants
-logits, and inference applies its temperature to them.
+Every network takes float images of shape (N, 1, resolution, resolution) with the values 0..255 of a normalised page
+(any scaling is inside the network) and returns logits of shape (N, 2), without softmax: ``CrossEntropyLoss`` expects
+logits, and inference divides them by its temperature.
 
 Build one by name: ``build_model("DM_time_small_residual", 256)``.
 """
@@ -14,114 +14,31 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.cpu_kernels import convolve, pool_relu
 
 N_CLASSES = 2
 CLASS_NAMES = ["Artefact", "Pulse"]
 RESOLUTIONS = (256, 128, 64, 32)
 
-# resolution: (channels of the 5x5 convolutions, width of the dense layer)
+# The original's networks; resolution: (channels of the 5x5 convolutions, width of the dense layer)
 LAYERS_241002_1 = {256: ((16,), 256), 128: ((8,), 128), 64: ((8,), 256), 32: ((16,), 256)}
 LAYERS_241002_2 = {256: ((16, 16), 512), 128: ((16, 16), 128), 64: ((16, 16), 128), 32: ((16, 16), 512)}
 LAYERS_241002_3 = {256: ((8, 8, 12), 256), 128: ((8, 12, 12), 256), 64: ((8, 12, 8), 512), 32: ((8, 12, 12), 512)}
 
-# On a CPU: float32 values in a vector register, and the width from which computing pixels in pairs pays (measured)
-VECTOR_LENGTH = 16
-WIDE_ENOUGH_FOR_PAIRS = 100
-
-# DM_time_small_residual: channels of the stem and of the three stages
+# DM_time_small_residual: channels of the stem and of the three stages. Chosen by hand; not tuned on data.
 SMALL_RESIDUAL_CHANNELS = (24, 32, 48, 64)
 
 
 def _flattened_size(resolution: int, channels: tuple[int, ...]) -> int:
-    """Values left after valid 5x5 convolutions with a 2x2 max-pool between every two of them."""
+    """Number of values after valid 5x5 convolutions with a 2x2 max-pool between consecutive ones."""
     side = resolution - 4
     for _ in channels[1:]:
         side = side // 2 - 4
     return channels[-1] * side * side
-
-
-def _convolve(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """A valid 5x5 convolution; with few channels, two neighbouring pixels of a row are computed as one.
-
-    In memory (N, H, W, C), an image of W pixels with C channels is also one of W/2 pixels with 2C channels. With ``q``
-    and ``p`` the parity of the output and input columns, the same convolution of those *pairs* has the 5x3 kernel
-
-        K[q, o, p, i, y, x] = k[o, i, y, 2x + p - q]    (zero outside 0 <= 2x + p - q < 5)
-
-    (the polyphase form of a filter: Vaidyanathan 1990, Proc. IEEE 78, 56). Nothing is moved, and 8 channels fill a
-    vector register of 16 values: a fifth more multiplications, in half the time. The terms are those of the plain form.
-    """
-    n, channels, height, width = x.shape
-    # A small image is over before the larger kernel is built.
-    if convolution.out_channels >= VECTOR_LENGTH or width < WIDE_ENOUGH_FOR_PAIRS or x.device.type != "cpu":
-        return convolution(x)
-    assert convolution.bias is not None
-    kernel = torch.stack((F.pad(convolution.weight, (0, 1)), F.pad(convolution.weight, (1, 0))))
-    kernel = kernel.unflatten(-1, (3, 2)).permute(0, 1, 5, 2, 3, 4).flatten(0, 1).flatten(1, 2)
-    pairs = x.permute(0, 2, 3, 1).reshape(n, height, width // 2, 2 * channels).permute(0, 3, 1, 2)
-    y = F.conv2d(pairs, kernel.contiguous(memory_format=torch.channels_last), convolution.bias.repeat(2))
-    return y.permute(0, 2, 3, 1).reshape(n, height - 4, width - 4, convolution.out_channels).permute(0, 3, 1, 2)
-
-
-def _pool_relu(x: torch.Tensor) -> torch.Tensor:
-    """2x2 max-pool and ReLU. ReLU is monotonic: pooling first gives the same at a quarter of the ReLU's work.
-
-    ``max_pool2d`` notes the place of every maximum as an int64, channel by channel: with few channels on a CPU the
-    maxima of strided views take a fifth of its time. In float32 training the tensors that the views need for the way
-    back do not fit in the cache, and ``max_pool2d`` wins.
-    """
-    if x.device.type != "cpu" or x.requires_grad and x.dtype == torch.float32:
-        return F.relu(F.max_pool2d(x, 2))
-    return _PoolReLU.apply(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-
-
-class _PoolReLU(torch.autograd.Function):
-    """2x2 max-pool and ReLU of (N, H, W, C), H and W even; of equal values the lower and right one is the maximum."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        rows = torch.maximum(x[:, 0::2], x[:, 1::2])
-        if not ctx.needs_input_grad[0]:
-            return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2]).relu_()
-        left, right = _split_columns(rows)
-        pooled = torch.maximum(left, right).relu_()
-        ctx.save_for_backward(x, left, right, pooled)
-        return pooled
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        x, left, right, pooled = ctx.saved_tensors
-        # where_positive(g, d): g where d > 0, else 0
-        where_positive = partial(torch.ops.aten.threshold_backward, threshold=0)
-        gradient = where_positive(gradient, pooled)
-        to_left = where_positive(gradient, left - right)
-        to_rows = _join_columns(to_left, gradient - to_left)
-        result = torch.empty_like(x)
-        result[:, 0::2] = where_positive(to_rows, x[:, 0::2] - x[:, 1::2])
-        torch.sub(to_rows, result[:, 0::2], out=result[:, 1::2])
-        return result
-
-
-def _as_wide_words(x: torch.Tensor) -> torch.Tensor:
-    # Pixels of few channels are copied several times faster as words of 8 or 16 bytes.
-    pixel_bytes = x.shape[-1] * x.element_size()
-    return x.view(torch.complex128 if pixel_bytes % 16 == 0 else torch.int64)
-
-
-def _split_columns(x: torch.Tensor) -> list[torch.Tensor]:
-    """Even and odd columns of (N, H, W, C)."""
-    words = _as_wide_words(x)
-    return [words[:, :, parity::2].contiguous().view(x.dtype) for parity in (0, 1)]
-
-
-def _join_columns(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
-    return torch.stack((_as_wide_words(even), _as_wide_words(odd)), dim=3).flatten(2, 3).view(even.dtype)
 
 
 class DMTimeBinaryClassificator241002_1(nn.Module):
@@ -135,13 +52,13 @@ class DMTimeBinaryClassificator241002_1(nn.Module):
         self.fc2 = nn.Linear(dense_width, N_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = F.relu(_convolve(self.conv1, images))
+        x = F.relu(convolve(self.conv1, images))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc2(x)
 
 
 class DMTimeBinaryClassificator241002_2(nn.Module):
-    """Two 5x5 convolutions with a pooling between them, and a dense layer."""
+    """Two 5x5 convolutions with a max-pool between them, and a dense layer."""
 
     def __init__(self, resolution: int):
         super().__init__()
@@ -152,19 +69,21 @@ class DMTimeBinaryClassificator241002_2(nn.Module):
         self.fc2 = nn.Linear(dense_width, N_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = _pool_relu(_convolve(self.conv1, images))
-        x = F.relu(_convolve(self.conv2, x))
+        x = pool_relu(convolve(self.conv1, images))
+        x = F.relu(convolve(self.conv2, x))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc2(x)
 
 
 class DMTimeBinaryClassificator241002_3(nn.Module):
-    """Three 5x5 convolutions with poolings between them, and a dense layer; dropout only in the ``_dropout`` variant.
+    """Three 5x5 convolutions with max-pools between them, and a dense layer; only the ``_dropout`` variant has dropout.
 
     Parameters
     ----------
-    resolution : 256, 128, 64 or 32
-    dropout_features, dropout_dense : probability that a feature map, or a value of the dense layer, is set to zero.
+    resolution : int
+        256, 128, 64 or 32.
+    dropout_features, dropout_dense : float
+        Probability that a feature map, or a value of the dense layer, is set to zero during training.
     """
 
     def __init__(self, resolution: int, dropout_features: float = 0.0, dropout_dense: float = 0.0):
@@ -179,15 +98,15 @@ class DMTimeBinaryClassificator241002_3(nn.Module):
         self.fc2 = nn.Linear(dense_width, N_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = _pool_relu(_convolve(self.conv1, images))
-        x = _pool_relu(_convolve(self.conv2, x))
-        x = self.dropout_features(F.relu(_convolve(self.conv3, x)))
+        x = pool_relu(convolve(self.conv1, images))
+        x = pool_relu(convolve(self.conv2, x))
+        x = self.dropout_features(F.relu(convolve(self.conv3, x)))
         x = self.dropout_dense(F.relu(self.fc1(x.flatten(1))))
         return self.fc2(x)
 
 
 class DMTimeBinaryClassificator241002_3_GAP(nn.Module):
-    """The convolutions of ``241002_3``, global average pooling, and the output layer (4,254 parameters at 256)."""
+    """Convolutions of ``241002_3``, global average pooling, and an output layer (4,254 parameters at 256)."""
 
     def __init__(self, resolution: int):
         super().__init__()
@@ -198,14 +117,14 @@ class DMTimeBinaryClassificator241002_3_GAP(nn.Module):
         self.fc2 = nn.Linear(channels[2], N_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = _pool_relu(_convolve(self.conv1, images))
-        x = _pool_relu(_convolve(self.conv2, x))
-        x = F.relu(_convolve(self.conv3, x))
+        x = pool_relu(convolve(self.conv1, images))
+        x = pool_relu(convolve(self.conv2, x))
+        x = F.relu(convolve(self.conv3, x))
         return self.fc2(x.mean(dim=(2, 3)))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2016, arXiv:1512.03385, the basic block)."""
+    """Two 3x3 convolutions with a shortcut (basic block of He et al. 2016, arXiv:1512.03385)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -220,16 +139,20 @@ class ResidualBlock(nn.Module):
 
 
 class DMTimeSmallResidual(nn.Module):
-    """Residual network with a coarse stem: a sixtieth of ``241002_3``'s weights, and a fifth of its time on a CPU.
+    """Residual network with a coarse stem: 1/60 of the weights of ``241002_3`` and less than half its time on a CPU.
 
-    A weak pulse is local, and the mean over the page dilutes it: the output layer sees the maximum as well.
+    A weak pulse is local, and the mean over the page dilutes it: the output layer takes the maximum as well.
 
     Parameters
     ----------
-    channels : of the stem and of every stage after it, each at half the size of the one before
-    kernel, stride : of the stem
-    plain : stages, the first ones, that have no residual block: at their size it would take most of the time
-    dropout : before the output layer
+    channels : tuple of int
+        Channels of the stem and of each stage; each stage halves the height and width.
+    kernel, stride : int
+        Kernel size and stride of the stem.
+    plain : int
+        Number of first stages without a residual block, which would take most of the time at their size.
+    dropout : float
+        Dropout probability before the output layer.
     """
 
     def __init__(
@@ -253,7 +176,7 @@ class DMTimeSmallResidual(nn.Module):
         self.fc = nn.Linear(2 * channels[-1], N_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # The robust and noise normalisers map -5..+20 sigma to 0..255: back to units of the noise.
+        # The robust and noise normalisers map -5..+20 sigma to 0..255; this returns to units of sigma.
         x = (images - 51.0) / 10.2
         x = self.stages(self.stem(x))
         x = torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
@@ -261,7 +184,7 @@ class DMTimeSmallResidual(nn.Module):
 
 
 class ScaledTo01(nn.Module):
-    """A network that wants its input in 0..1."""
+    """Divide the input by 255 for a network that expects values 0..1."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -296,14 +219,21 @@ models_htable: dict[str, Callable[[int], nn.Module]] = {
     ),
     "DM_time_binary_classificator_241002_3_GAP": DMTimeBinaryClassificator241002_3_GAP,
     "DM_time_small_residual": lambda resolution: DMTimeSmallResidual(),
-    "DM_time_second_look": lambda resolution: DMTimeSmallResidual((24, 48, 96), 5, 2, plain=0, dropout=0.3),
+    "DM_time_candidate_classifier": lambda resolution: DMTimeSmallResidual((24, 48, 96), 5, 2, plain=0, dropout=0.3),
     "resnet18": _resnet18,
     "mobilenet_v3_small": _mobilenet_v3_small,
 }
+# Names in checkpoints and configs of earlier versions
+OLD_NAMES = {"DM_time_second_look": "DM_time_candidate_classifier"}
+
+
+def current_name(model_name: str) -> str:
+    """Return the key of ``models_htable`` for a name that may be an old one."""
+    return OLD_NAMES.get(model_name, model_name)
 
 
 def fuse_for_inference(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, its batch normalisations part of the convolutions before them: the same function."""
+    """Copy a network in evaluation mode, with each batch normalisation merged into the convolution before it."""
     model = copy.deepcopy(model).eval()
     for part in model.modules():
         if isinstance(part, ResidualBlock):
@@ -321,24 +251,28 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
 
 
 def build_model(model_name: str, resolution: int) -> nn.Module:
-    """Build a network with fresh weights.
+    """Build a network with random weights.
 
     Parameters
     ----------
-    model_name : a key of ``models_htable``
-    resolution : side of the image in pixels. The ``241002`` networks exist for 256, 128, 64 and 32; the others, which
-        end in a global pooling, take any multiple of 32.
+    model_name : str
+        A key of ``models_htable``, or an old name.
+    resolution : int
+        Height and width of the images in pixels. The ``241002`` networks exist for 256, 128, 64 and 32; the others,
+        which end in a global pooling, take any multiple of 32.
 
     Raises
     ------
-    InputError : unknown name or resolution; the message lists the valid ones.
+    InputError
+        If the name or the resolution does not exist.
     """
-    if model_name not in models_htable:
-        raise InputError(f"model_name {model_name!r} is unknown: valid are {', '.join(models_htable)}")
-    if "241002" in model_name:
-        valid, is_valid = "256, 128, 64, 32", resolution in RESOLUTIONS
+    name = current_name(model_name)
+    if name not in models_htable:
+        raise InputError(f"model_name must be one of {', '.join(models_htable)}, got {model_name!r}")
+    if "241002" in name:
+        valid, is_valid = "256, 128, 64 or 32", resolution in RESOLUTIONS
     else:
-        valid, is_valid = "multiples of 32", resolution >= 32 and resolution % 32 == 0
+        valid, is_valid = "a multiple of 32", resolution >= 32 and resolution % 32 == 0
     if not is_valid:
-        raise InputError(f"resolution {resolution} does not exist for {model_name}: valid are {valid}")
-    return models_htable[model_name](resolution)
+        raise InputError(f"resolution of {model_name} must be {valid}, got {resolution}")
+    return models_htable[name](resolution)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.training_models import build_model
 
 NAME = "DM_time_small_residual"
+SECOND_LOOK = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "models" / "second_look.pth"
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_bare_weights_load_when_the_caller_names_the_network(checkpoint, tmp_pat
     loaded = load_checkpoint(path, "cpu", model_name=NAME, resolution=32)
     assert torch.equal(loaded.model.fc.weight, checkpoint.model.fc.weight)
     assert (loaded.normaliser, loaded.threshold) == ("minmax", 0.5)
-    with pytest.raises(InputError, match="model_name and the resolution"):
+    with pytest.raises(InputError, match="model_name and resolution must be given"):
         load_checkpoint(path, "cpu")
 
 
@@ -93,8 +95,17 @@ def test_bare_weights_load_when_the_caller_names_the_network(checkpoint, tmp_pat
 def test_contradiction_between_file_and_caller(checkpoint, tmp_path, given):
     save_checkpoint(tmp_path / "a.pth", checkpoint)
     ((key, value),) = given.items()
-    with pytest.raises(InputError, match=rf"was trained with {key} .* but '?{value}'? was asked for"):
+    with pytest.raises(InputError, match=rf"a.pth: {key} must be '?{value}'?, got"):
         load_checkpoint(tmp_path / "a.pth", "cpu", **given)
+
+
+def test_the_shipped_candidate_classifier_loads_by_its_old_and_its_new_name():
+    names = [None, "DM_time_second_look", "DM_time_candidate_classifier"]
+    weights = [load_checkpoint(SECOND_LOOK, "cpu", name).model.state_dict() for name in names]
+    for name, tensor in torch.load(SECOND_LOOK, weights_only=True)["state_dict"].items():
+        assert all(torch.equal(tensor, loaded[name]) for loaded in weights), name
+    with pytest.raises(InputError, match="second_look.pth: model_name must be 'resnet18', got 'DM_time_second_look'"):
+        load_checkpoint(SECOND_LOOK, "cpu", "resnet18")
 
 
 def test_missing_file(tmp_path):
@@ -106,7 +117,7 @@ def test_missing_file(tmp_path):
 def test_keras_models_name_the_converter(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"\x89HDF\r\n\x1a\n" if name == "renamed.pth" else b"anything")
-    with pytest.raises(InputError, match=rf"is a Keras model; convert it with `python convert_to_pytorch.py .*{name}`"):
+    with pytest.raises(InputError, match=rf"is a Keras model: convert it with `python convert_to_pytorch.py .*{name}`"):
         load_checkpoint(path, "cpu")
 
 
@@ -122,7 +133,7 @@ class RunsCode:
 def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path, writer):
     victim, path = tmp_path / "victim", tmp_path / "evil.pth"
     writer({"state_dict": RunsCode(victim), "model_name": NAME, "resolution": 32}, path)
-    with pytest.raises(InputError, match=r"evil\.pth is refused"):
+    with pytest.raises(InputError, match=r"evil\.pth cannot be read"):
         load_checkpoint(path, "cpu")
     assert not victim.exists()
     # The attack is real: the unsafe way of reading runs it.
@@ -163,7 +174,7 @@ def test_weights_of_another_network_name_the_first_tensor_and_both_shapes(checkp
     weights = checkpoint.model.state_dict()
     weights["stem.0.weight"] = torch.zeros(24, 1, 5, 5)
     torch.save(weights, tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"'stem.0.weight' has shape \(24, 1, 5, 5\).*\(24, 1, 8, 8\)"):
+    with pytest.raises(InputError, match=r"'stem.0.weight' must be \(24, 1, 8, 8\) .*, got \(24, 1, 5, 5\)"):
         load_checkpoint(tmp_path / "a.pth", "cpu", NAME, 32)
 
 
@@ -175,12 +186,14 @@ def test_missing_and_extra_tensors_are_named(checkpoint, tmp_path, change):
     else:
         weights["fc.scale"] = torch.ones(2)
     torch.save(weights, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="'fc.bias' .*missing" if change == "missing" else "'fc.scale' .*missing"):
+    with pytest.raises(
+        InputError, match="'fc.bias' .*, got none" if change == "missing" else "'fc.scale' must be none"
+    ):
         load_checkpoint(tmp_path / "a.pth", "cpu", NAME, 32)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"state_dict": {}}, {}])
 def test_foreign_dictionaries_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="is no checkpoint of this project"):
+    with pytest.raises(InputError, match="a.pth: .* must "):
         load_checkpoint(tmp_path / "a.pth", "cpu")

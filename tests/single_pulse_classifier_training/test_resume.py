@@ -172,10 +172,10 @@ def test_resume_refuses_another_training(config):
     last = checkpoints(config("a")) / "last.pth"
     last.write_bytes((last.parent / "best.pth").read_bytes())
     done = train(config("a"), "--resume", returncode=2)
-    assert "holds no state of a training" in done.stderr.splitlines()[-1]
+    assert "must hold a training state" in done.stderr.splitlines()[-1]
     last.write_bytes(last.read_bytes()[:1000])
     done = train(config("a"), "--resume", returncode=2)
-    assert "is refused: it is damaged" in done.stderr.splitlines()[-1]
+    assert "cannot be read: it is damaged" in done.stderr.splitlines()[-1]
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_earlier_checkpoints_intact(config):

@@ -69,7 +69,7 @@ def test_a_training_starts_from_the_weights_it_is_given(training_set):
     before, after = (load_checkpoint(path, "cpu").metrics["val_loss"] for path in (folder / "first.pth", first))
     assert after == pytest.approx(before, rel=1e-3)
     wrong = train(folder, config | {"initial_weights": "first.pth", "model_name": "DM_time_small_residual"})
-    assert wrong.returncode == 2 and "first.pth was trained with model_name" in wrong.stderr
+    assert wrong.returncode == 2 and "first.pth: model_name must be 'DM_time_small_residual', got" in wrong.stderr
 
 
 def test_training_learns_and_leaves_checkpoints_and_plot(training_set):
@@ -139,8 +139,8 @@ def test_training_stops_early(training_set):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_name": "resnet19"}, "model_name 'resnet19' is unknown"),
-        ({"resolution": 48}, "resolution 48 does not exist"),
+        ({"model_name": "resnet19"}, "model_name must be one of"),
+        ({"resolution": 48}, "resolution of DM_time_binary_classificator_241002_3 must be"),
         ({"labels": "none.npy"}, "none.npy does not exist"),
         ({"path_to_images": "./data/labels.npy"}, "path_to_images: cannot write"),
         ({"path_to_checkpoints": "./data/labels.npy"}, "path_to_checkpoints: cannot write"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.training_models import _pool_relu, build_model, fuse_for_inference, models_htable
+from single_pulse_classifier_training.training_models import OLD_NAMES, build_model, fuse_for_inference, models_htable
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "DM_time_binary_classificator_241002_"
@@ -119,19 +119,6 @@ def test_bfloat16_training_step_is_reproducible_and_as_good_as_that_of_the_plain
         assert ours > theirs - 0.005
 
 
-@pytest.mark.parametrize("channels", [8, 12, 16])
-def test_pooling_gives_the_gradient_of_a_window_to_one_of_equal_maxima(channels):
-    """In bfloat16 equal values are common: the gradient of a window is neither lost nor counted twice."""
-    x = torch.randint(-2, 4, (3, channels, 10, 14)).to(torch.bfloat16).requires_grad_()
-    pooled = _pool_relu(x)
-    expected = torch.nn.functional.max_pool2d(x.detach(), 2).relu()
-    assert torch.equal(pooled, expected)
-    pooled.sum().backward()
-    of_window = torch.nn.functional.avg_pool2d(x.grad, 2, divisor_override=1)
-    assert torch.equal(of_window, (expected > 0).to(torch.bfloat16))
-    assert (x[x.grad > 0] == expected.repeat_interleave(2, 2).repeat_interleave(2, 3)[x.grad > 0]).all()
-
-
 def test_dropout_acts_in_training_only():
     torch.manual_seed(2)
     model = build_model(PREFIX + "3_dropout", 32)
@@ -156,13 +143,19 @@ def test_small_residual_does_not_dilute_a_local_pulse():
 
 
 def test_unknown_name_lists_the_valid_ones():
-    with pytest.raises(InputError, match=r"'241002_4' is unknown.*DM_time_small_residual.*resnet18"):
+    with pytest.raises(InputError, match=r"must be one of .*DM_time_small_residual.*resnet18.*, got '241002_4'"):
         build_model("241002_4", 256)
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_an_old_name_builds_the_same_network(old):
+    one, other = (build_model(name, 64).state_dict() for name in (old, OLD_NAMES[old]))
+    assert {name: w.shape for name, w in one.items()} == {name: w.shape for name, w in other.items()}
 
 
 @pytest.mark.parametrize(("model_name", "resolution"), [(PREFIX + "1", 512), ("resnet18", 100), ("resnet18", 0)])
 def test_unknown_resolution_names_the_valid_ones(model_name, resolution):
-    with pytest.raises(InputError, match=rf"resolution {resolution} does not exist for {model_name}: valid are"):
+    with pytest.raises(InputError, match=rf"resolution of {model_name} must be .*32, got {resolution}"):
         build_model(model_name, resolution)
 
 
