@@ -14,7 +14,7 @@ from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.training_models import build_model
 
 NAME = "DM_time_small_residual"
-SECOND_LOOK = Path(__file__).resolve().parents[2] / "pipeline_classifier" / "models" / "second_look.pth"
+SHIPPED = sorted((Path(__file__).resolve().parents[2] / "pipeline_classifier" / "models").glob("*.pth"))
 
 
 @pytest.fixture
@@ -99,13 +99,22 @@ def test_contradiction_between_file_and_caller(checkpoint, tmp_path, given):
         load_checkpoint(tmp_path / "a.pth", "cpu", **given)
 
 
-def test_the_shipped_candidate_classifier_loads_by_its_old_and_its_new_name():
-    names = [None, "DM_time_second_look", "DM_time_candidate_classifier"]
-    weights = [load_checkpoint(SECOND_LOOK, "cpu", name).model.state_dict() for name in names]
-    for name, tensor in torch.load(SECOND_LOOK, weights_only=True)["state_dict"].items():
-        assert all(torch.equal(tensor, loaded[name]) for loaded in weights), name
-    with pytest.raises(InputError, match="second_look.pth: model_name must be 'resnet18', got 'DM_time_second_look'"):
-        load_checkpoint(SECOND_LOOK, "cpu", "resnet18")
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_checkpoints_load_unchanged(path):
+    weights = load_checkpoint(path, "cpu").model.state_dict()
+    for name, tensor in torch.load(path, weights_only=True)["state_dict"].items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_a_checkpoint_with_the_old_name_of_its_network_loads_by_either_name(tmp_path):
+    old, new = "DM_time_second_look", "DM_time_candidate_classifier"
+    written = Checkpoint(build_model(old, 32), old, 32, normaliser="noise")
+    save_checkpoint(tmp_path / "a.pth", written)
+    for name in (None, old, new):
+        loaded = load_checkpoint(tmp_path / "a.pth", "cpu", name)
+        assert torch.equal(loaded.model.fc.weight, written.model.fc.weight) and loaded.model_name == old
+    with pytest.raises(InputError, match=f"model_name must be 'resnet18', got '{old}'"):
+        load_checkpoint(tmp_path / "a.pth", "cpu", "resnet18")
 
 
 def test_missing_file(tmp_path):
