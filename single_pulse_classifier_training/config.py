@@ -1,6 +1,6 @@
 """Config files: JSON checked against a schema before any work starts.
 
-``ConfigFile`` and ``load_config`` serve both folders; ``TrainingConfig`` is the schema of training.py.
+``ConfigFile`` and ``load_config`` serve both folders; ``TrainingConfig`` is the schema for training.py.
 """
 
 import difflib
@@ -15,15 +15,15 @@ from single_pulse_classifier_training.cli import InputError
 
 
 class ConfigFile(BaseModel):
-    """A config whose relative paths are relative to the folder of its file."""
+    """A config whose relative paths are relative to the folder of its file. It is not changed once it is loaded."""
 
     # strict: "5" or true is not a number; protected_namespaces: the key model_name is ours, not pydantic's
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
     _folder: Path = PrivateAttr(default_factory=Path)
 
     def resolve(self, path: str | Path) -> Path:
-        """The absolute form of a path that stands in this config."""
+        """Return the absolute form of a path given in this config."""
         return (self._folder / Path(path).expanduser()).absolute()
 
 
@@ -33,7 +33,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 def _as_list(value: object) -> list:
     if not isinstance(value, (str, list)):
-        raise ValueError("input should be the name of a file, or a list of them")
+        raise ValueError("input should be a file name or a list of file names")
     return [value] if isinstance(value, str) else value
 
 
@@ -41,9 +41,9 @@ Names = Annotated[list[Name], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class ImageFiles(BaseModel):
-    """The files of one labelled set: one name, or a list of them that are read one after the other."""
+    """Files of one labelled set; each entry is one name, or a list of files that are read one after the other."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     files_by_resolution: dict[str, Names]
     labels: Names
@@ -52,7 +52,7 @@ class ImageFiles(BaseModel):
 
 
 class TrainingConfig(ConfigFile, ImageFiles):
-    """Config of training.py. The original's keys keep their meaning; README.md explains every key."""
+    """Config of training.py. The keys of the TensorFlow version keep their meaning; README.md explains every key."""
 
     path_to_files: Name
     path_to_checkpoints: Name = "./checkpoints/"
@@ -87,34 +87,46 @@ class TrainingConfig(ConfigFile, ImageFiles):
     tsamp_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     def image_paths(self, files: ImageFiles) -> list[Path]:
-        """The .npy files of a set's images: the entry of this resolution, or the default with {res} filled in."""
+        """Return the image files of a set: the entry for this resolution, or "default" with {res} filled in."""
         table = files.files_by_resolution
         names = table.get(str(self.resolution)) or table.get("default")
         if names is None:
             raise InputError(
-                f"files_by_resolution has neither the key '{self.resolution}' nor 'default': "
-                f"it has {', '.join(table) or 'no key'}"
+                f"files_by_resolution must have the key '{self.resolution}' or 'default', "
+                f"got {', '.join(table) or 'no key'}"
             )
         return self.data_paths([name.replace("{res}", str(self.resolution)) for name in names])
 
     def data_paths(self, names: list[str]) -> list[Path]:
-        """Files in the folder of the data."""
+        """Return the paths of files in the data folder."""
         return [self.resolve(self.path_to_files) / name for name in names]
 
 
 def load_config(path: str | Path, schema: type[Schema]) -> Schema:
     """Read a JSON config and check it.
 
+    Parameters
+    ----------
+    path : str or Path
+    schema : type
+        Subclass of ``ConfigFile``.
+
     Raises
     ------
     InputError
-        No such file, no valid JSON, an unknown or missing key, or a value of the wrong type or range.
+        If the file is missing or not JSON, a key is unknown or missing, or a value has the wrong type or range.
     """
     return check_config(Path(path), read_json(Path(path)), schema)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object of a config file; InputError if there is none."""
+    """Read a JSON file that holds one object.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, not JSON, or holds something else.
+    """
     if not path.is_file():
         raise InputError(f"config file {path} does not exist")
     try:
@@ -129,7 +141,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(path: Path, content: dict[str, Any], schema: type[Schema]) -> Schema:
-    """Check the content of a config file; InputError with the first error."""
+    """Check the content of a config.
+
+    Parameters
+    ----------
+    path : Path
+        The file of the config. Relative paths in the config start from its folder.
+    content : dict
+    schema : type
+        Subclass of ``ConfigFile``.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown or missing, or a value has the wrong type or range.
+    """
     try:
         config = schema.model_validate(content)
     except ValidationError as error:
@@ -139,24 +165,24 @@ def check_config(path: Path, content: dict[str, Any], schema: type[Schema]) -> S
 
 
 def _one_sentence(error: ValidationError, schema: type[ConfigFile]) -> str:
-    """The first mistake of a config, with its key, its value, and what is valid."""
-    # An unknown key is often a misspelt required one: it comes before the key that seems to be missing.
-    mistake = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in mistake["loc"])
-    if mistake["type"] == "extra_forbidden":
-        valid = _keys_beside(schema, mistake["loc"])
-        near = difflib.get_close_matches(str(mistake["loc"][-1]), valid, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(valid)}"
+    """Describe the first error of a config: its key, its value, and what the value must be."""
+    # An unknown key is often a misspelt required one: it is reported before the key that then seems to be missing.
+    first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        valid = _keys_beside(schema, first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"a key must be one of {', '.join(valid)}"
         return f"unknown key {key!r}: {hint}"
-    if mistake["type"] == "missing":
+    if first["type"] == "missing":
         return f"the key {key!r} is missing"
-    reason = mistake["msg"].removeprefix("Value error, ")
-    prefix = f"key {key!r} = {mistake['input']!r}: " if key else ""
+    reason = first["msg"].removeprefix("Value error, ")
+    prefix = f"key {key!r} = {first['input']!r}: " if key else ""
     return f"{prefix}{reason[0].lower()}{reason[1:]}"
 
 
 def _keys_beside(schema: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """The valid keys of the (nested) object that holds the last key of ``location``."""
+    """Return the keys of the (nested) object that holds the last key of ``location``."""
     for part in location[:-1]:
         if isinstance(part, str):
             annotation = schema.model_fields[part].annotation

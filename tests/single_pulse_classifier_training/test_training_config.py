@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ConfigFile, TrainingConfig, load_config
@@ -36,6 +36,15 @@ def test_original_format_is_unchanged_and_gives_the_original_training():
     assert config.data_paths(config.labels) == [labels]
 
 
+def test_a_loaded_config_cannot_be_changed(tmp_path):
+    config = load(tmp_path, test_files={"files_by_resolution": {"256": "a.npy"}, "labels": "b.npy"})
+    with pytest.raises(ValidationError, match="frozen"):
+        config.num_epochs = 3
+    with pytest.raises(ValidationError, match="frozen"):
+        config.test_files.labels = ["c.npy"]
+    assert config.model_copy(update={"num_epochs": 3}).resolve("data") == tmp_path / "data"
+
+
 def test_default_file_name_is_filled_in(tmp_path):
     config = load(tmp_path, resolution=64)
     assert config.image_paths(config)[0].name.endswith("_training_64x64.npy")
@@ -43,7 +52,7 @@ def test_default_file_name_is_filled_in(tmp_path):
 
 def test_no_file_for_the_resolution(tmp_path):
     config = load(tmp_path, files_by_resolution={"256": "a.npy"}, resolution=64)
-    with pytest.raises(InputError, match="files_by_resolution has neither the key '64' nor 'default': it has 256"):
+    with pytest.raises(InputError, match="files_by_resolution must have the key '64' or 'default', got 256"):
         config.image_paths(config)
 
 
@@ -61,7 +70,7 @@ def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, 
     ("changes", "message"),
     [
         ({"learning_rat": 0.1}, "unknown key 'learning_rat': did you mean 'learning_rate'"),
-        ({"zzz": 1}, "unknown key 'zzz': valid keys are .*path_to_files, .*tsamp_s"),
+        ({"zzz": 1}, "unknown key 'zzz': a key must be one of .*path_to_files, .*tsamp_s"),
         ({"labels": ..., "label": "a.npy"}, "unknown key 'label': did you mean 'labels'"),
         ({"labels": ...}, "the key 'labels' is missing"),
         ({"resolution": "256"}, "key 'resolution' = '256': .*integer"),
@@ -72,7 +81,7 @@ def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, 
         ({"validation_fraction": 1.0}, "key 'validation_fraction' = 1.0: .*less than 1"),
         ({"normaliser": "zscore"}, "key 'normaliser' = 'zscore': .*'minmax', 'robust' or 'noise'"),
         ({"early_stopping_metric": "f1"}, "'f1': .*'val_loss', 'val_accuracy' or 'train_accuracy'"),
-        ({"files_by_resolution": {"256": 3}}, "key 'files_by_resolution.256' = 3: .*name of a file, or a list"),
+        ({"files_by_resolution": {"256": 3}}, "key 'files_by_resolution.256' = 3: .*a file name or a list"),
         ({"labels": []}, "key 'labels' = \\[\\]: .*at least 1 item"),
         ({"test_files": {"labels": "a.npy", "label": 1}}, "unknown key 'test_files.label': did you mean 'labels'"),
     ],
