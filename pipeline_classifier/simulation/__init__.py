@@ -1,1 +1,1 @@
-"""Simulated observations: pulses, interference, injection."""
+"""Simulated observations: noise, pulses and interference; injection of pulses into real observations."""

@@ -1,4 +1,4 @@
-"""Pulses that are known, added to the raw samples of an observation that somebody has."""
+"""Injection of simulated pulses into the samples of an existing observation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from pipeline_classifier.frontend.cleaning import FEWEST_SAMPLES
 from pipeline_classifier.simulation.pulses import Injector, Pulse
 from single_pulse_classifier_training.cli import InputError
 
-BLOCK_VALUES = 1 << 22
-SHORTEST_BLOCK = 1024  # samples; fewer do not tell the noise of a channel to a few per cent
-LEAST_ROOM = 0.25
+BLOCK_VALUES = 1 << 22  # samples times IFs times channels per block; chosen by hand
+MIN_BLOCK_SAMPLES = 1024  # enough to measure the noise of a channel to a few per cent
+MIN_HEADROOM = 0.25  # of the samples of a channel; limits the amplification to 4, chosen by hand
 
 
 def inject(
@@ -26,46 +26,46 @@ def inject(
     ifs: int | str = "sum",
     progress: bool = False,
 ) -> Injector:
-    """Copy a filterbank file and add pulses, in units of the noise that each channel has at that time.
+    """Copy a filterbank file and add pulses, in units of the local noise of each channel.
 
-    The noise is measured in blocks of about four million values (`baseline.bin_sums`), so that a pulse has its S/N in
-    noise that is white and alike in all channels; a channel without noise gets nothing. Integers rise by the signal
-    rounded up or down at random, so that fractions of a count add up to what they should, and are clipped to their
-    range: of one or two bits, a signal of about the noise or more in a single sample and channel saturates, as it does
-    in a receiver, and the pulse has less than its S/N. Samples that no pulse touches are the same bits as before.
+    The noise is measured in blocks of about four million values (`baseline.bin_sums`); a channel without noise gets no
+    signal. A pulse has the requested S/N if the noise is white and equal in all channels. For integer samples the
+    signal is rounded up or down at random, which preserves fractions of a count on average, and the result is clipped
+    to the range of the samples. With one or two bits a signal that exceeds the noise in a single sample saturates, as
+    in a receiver, and the pulse has a lower S/N than requested. Samples outside the pulses are unchanged.
 
     Parameters
     ----------
-    path
+    path : str or Path
         The observation; samples of any type that `Filterbank` reads.
-    output
-        The file to write, whole or not at all; must not be ``path``.
-    pulses
-        See `simulation.random_pulses`.
-    seed
-        Of scintillation and rounding.
-    ifs
-        IFs that the search takes: with ``"sum"`` every IF gets the same signal in units of its own noise, such that the
-        sum of all has the pulse's S/N; with a number that IF gets all of it.
-    progress
+    output : str or Path
+        The file to write; must not be ``path``.
+    pulses : sequence of Pulse
+        The pulses to add, such as those of `observation.random_pulses`.
+    seed : int
+        Seed of the scintillation and the rounding.
+    ifs : int or "sum"
+        The IFs that will be searched. With ``"sum"`` every IF gets the same signal in units of its own noise, such that
+        the sum of all has the S/N of the pulse; with a number that IF gets the whole signal.
+    progress : bool
         Show a progress bar on stderr.
 
     Returns
     -------
-    Injector
-        With ``pulses`` in order of time and their ``boxcar_widths_ms``.
+    injector : Injector
+        Its ``pulses`` are in order of time and have their ``boxcar_widths_ms``.
 
     Raises
     ------
     InputError
-        As `Filterbank`; also when the file is too short to tell its noise.
+        As in `Filterbank`; also if the file is too short to measure its noise.
     """
     files = [Filterbank(path, number) for number in range(Filterbank(path, ifs).header.nifs)]
     header, nsamples = files[0].header, files[0].nsamples
     if nsamples < FEWEST_SAMPLES:
-        raise InputError(f"{path}: holds {nsamples} samples; valid for an injection: at least {FEWEST_SAMPLES}")
+        raise InputError(f"{path}: observation must have at least {FEWEST_SAMPLES} samples, got {nsamples}")
     chosen = list(range(header.nifs)) if ifs == "sum" else [int(ifs)]
-    rows = max(SHORTEST_BLOCK, BLOCK_VALUES // (header.nifs * header.nchans))
+    rows = max(MIN_BLOCK_SAMPLES, BLOCK_VALUES // (header.nifs * header.nchans))
     injector = Injector(pulses, header.frequencies, header.tsamp, seed)
     rng = np.random.default_rng([seed, 5])
 
@@ -76,7 +76,7 @@ def inject(
             signal = np.zeros(blocks[0].shape, np.float32)
             injector.add(signal, first)
             if signal.any():
-                # The last block may be short: its noise is that of the samples before it, too.
+                # The last block may be too short to measure its noise; earlier samples are then included.
                 around = min(first, max(0, nsamples - rows))
                 windows = [blocks[i] if around == first else files[i].read(around, rows) for i in chosen]
                 for i, gain in zip(chosen, counts_per_sigma(windows, header), strict=True):
@@ -88,24 +88,31 @@ def inject(
 
 
 def counts_per_sigma(windows: Sequence[np.ndarray], header: Header) -> np.ndarray:
-    """Counts to add in each IF for one sigma of the sum of the IFs, (n_ifs, nchans) float32.
+    """Compute the counts to add to each IF for one sigma of the sum of these IFs.
 
     Parameters
     ----------
-    windows : (n, nchans) samples of each IF that gets a share
+    windows : sequence of (n, nchans) ndarray
+        Samples of each IF that gets part of the signal.
+    header : Header
+        Type of the samples.
+
+    Returns
+    -------
+    gains : (n_ifs, nchans) ndarray of float32
     """
     levels = np.stack([bin_sums(torch.from_numpy(window)).level.numpy() for window in windows])
-    shares = levels.sum(axis=0)
-    gains = levels * np.sqrt((levels**2).sum(axis=0)) / np.where(shares > 0, shares, 1)
+    total = levels.sum(axis=0)
+    gains = levels * np.sqrt((levels**2).sum(axis=0)) / np.where(total > 0, total, 1)
     if header.nbits < 8:
-        # A sample at the top of so small a range cannot rise: those below it rise for it.
-        room = [(window < header.sample_range[1]).mean(axis=0) for window in windows]
-        gains /= np.maximum(room, LEAST_ROOM)
+        # With few levels many samples are at the top of the range; the others compensate for those.
+        headroom = [(window < header.sample_range[1]).mean(axis=0) for window in windows]
+        gains /= np.maximum(headroom, MIN_HEADROOM)
     return gains.astype(np.float32)
 
 
 def add_to_samples(samples: np.ndarray, counts: np.ndarray, header: Header, rng: np.random.Generator) -> None:
-    """Add ``counts`` (n, nchans), 0 or more, to ``samples`` of the header's type in place; see `inject`."""
+    """Add ``counts`` (n, nchans) >= 0 in place to ``samples`` (n, nchans) of the header's dtype, as `inject` says."""
     touched = counts > 0
     rise = counts[touched]
     if header.dtype.kind != "f":

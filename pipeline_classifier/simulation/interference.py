@@ -1,6 +1,6 @@
-"""Interference for simulated observations: what to add, where, and how strong, drawn at random for a level.
+"""Random interference and instrumental faults for simulated observations.
 
-Everything that is added is in units of a channel's noise; gains multiply the whole signal, as in a receiver.
+Signals are in units of the noise of a channel; gains multiply signal and noise alike, as in a receiver.
 """
 
 import functools
@@ -13,7 +13,9 @@ import numpy as np
 from pipeline_classifier.formats.sigproc import Header
 from single_pulse_classifier_training.cli import InputError
 
-# Ranges to draw from for each file; numbers of events are per minute, channels are fractions of the band.
+# Ranges to draw from for each observation. Impulses, chirps, steps, dropouts and saturations are numbers per minute;
+# carriers, dead and noisy channels are fractions of the channels; amplitudes are in units of the noise of a channel;
+# drift and step size are relative changes of the gain. Chosen by hand, not fitted to recorded interference.
 LEVELS: dict[str, dict[str, Any]] = {
     "mild": {
         "impulses": (6, 20),
@@ -62,11 +64,11 @@ LEVELS["extreme"] = LEVELS["strong"] | {
     "saturations": (3, 12),
 }
 RFI_LEVELS = ("none", *LEVELS)
-SATURATING_SIGMA = 1e3
+SATURATING_SIGMA = 1e3  # simulated samples of 8 bits saturate from about 16 sigma in mid band
 
 
 class Interferer(Protocol):
-    """Anything that can add its samples ``start`` to ``stop`` to a block (m, nchans) which has a part of them."""
+    """Interference in samples ``start`` to ``stop``, which ``add`` adds in place to a block that has some of them."""
 
     @property
     def start(self) -> int: ...
@@ -79,7 +81,7 @@ class Interferer(Protocol):
 
 @dataclass(frozen=True)
 class Impulse:
-    """Broadband, without dispersion: ``profile`` (n,) from sample ``start`` on, times ``spectrum`` (nchans,)."""
+    """A broadband signal without dispersion: ``profile`` (n,) from sample ``start`` on times ``spectrum`` (nchans,)."""
 
     start: int
     profile: np.ndarray
@@ -97,10 +99,22 @@ class Impulse:
 
 @dataclass(frozen=True)
 class Periodic:
-    """A signal that is on for a fraction ``duty`` of each period (samples), from ``start`` to ``stop``.
+    """A periodic signal: a carrier that is switched on and off, or mains hum.
 
-    A carrier is square (``smooth`` False) and in few channels; mains hum is smooth and in all. ``spectrum`` (n,) is for
-    channels ``first_channel`` to ``first_channel + n``.
+    Attributes
+    ----------
+    start, stop : int
+        First sample and the one after the last.
+    period : float
+        Period in samples.
+    duty : float
+        Fraction of the period in which the signal is on.
+    smooth : bool
+        Whether the signal is a half sine (mains hum) instead of a square wave (a carrier).
+    first_channel : int
+        First of the channels that have the signal, 0 = highest frequency.
+    spectrum : (n,) ndarray of float32
+        Amplitudes in channels ``first_channel`` to ``first_channel + n``.
     """
 
     start: int
@@ -122,7 +136,7 @@ class Periodic:
 
 @dataclass(frozen=True)
 class Chirp:
-    """A carrier that drifts: channel ``first_channel + i`` peaks at sample ``times[i]``, a Gaussian of ``sigma``."""
+    """A drifting carrier: channel ``first_channel + i`` has a Gaussian of ``sigma`` samples around ``times[i]``."""
 
     first_channel: int
     times: np.ndarray
@@ -146,22 +160,22 @@ class Chirp:
 
 @dataclass(eq=False)
 class Rfi:
-    """What is wrong with an observation; the default is nothing.
+    """Interference and instrumental faults of an observation; none by default.
 
     Attributes
     ----------
-    interferers
-        Added to the noise.
-    drift
-        (k, 3): amplitude, period in samples and phase of slow sinusoids of the gain, common to all channels.
-    steps
-        (k, 2): sample, in ascending order, from which the gain is multiplied by a factor, until the next one.
-    dropouts
-        (k, 2): first sample and the one after the last in which all channels are 0.
-    dead_channels, dead_counts
-        (k,) channels (0 = highest frequency) that hold a constant.
-    noisy_channels, noisy_factors
-        (k,) channels whose noise is larger by a factor; pulses in them are not.
+    interferers : list of Interferer
+        Signals added to the noise.
+    drift : (k, 3) ndarray
+        Amplitude, period in samples and phase of slow sinusoidal changes of the gain, common to all channels.
+    steps : (k, 2) ndarray
+        Samples, in ascending order, and the factor by which the gain is multiplied from there to the next one.
+    dropouts : (k, 2) ndarray of int
+        First sample and the one after the last of stretches in which the gain is 0.
+    dead_channels, dead_counts : (k,) ndarray
+        Channels (0 = highest frequency) that hold a constant, and that constant.
+    noisy_channels, noisy_factors : (k,) ndarray
+        Channels with higher noise, and the factor by which it is higher; signals are unaffected.
     """
 
     interferers: list[Interferer] = field(default_factory=list)
@@ -174,7 +188,7 @@ class Rfi:
     noisy_factors: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     def gain(self, first_sample: int, n: int) -> np.ndarray:
-        """Gain of samples ``first_sample`` to ``first_sample + n``, float32 (n,)."""
+        """Compute the gain of samples ``first_sample`` to ``first_sample + n``, float32 (n,)."""
         samples = np.arange(first_sample, first_sample + n)
         gain = np.ones(n)
         for amplitude, period, phase in self.drift:
@@ -187,7 +201,7 @@ class Rfi:
         return gain.astype(np.float32)
 
     def add(self, block: np.ndarray, first_sample: int) -> None:
-        """Add all interferers to a block (m, nchans) float32 of channel noise, in place."""
+        """Add all interferers to a block (m, nchans) float32 in units of channel noise, in place."""
         for i in _overlapping(*self._extents, first_sample, len(block)):
             self.interferers[i].add(block, first_sample)
 
@@ -197,20 +211,21 @@ class Rfi:
 
 
 def _overlapping(begin: np.ndarray, end: np.ndarray, first_sample: int, n: int) -> np.ndarray:
-    """Which of the intervals have a part in samples ``first_sample`` to ``first_sample + n``."""
+    """Indices of the intervals that overlap with samples ``first_sample`` to ``first_sample + n``."""
     return np.flatnonzero((begin < first_sample + n) & (end > first_sample))
 
 
 class _Draw:
-    """Draws the parts of an `Rfi` for one observation."""
+    """Draws the components of an `Rfi` for one observation; ranges not in `LEVELS` are chosen by hand too."""
 
     def __init__(self, level: str, header: Header, nsamples: int, rng: np.random.Generator):
         self.ranges, self.nsamples, self.rng = LEVELS[level], nsamples, rng
         self.nchans, self.tsamp = header.nchans, header.tsamp
         self.minutes = nsamples * header.tsamp / 60
-        self.octaves = header.frequencies / header.frequencies.mean()
+        self.relative_frequencies = header.frequencies / header.frequencies.mean()
 
     def count(self, what: str) -> int:
+        """Number of events in the observation: Poisson, at a rate drawn from the range of the level."""
         return self.rng.poisson(self.rng.uniform(*self.ranges[what]) * self.minutes)
 
     def log_uniform(self, low: float, high: float, size: int | None = None) -> Any:
@@ -220,11 +235,12 @@ class _Draw:
         return self.rng.integers(0, self.nsamples, size)
 
     def spectrum(self, amplitude: float) -> np.ndarray:
-        slope = self.octaves ** self.rng.uniform(-4, 4)
+        """Power law over the band with a random index and mean ``amplitude``."""
+        slope = self.relative_frequencies ** self.rng.uniform(-4, 4)
         return (amplitude * slope / slope.mean()).astype(np.float32)
 
     def channels(self, what: str) -> np.ndarray:
-        """Channels, some of them in runs as a band that is filtered out would be."""
+        """Channels scattered over the band and, like a filtered sub-band, in one contiguous run."""
         wanted = int(self.rng.uniform(*self.ranges[what]) * self.nchans)
         if wanted == 0:
             return np.empty(0, int)
@@ -286,7 +302,7 @@ class _Draw:
             yield Impulse(int(start), np.ones(width, np.float32), spectrum)
 
     def chirps(self) -> Iterator[Chirp]:
-        """Sweeps through 20 to 70 per cent of the band within 10 ms to 2 s, like those of pulses, up or down."""
+        """Sweeps through 20 to 70 per cent of the band within 10 ms to 2 s, as long as those of pulses, up or down."""
         for start in self.samples(self.count("chirps")):
             n = max(1, int(self.rng.uniform(0.2, 0.7) * self.nchans))
             sweep = self.log_uniform(0.01, 2) / self.tsamp
@@ -316,22 +332,28 @@ class _Draw:
 
 
 def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
-    """Draw an `Rfi` for an observation; the same arguments give the same one.
+    """Draw the interference of an observation; the same arguments give the same result.
 
     Parameters
     ----------
-    level
-        ``none`` (nothing at all), ``mild`` (an ordinary observation, at most 4 per cent of dead channels), ``strong``
-        (impulses, chirps, steps and drop-outs every few seconds, up to 10 per cent of dead channels) or ``extreme``
-        (several times as many: for training sets).
+    level : str
+        ``none``; ``mild`` (at most 4 per cent of the channels dead); ``strong`` (one to three impulses per second, a
+        chirp every few seconds, a few steps and dropouts per minute, up to 10 per cent of the channels dead); or
+        ``extreme`` (two to seven times as many impulses, chirps, steps and dropouts, for training sets).
+    header : Header
+        Geometry of the observation.
+    nsamples : int
+        Length of the observation.
+    seed : int
+        Random seed; may equal the seed of the pulses and of the noise.
 
     Raises
     ------
     InputError
-        Another level.
+        If the level is unknown.
     """
     if level not in RFI_LEVELS:
-        raise InputError(f"rfi is {level!r}; valid: {', '.join(RFI_LEVELS)}")
+        raise InputError(f"rfi must be one of {', '.join(RFI_LEVELS)}, got {level!r}")
     if level == "none":
         return Rfi()
     draw = _Draw(level, header, nsamples, np.random.default_rng([seed, 3]))

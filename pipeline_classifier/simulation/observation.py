@@ -1,4 +1,4 @@
-"""Simulated observations: noise with a bandpass, pulses and interference, written block by block, with their truth."""
+"""Simulated observations: noise with a bandpass, pulses and interference, and the truth table of the pulses."""
 
 import csv
 import io
@@ -26,9 +26,10 @@ EFFELSBERG = Header(
     source_name="simulated",
     telescope_id=8,
 )
-MEAN_COUNTS = 100.0
-SIGMA_COUNTS = 10.0
-BLOCK_VALUES = 1 << 18
+"""Geometry of the Effelsberg observation B0531+21_59000_48386.fil that the default config names."""
+MEAN_COUNTS, SIGMA_COUNTS = 100.0, 10.0
+"""Mean and standard deviation of a channel of response 1; chosen by hand, 10 and 15.5 sigma from the ends of 8 bits."""
+BLOCK_VALUES = 1 << 18  # samples times channels per block; chosen by hand
 TRUTH_COLUMNS = (
     "time_s",
     "mjd",
@@ -42,16 +43,29 @@ TRUTH_COLUMNS = (
     "centre_mhz",
     "bandwidth_mhz",
 )
-NEEDED_COLUMNS = ("time_s", "dm_pc_cm3", "snr", "width_ms")
+REQUIRED_COLUMNS = ("time_s", "dm_pc_cm3", "snr", "width_ms")
 
 
 @dataclass(frozen=True)
 class PulseRanges:
-    """What `random_pulses` draws from: (low, high) pairs, uniform in DM, log-uniform in S/N and width.
+    """Distributions from which `random_pulses` draws; the defaults are chosen by hand, not fitted to real pulses.
 
-    Of all pulses, a fraction ``scattered`` has a tail of 0.1 to 2 widths at mid band, ``scintillating`` a random
-    spectrum, ``band_limited`` an envelope over 15 to 60 per cent of the band, ``double`` a second pulse of 0.6 to 1
-    times its S/N, 2 to 6 widths (and at least 4 samples) behind it.
+    Parameters
+    ----------
+    dm_pc_cm3, spectral_index : (float, float)
+        Lowest and highest value, drawn uniformly.
+    snr, width_ms : (float, float)
+        Lowest and highest value, drawn uniformly in the logarithm.
+    scattered : float
+        Fraction of pulses with a scattering tail of 0.1 to 2 widths at mid band.
+    scintillating : float
+        Fraction of pulses with a scintillation bandwidth between a channel and the band.
+    band_limited : float
+        Fraction of pulses with an envelope over 15 to 60 per cent of the band.
+    double : float
+        Fraction of pulses followed by a second one after 2 to 6 widths (at least 4 samples), of 0.6 to 1 times the S/N.
+    min_separation_s : float
+        Shortest time between pulses other than these second ones.
     """
 
     dm_pc_cm3: tuple[float, float] = (10.0, 120.0)
@@ -65,7 +79,7 @@ class PulseRanges:
     min_separation_s: float = 0.25
 
     def check(self) -> None:
-        """Raise InputError for the first range that cannot be drawn from."""
+        """Raise InputError for the first impossible range or fraction."""
         for name, least, most in (
             ("dm_pc_cm3", 0, 1e5),
             ("snr", 1e-3, 1e6),
@@ -75,40 +89,78 @@ class PulseRanges:
             low, high = getattr(self, name)
             if not least <= low <= high <= most:
                 raise InputError(
-                    f"the range of {name} is {low:g} to {high:g}; valid: ascending, in {least:g} to {most:g}"
+                    f"{name} must be an ascending range within {least:g} to {most:g}, got {low:g} to {high:g}"
                 )
         for name in ("scattered", "scintillating", "band_limited", "double"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name):g}; valid: 0 to 1")
+                raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name):g}")
         if not 0 <= self.min_separation_s <= 1e6:
-            raise InputError(f"min_separation_s is {self.min_separation_s:g}; valid: 0 to 1e6")
+            raise InputError(f"min_separation_s must be from 0 to 1e6, got {self.min_separation_s:g}")
 
 
 def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, seed: int) -> list[Pulse]:
-    """Draw n pulses in order of time, each wholly inside the observation, tail and lowest channel included.
+    """Draw pulses that lie entirely within an observation, including their tails in the lowest channel.
+
+    Parameters
+    ----------
+    n : int
+        Number of pulses, not counting the second ones of doubles.
+    ranges : PulseRanges
+        Distributions of their parameters.
+    header : Header
+        Geometry of the observation.
+    nsamples : int
+        Length of the observation.
+    seed : int
+        Random seed; may equal the seed of the interference and of the noise.
+
+    Returns
+    -------
+    pulses : list of Pulse
+        In order of time.
 
     Raises
     ------
     InputError
-        An impossible range, or too many or too dispersed pulses for the length of the observation.
+        If a range is impossible, or the pulses are too many or too dispersed for the length of the observation.
     """
     ranges.check()
     if n < 0:
-        raise InputError(f"pulses is {n}; valid: 0 or more")
+        raise InputError(f"pulses must be at least 0, got {n}")
+    if n == 0:
+        return []
     rng = np.random.default_rng([seed, 2])
+    pulses = _pulses_at_time_0(n, ranges, header, rng)
+    extents = np.array([pulse_extent(pulse, header.frequencies, header.tsamp) for pulse in pulses])
+    first, last = -extents[:, 0].min() * header.tsamp, (nsamples - extents[:, 1].max()) * header.tsamp
+    slack = last - first - (n - 1) * ranges.min_separation_s
+    if slack <= 0:
+        highest_dm = max(pulse.dm_pc_cm3 for pulse in pulses)
+        sweep = dispersion_delay(highest_dm, header.frequencies[-1], header.frequencies[0])
+        raise InputError(
+            f"{n} pulses of DM up to {highest_dm:.4g} (a sweep of {sweep:.3g} s), {ranges.min_separation_s:g} s apart, "
+            f"must fit into the observation of {nsamples * header.tsamp:.4g} s"
+        )
+    times = first + np.sort(rng.uniform(0, slack, n)) + np.arange(n) * ranges.min_separation_s
+    pulses = [replace(pulse, time_s=time) for pulse, time in zip(pulses, times.tolist(), strict=True)]
+    return sorted(pulses + _second_pulses(pulses, ranges.double, header, nsamples, rng), key=lambda pulse: pulse.time_s)
+
+
+def _pulses_at_time_0(n: int, ranges: PulseRanges, header: Header, rng: np.random.Generator) -> list[Pulse]:
+    """Draw all parameters of pulses but their times."""
     frequencies = header.frequencies
     top, bottom = frequencies[0], frequencies[-1]
     band = top - bottom + abs(header.foff)
     dms, indices = rng.uniform(*ranges.dm_pc_cm3, n), rng.uniform(*ranges.spectral_index, n)
     snrs, widths = (np.exp(rng.uniform(low, high, n)) for low, high in map(np.log, (ranges.snr, ranges.width_ms)))
-    # A tail at mid band, referred to 1 GHz.
+    # The tail at mid band, converted to 1 GHz.
     tails = widths * np.exp(rng.uniform(np.log(0.1), np.log(2), n)) * (frequencies.mean() / 1000) ** 4
     scattering = np.where(rng.random(n) < ranges.scattered, tails, 0)
     scintles = np.exp(rng.uniform(np.log(abs(header.foff)), np.log(band), n))
     scintillation = np.where(rng.random(n) < ranges.scintillating, scintles, 0)
     limited = rng.random(n) < ranges.band_limited
     centres, bandwidths = rng.uniform(bottom, top, n), rng.uniform(0.15, 0.6, n) * band
-    pulses = [
+    return [
         Pulse(0.0, *values[:6], *(values[6:] if band_limited else (None, None)))
         for band_limited, *values in zip(
             limited.tolist(),
@@ -119,40 +171,30 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
             strict=True,
         )
     ]
-    if n == 0:
-        return []
-
-    extents = np.array([pulse_extent(pulse, frequencies, header.tsamp) for pulse in pulses])
-    first, last = -extents[:, 0].min() * header.tsamp, (nsamples - extents[:, 1].max()) * header.tsamp
-    slack = last - first - (n - 1) * ranges.min_separation_s
-    if slack <= 0:
-        sweep = dispersion_delay(dms.max(), bottom, top)
-        raise InputError(
-            f"{n} pulses of DM up to {dms.max():.4g} (a sweep of {sweep:.3g} s), "
-            f"{ranges.min_separation_s:g} s apart, do not fit into {nsamples * header.tsamp:.4g} s; "
-            f"valid: fewer, a lower DM, or a longer duration"
-        )
-    times = first + np.sort(rng.uniform(0, slack, n)) + np.arange(n) * ranges.min_separation_s
-    pulses = [replace(pulse, time_s=time) for pulse, time in zip(pulses, times.tolist(), strict=True)]
-    return sorted(pulses + _companions(pulses, ranges.double, header, nsamples, rng), key=lambda pulse: pulse.time_s)
 
 
-def _companions(
+def _second_pulses(
     pulses: Sequence[Pulse], fraction: float, header: Header, nsamples: int, rng: np.random.Generator
 ) -> list[Pulse]:
-    """The second pulses of some: the same burst again, a little later and fainter, where the observation has room."""
-    companions = []
+    """Second pulses of doubles: copies of the first, later and fainter, unless they end after the observation."""
+    seconds = []
     for pulse in pulses:
         double, widths, factor = rng.random(), rng.uniform(2, 6), rng.uniform(0.6, 1.0)
         later_s = max(widths * pulse.width_ms * 1e-3, 4 * header.tsamp)
         second = replace(pulse, time_s=pulse.time_s + later_s, snr=pulse.snr * factor)
         if double < fraction and pulse_extent(second, header.frequencies, header.tsamp)[1] <= nsamples:
-            companions.append(second)
-    return companions
+            seconds.append(second)
+    return seconds
 
 
 def random_bandpass(nchans: int, rng: np.random.Generator) -> np.ndarray:
-    """A receiver's response, about 1 in mid band: edges that roll off, a slope and a ripple. float32 (nchans,)."""
+    """Draw a receiver response: roll-off at the edges, a slope and a ripple, in ranges chosen by hand.
+
+    Returns
+    -------
+    response : (nchans,) ndarray of float32
+        About 1 at mid band.
+    """
     x = (np.arange(nchans) + 0.5) / nchans
     edge = rng.uniform(0.02, 0.06)
     rolloff = 0.25 + 0.75 * np.tanh(x / edge) * np.tanh((1 - x) / edge)
@@ -169,36 +211,36 @@ def simulate(
     seed: int,
     progress: bool = False,
 ) -> Path:
-    """Write an 8-bit observation and its truth, ``<name>_truth.csv`` beside it.
+    """Write an 8-bit observation and its truth table, ``<name>_truth.csv`` beside it.
 
-    A channel of response b has Gaussian noise of mean ``100 b`` and standard deviation ``10 b`` counts; pulses and
-    interferers are added in units of that deviation; the whole is multiplied by the gain, rounded, and clipped to 0 to
-    255. The noise depends on the seed alone: other pulses or other interference leave it as it is.
+    A channel of response b has Gaussian noise of mean ``100 b`` and standard deviation ``10 b`` counts. Pulses and
+    interference are added in units of that standard deviation; the sum is multiplied by the gain, rounded, and clipped
+    to 0 to 255. The noise depends on the seed alone, not on pulses or interference.
 
     Parameters
     ----------
-    path
-        The .fil to write.
-    header
-        Its geometry; ``nbits`` 8 and ``nifs`` 1.
-    nsamples
+    path : str or Path
+        The filterbank file to write.
+    header : Header
+        Its header, with ``nbits`` 8 and ``nifs`` 1.
+    nsamples : int
         Its length.
-    pulses
-        See `random_pulses`.
-    rfi
-        See `random_rfi`; ``Rfi()`` for none.
-    seed
-        Of noise, bandpass and scintillation; may be the one that drew the pulses and the interference.
-    progress
+    pulses : sequence of Pulse
+        Pulses to add, such as those of `random_pulses`.
+    rfi : Rfi
+        Interference to add, such as that of `random_rfi`; ``Rfi()`` for none.
+    seed : int
+        Seed of the noise, the bandpass and the scintillation; may equal that of the pulses and the interference.
+    progress : bool
         Show a progress bar on stderr.
 
     Returns
     -------
-    pathlib.Path
+    truth : Path
         The truth table.
     """
     if (header.nbits, header.nifs, header.signed) != (8, 1, False) or nsamples < 1:
-        raise ValueError("only unsigned 8-bit observations with one IF and at least one sample are simulated")
+        raise ValueError("a simulated observation must have unsigned 8-bit samples, one IF and at least one sample")
     response = random_bandpass(header.nchans, np.random.default_rng([seed, 1]))
     rng = np.random.default_rng([seed, 0])
     rows = max(1, BLOCK_VALUES // header.nchans)
@@ -224,14 +266,26 @@ def simulate(
 
 
 def truth_path(filterbank: str | Path) -> Path:
-    """Where the truth table of an observation lies: ``<name>_truth.csv`` beside it."""
+    """Path of the truth table of an observation, ``<name>_truth.csv`` beside it."""
     return Path(filterbank).with_name(f"{Path(filterbank).stem}_truth.csv")
 
 
 def write_truth(
     path: str | Path, pulses: Sequence[Pulse], boxcar_widths_ms: Sequence[float] | np.ndarray, tstart: float
 ) -> None:
-    """Write pulses as CSV with the columns `TRUTH_COLUMNS`; times and MJDs hold at the highest channel's centre."""
+    """Write a truth table: CSV with the columns `TRUTH_COLUMNS`, one row per pulse.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write.
+    pulses : sequence of Pulse
+        The pulses; times and MJDs are those at the centre of the highest channel.
+    boxcar_widths_ms : (n_pulses,) sequence of float
+        Their best boxcar widths, as in `Injector`.
+    tstart : float
+        MJD of the first sample of the observation.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, TRUTH_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -250,50 +304,57 @@ def write_truth(
 
 
 def read_truth(path: str | Path) -> list[Pulse]:
-    """Read what `write_truth` wrote, or any table with the columns `NEEDED_COLUMNS`; what is missing is not there.
+    """Read a truth table: CSV with the columns `REQUIRED_COLUMNS`, and others of `TRUTH_COLUMNS` where present.
 
     Raises
     ------
     InputError
-        No such file, other columns, or a value that no pulse has.
+        If the file does not exist, lacks a required column, or has an impossible value.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; valid: a truth table that simulate_observation.py wrote")
+        raise InputError(f"{path}: no such file (simulate_observation.py writes truth tables)")
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in NEEDED_COLUMNS if name not in (reader.fieldnames or ())]
+        missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise InputError(
-                f"{path}: the column {missing[0]} is missing; valid: a first line that names at least "
-                f"{', '.join(NEEDED_COLUMNS)}"
+                f"{path}: header line must name {', '.join(REQUIRED_COLUMNS)}, but lacks {', '.join(missing)}"
             )
         return [_pulse_of(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
 def known_pulses(filterbank: str | Path, duration_s: float) -> list[Pulse]:
-    """The truth table beside a filterbank file of that length.
+    """Read the truth table beside a filterbank file.
+
+    Parameters
+    ----------
+    filterbank : str or Path
+        The observation.
+    duration_s : float
+        Its length in seconds.
 
     Raises
     ------
     InputError
-        As `read_truth`; or a pulse lies past the end of the file.
+        As in `read_truth`; also if a pulse is later than the end of the observation.
     """
     path = truth_path(filterbank)
     pulses = read_truth(path)
     for pulse in pulses:
         if not pulse.time_s <= duration_s:
             raise InputError(
-                f"{path}: a pulse at {pulse.time_s:.6g} s, the observation has {duration_s:.6g} s; "
-                "valid: the truth table of this very file"
+                f"{path}: time_s must be at most {duration_s:.6g} s, the length of the observation, "
+                f"got {pulse.time_s:.6g} s"
             )
     return pulses
 
 
 def _pulse_of(row: dict[str, str], where: str) -> Pulse:
+    """Pulse of a row of a truth table; ``where`` names file and line in messages."""
     values = {}
     for name in TRUTH_COLUMNS:
-        if name in ("mjd", "boxcar_width_ms") or (name not in NEEDED_COLUMNS and row.get(name) in (None, "")):
+        if name in ("mjd", "boxcar_width_ms") or (name not in REQUIRED_COLUMNS and row.get(name) in (None, "")):
             continue
         least = {"spectral_index": -20.0, "snr": 1e-3, "width_ms": 1e-6, "bandwidth_mhz": 1e-6}.get(name, 0.0)
         try:
@@ -301,7 +362,7 @@ def _pulse_of(row: dict[str, str], where: str) -> Pulse:
         except (TypeError, ValueError):
             values[name] = np.nan
         if not least <= values[name] < 1e7:
-            raise InputError(f"{where}: {name} is {row[name]!r}; valid: a number from {least:g} to 1e7")
+            raise InputError(f"{where}: {name} must be a number from {least:g} to 1e7, got {row[name]!r}")
     if ("centre_mhz" in values) != ("bandwidth_mhz" in values):
-        raise InputError(f"{where}: centre_mhz and bandwidth_mhz go together; valid: both or neither")
+        raise InputError(f"{where}: centre_mhz and bandwidth_mhz must be given together, got only one of them")
     return Pulse(**values)

@@ -1,8 +1,9 @@
-"""Dispersed, scattered, scintillating single pulses as signals to add to an observation, in units of channel noise.
+"""Dispersed, scattered and scintillating single pulses, in units of the noise of a channel.
 
-A pulse is a Gaussian in time, smeared by the dispersion inside a channel, convolved with the exponential of thin-screen
-scattering, and integrated over each sample: differences of the cumulative distribution of an exponentially modified
-Gaussian (Lorimer & Kramer 2005, Handbook of Pulsar Astronomy, ch. 4; McKinnon 2014, PASP 126, 476).
+A pulse is a Gaussian in time, smeared by the dispersion within a channel and convolved with the exponential of
+thin-screen scattering. Integrated over a sample, that is a difference of two values of the cumulative distribution of
+an exponentially modified Gaussian (Lorimer & Kramer 2005, Handbook of Pulsar Astronomy, ch. 4; McKinnon 2014, PASP 126,
+476).
 """
 
 from collections.abc import Sequence
@@ -16,31 +17,32 @@ from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
 from single_pulse_classifier_training.cli import InputError
 
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
-MAX_SIGNAL_VALUES = 1 << 27
+MAX_SIGNAL_VALUES = 1 << 27  # samples times channels of one pulse: half a gigabyte of float32
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """One pulse.
+    """Parameters of one pulse.
 
     Attributes
     ----------
-    time_s
-        When the peak of the unscattered profile passes the centre of the highest channel, from the start of sample 0.
-    dm_pc_cm3
+    time_s : float
+        Arrival time of the peak of the unscattered profile at the centre of the highest channel, from the start of
+        sample 0.
+    dm_pc_cm3 : float
         Dispersion measure.
-    snr
-        See `pulse_signal`.
-    width_ms
+    snr : float
+        S/N as defined in `pulse_signal`.
+    width_ms : float
         Full width at half maximum of the intrinsic Gaussian.
-    scattering_ms
+    scattering_ms : float
         1/e time of the scattering tail at 1 GHz; scales with frequency to the power -4.
-    spectral_index
-        Amplitude proportional to frequency to this power.
-    scintillation_bandwidth_mhz
-        Half width at half maximum of the spectrum's autocorrelation; 0 means no scintillation.
-    centre_mhz, bandwidth_mhz
-        Centre and full width at half maximum of the Gaussian envelope of a band-limited burst; None: whole band.
+    spectral_index : float
+        Power of the frequency to which the amplitude is proportional.
+    scintillation_bandwidth_mhz : float
+        Half width at half maximum of the autocorrelation of the spectrum; 0 for no scintillation.
+    centre_mhz, bandwidth_mhz : float, optional
+        Centre and full width at half maximum of the Gaussian envelope of a band-limited burst.
     """
 
     time_s: float
@@ -55,9 +57,17 @@ class Pulse:
 
 
 class PulseSignal(NamedTuple):
-    """A pulse, channel by channel: ``signal[c, k]`` belongs to sample ``starts[c] + k``.
+    """Signal of a pulse; ``signal[c, k]`` belongs to channel ``c`` and sample ``starts[c] + k``.
 
-    Every channel starts at its own delay, rounded to a sample: ``signal.sum(axis=0)`` is the dedispersed profile.
+    The rows start at the delays of their channels, rounded to a sample, so ``signal.sum(axis=0)`` is the dedispersed
+    profile.
+
+    Attributes
+    ----------
+    starts : (nchans,) ndarray of int64
+    signal : (nchans, n) ndarray of float32
+    boxcar_width_ms : float
+        Width of the boxcar with the highest S/N on the dedispersed profile.
     """
 
     starts: np.ndarray
@@ -66,7 +76,7 @@ class PulseSignal(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """Where a pulse lies and how wide it is, in samples; one value per channel except for the last two."""
+    """Delay, Gaussian width and scattering time per channel (nchans,), and extent around the peak, in samples."""
 
     delay: np.ndarray
     sigma: np.ndarray
@@ -79,38 +89,53 @@ def _shape(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> _Shape:
     foff = frequencies[0] - frequencies[1] if len(frequencies) > 1 else 0.0
     smearing = 2 * DISPERSION_CONSTANT * pulse.dm_pc_cm3 * foff * frequencies**-3.0
     intrinsic = pulse.width_ms * 1e-3 / FWHM_PER_SIGMA
-    # A channel's sweep is a box; a Gaussian of its variance, width^2 / 12, stands for it.
+    # The sweep within a channel is a boxcar, approximated by a Gaussian of the same variance, smearing^2 / 12.
     sigma = np.maximum(np.sqrt(intrinsic**2 + smearing**2 / 12) / tsamp, 1e-3)
     tau = np.maximum(pulse.scattering_ms * 1e-3 * (frequencies / 1000) ** -4.0 / tsamp, 1e-6 * sigma)
+    # Less than 1e-4 of the flux lies beyond 5 sigma and 10 scattering times.
     reach = 5 * sigma.max()
     delay = dispersion_delay(pulse.dm_pc_cm3, frequencies, frequencies[0]) / tsamp
     return _Shape(delay, sigma, tau, int(np.ceil(reach)) + 1, int(np.ceil(reach + 10 * tau.max())) + 2)
 
 
 def pulse_extent(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> tuple[int, int]:
-    """First sample that the pulse touches, in the highest channel, and the one after its last, in the lowest."""
+    """First sample of a pulse, in the highest channel, and the one after its last sample, in the lowest channel."""
     shape = _shape(pulse, frequencies, tsamp)
     peak = int(np.floor(pulse.time_s / tsamp))
     return peak - shape.before, peak + int(np.rint(shape.delay[-1])) + shape.after
 
 
 def _scattered_cdf(t: np.ndarray, sigma: np.ndarray, tau: np.ndarray) -> np.ndarray:
-    """Cumulative distribution of a Gaussian of width sigma convolved with an exponential of time scale tau."""
+    """Cumulative distribution of a Gaussian of standard deviation sigma convolved with an exponential of mean tau."""
     z = (sigma / tau - t / sigma) / np.sqrt(2)
-    # Both forms of the same term; each is used only where its exponent is negative, so that neither overflows.
+    # Two forms of the same term; each is used only where its exponent is negative and cannot overflow.
     rising = 0.5 * np.exp(-0.5 * (t / sigma) ** 2) * erfcx(np.maximum(z, 0))
     tail = np.exp(np.minimum(0.5 * (sigma / tau) ** 2 - t / tau, 0)) * ndtr(-np.sqrt(2) * z)
     return ndtr(t / sigma) - np.where(z > 0, rising, tail)
 
 
 def scintillation(frequencies: np.ndarray, bandwidth_mhz: float, rng: np.random.Generator) -> np.ndarray:
-    """Random gains (nchans,) of mean 1 whose autocorrelation is a Lorentzian of that half width, as of a thin screen.
+    """Draw the gains of a thin screen: mean 1, autocorrelation a Lorentzian of half width ``bandwidth_mhz``.
 
-    The field is the Fourier transform of a random impulse response with exponentially decaying power (Cordes & Rickett
-    1998, ApJ 507, 846: 2 pi tau bandwidth = 1), averaged over each channel.
+    The electric field is the Fourier transform of a random impulse response of exponentially decaying power, with
+    ``2 pi tau bandwidth = 1`` (Cordes & Rickett 1998, ApJ 507, 846); its intensity is averaged over each channel.
+
+    Parameters
+    ----------
+    frequencies : (nchans,) ndarray
+        Channel centres in MHz, descending, evenly spaced.
+    bandwidth_mhz : float
+        Above 0.
+    rng : numpy.random.Generator
+        Source of the random impulse response.
+
+    Returns
+    -------
+    gains : (nchans,) ndarray of float64
     """
     nchans = len(frequencies)
     foff = frequencies[0] - frequencies[1] if nchans > 1 else 1.0
+    # Four points per scintillation bandwidth; more than 64 per channel make no visible difference to its average.
     per_channel = int(np.clip(np.ceil(4 * foff / bandwidth_mhz), 1, 64))
     n = 2 * nchans * per_channel
     delay_us = np.arange(n) * per_channel / (n * foff)
@@ -122,21 +147,28 @@ def scintillation(frequencies: np.ndarray, bandwidth_mhz: float, rng: np.random.
 
 
 def _spectrum(pulse: Pulse, frequencies: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Relative amplitude per channel, (nchans,)."""
+    """Relative amplitudes of the channels, (nchans,)."""
     spectrum = (frequencies / np.mean(frequencies)) ** pulse.spectral_index
     if pulse.scintillation_bandwidth_mhz > 0:
         spectrum = spectrum * scintillation(frequencies, pulse.scintillation_bandwidth_mhz, rng)
     if pulse.centre_mhz is not None:
-        assert pulse.bandwidth_mhz is not None  # it has both, or neither
+        assert pulse.bandwidth_mhz is not None  # both are given, or neither
         distance = (frequencies - pulse.centre_mhz) / pulse.bandwidth_mhz * FWHM_PER_SIGMA
         spectrum = spectrum * np.exp(-0.5 * distance**2)
     return spectrum
 
 
 def best_boxcar(profile: np.ndarray) -> tuple[float, int]:
-    """Largest ``sum / sqrt(width)`` over all runs of samples of a profile (n,), and that run's width in samples.
+    """Find the boxcar with the highest S/N on a profile (n,) of unit noise per sample.
 
-    Widths are tried in steps of 1, above some tens of samples in steps of at most 3 per cent.
+    Every width up to some tens of samples is tried; wider boxcars in steps of a few per cent.
+
+    Returns
+    -------
+    snr : float
+        The largest ``sum / sqrt(width)``.
+    width : int
+        Width of that boxcar in samples.
     """
     total = np.concatenate([[0.0], np.cumsum(profile, dtype=np.float64)])
     widths = np.unique(np.rint(np.geomspace(1, len(profile), 400)).astype(int))
@@ -146,36 +178,35 @@ def best_boxcar(profile: np.ndarray) -> tuple[float, int]:
 
 
 def pulse_signal(pulse: Pulse, frequencies: np.ndarray, tsamp: float, rng: np.random.Generator) -> PulseSignal:
-    """The signal of a pulse in units of each channel's noise.
+    """Compute the signal of a pulse in units of the noise of each channel.
 
-    Each channel is delayed by ``4148.808 s * DM * (nu**-2 - nu_top**-2)``, not rounded, and integrated over each
-    sample. It is scaled so that ``pulse.snr`` is the best boxcar S/N of the noise-free profile dedispersed by delays
-    rounded to a sample and summed over *all* channels, each of unit noise:
-    ``max over runs of samples of sum(profile) / sqrt(width * nchans)``. Masked or noisier channels lower what a search
-    can find below that.
+    Each channel is delayed by ``4148.808 s * DM * (nu**-2 - nu_top**-2)``, without rounding, and integrated over each
+    sample. The signal is scaled such that ``pulse.snr`` is the S/N of the best boxcar on the noise-free profile,
+    dedispersed with delays rounded to a sample and summed over *all* channels, each of unit noise: the largest
+    ``sum(profile[a:b]) / sqrt((b - a) * nchans)``. A search in which channels are masked or noisier finds less.
 
     Parameters
     ----------
-    pulse
-        What to make.
-    frequencies
-        Channel centres in MHz, (nchans,), descending, evenly spaced.
-    tsamp
-        Sampling time in s.
-    rng
+    pulse : Pulse
+        Parameters of the pulse.
+    frequencies : (nchans,) ndarray
+        Channel centres in MHz, descending, evenly spaced.
+    tsamp : float
+        Sampling time in seconds.
+    rng : numpy.random.Generator
         Used for scintillation only.
 
     Raises
     ------
     InputError
-        The pulse is so wide or scattered that its signal would exceed half a gigabyte, or has no flux in the band.
+        If the pulse is so long that its signal would exceed half a gigabyte, or has no flux in the band.
     """
     shape = _shape(pulse, frequencies, tsamp)
     n = shape.before + shape.after
     if n * len(frequencies) > MAX_SIGNAL_VALUES:
         raise InputError(
-            f"a pulse with width_ms {pulse.width_ms:g} and scattering_ms {pulse.scattering_ms:g} lasts "
-            f"{n} samples in {len(frequencies)} channels; valid: up to {MAX_SIGNAL_VALUES} values in all"
+            f"a pulse with width_ms {pulse.width_ms:g} and scattering_ms {pulse.scattering_ms:g} must have at most "
+            f"{MAX_SIGNAL_VALUES} values, got {n} samples in {len(frequencies)} channels"
         )
     rounded = np.rint(shape.delay).astype(np.int64)
     peak = int(np.floor(pulse.time_s / tsamp))
@@ -186,28 +217,30 @@ def pulse_signal(pulse: Pulse, frequencies: np.ndarray, tsamp: float, rng: np.ra
     unscaled, width = best_boxcar(signal.sum(axis=0))
     if not unscaled > 0:
         raise InputError(
-            f"a pulse with centre_mhz {pulse.centre_mhz} has no flux in the band; valid: "
-            f"{frequencies[-1]:g} to {frequencies[0]:g}"
+            f"centre_mhz of a band-limited pulse must be near the band of {frequencies[-1]:g} to "
+            f"{frequencies[0]:g} MHz, got {pulse.centre_mhz}"
         )
     signal *= pulse.snr * np.sqrt(len(frequencies)) / unscaled
     return PulseSignal(rounded + peak - shape.before, signal.astype(np.float32), width * tsamp * 1e3)
 
 
 def add_signal(block: np.ndarray, first_sample: int, starts: np.ndarray, signal: np.ndarray) -> None:
-    """Add the part of a signal that lies in a block, in place.
+    """Add the part of a signal that lies within a block, in place.
 
     Parameters
     ----------
-    block
-        (m, nchans) float32: samples ``first_sample`` to ``first_sample + m``.
-    starts, signal
-        (nchans,) and (nchans, n), as in `PulseSignal`.
+    block : (m, nchans) ndarray of float32
+        Samples ``first_sample`` to ``first_sample + m``.
+    first_sample : int
+        Number of the first sample of the block.
+    starts, signal : (nchans,) and (nchans, n) ndarray
+        As in `PulseSignal`.
     """
     starts = starts - first_sample
     channels = np.flatnonzero((starts < len(block)) & (starts + signal.shape[1] > 0))
     if len(channels) == 0:
         return
-    # Only the columns of the signal that some channel has inside the block.
+    # Columns of the signal that are inside the block in at least one channel.
     begin = max(0, -int(starts[channels].max()))
     end = min(signal.shape[1], len(block) - int(starts[channels].min()))
     rows = starts[channels, None] + np.arange(begin, end)
@@ -217,23 +250,23 @@ def add_signal(block: np.ndarray, first_sample: int, starts: np.ndarray, signal:
 
 
 class Injector:
-    """Adds pulses to consecutive blocks of an observation; holds only the signals of the pulses in the current block.
+    """Adds pulses to consecutive blocks of an observation, keeping only the signals that reach into the next block.
 
     Parameters
     ----------
-    pulses
+    pulses : sequence of Pulse
         In any order.
     frequencies, tsamp
-        As for `pulse_signal`.
-    seed
-        Of the scintillation.
+        As in `pulse_signal`.
+    seed : int
+        Seed of the scintillation.
 
     Attributes
     ----------
-    pulses
+    pulses : list of Pulse
         In order of time.
-    boxcar_widths_ms
-        Best boxcar width of each of `pulses` added so far; NaN for the others.
+    boxcar_widths_ms : (n_pulses,) ndarray of float64
+        Width of the best boxcar of each of `pulses`; NaN for those that were not added yet.
     """
 
     def __init__(self, pulses: Sequence[Pulse], frequencies: np.ndarray, tsamp: float, seed: int):
@@ -244,7 +277,7 @@ class Injector:
         self._active: dict[int, PulseSignal] = {}
 
     def add(self, block: np.ndarray, first_sample: int) -> None:
-        """Add all pulses to a block (m, nchans) float32, in units of channel noise, in place; blocks in time order."""
+        """Add all pulses to a block (m, nchans) float32 in units of channel noise, in place; call in order of time."""
         begin, end = self._extents.T
         for i in np.flatnonzero((begin < first_sample + len(block)) & (end > first_sample)).tolist():
             if i not in self._active:

@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
         (("--foff", 0), "foff"),
         (("--fch1", "nan"), "fch1"),
         (("--duration-s", -1), "--duration-s"),
-        (("--duration-s", 0.2), "do not fit"),
+        (("--duration-s", 0.2), "must fit"),
         (("--pulses", -1), "pulses"),
         (("--snr-min", 60), "snr"),
         (("--dm-min", "nan"), "dm_pc_cm3"),

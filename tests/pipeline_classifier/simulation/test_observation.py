@@ -94,7 +94,7 @@ def test_random_pulses_lie_inside_the_observation():
     for pulse in pulses:
         starts, signal, _ = pulse_signal(pulse, FREQUENCIES, TSAMP, np.random.default_rng(0))
         assert starts[0] >= 0 and starts[-1] + signal.shape[1] <= nsamples
-    with pytest.raises(InputError, match="do not fit into"):
+    with pytest.raises(InputError, match="must fit into"):
         random_pulses(100, ranges, EFFELSBERG, nsamples, seed=4)
 
 
@@ -104,10 +104,10 @@ def test_truth_survives_the_round_trip(tmp_path):
     assert read_truth(tmp_path / "truth.csv") == pulses
     text = (tmp_path / "truth.csv").read_text()
     for wrong, message in (
-        (text.replace("snr", "sn"), "column snr"),
-        (text.replace("56.77", "x"), "dm_pc_cm3 is 'x'"),
-        (text.replace("56.77", "nan"), "dm_pc_cm3 is 'nan'"),
-        ("", "column time_s"),
+        (text.replace("snr", "sn"), "lacks snr"),
+        (text.replace("56.77", "x"), "dm_pc_cm3 must be a number from 0 to 1e7, got 'x'"),
+        (text.replace("56.77", "nan"), "dm_pc_cm3 must be a number from 0 to 1e7, got 'nan'"),
+        ("", "lacks time_s, dm_pc_cm3, snr, width_ms"),
         (text.replace(",1400,80", ",1400,"), "line 3: centre_mhz and bandwidth_mhz"),
     ):
         (tmp_path / "wrong.csv").write_text(wrong)
