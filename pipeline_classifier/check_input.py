@@ -26,9 +26,10 @@ import numpy as np
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.page_classifier import Classifier
-from pipeline_classifier.detection.search import load_classifier, map_in_order, open_filterbank, thread_count
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config
+from pipeline_classifier.detection.classifiers import load_classifiers
+from pipeline_classifier.detection.page_classifier import PageClassifier
+from pipeline_classifier.detection.workers import map_in_order, prepare_process, thread_count
 from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
 from pipeline_classifier.evaluation.input_report import (
     NOT_USABLE,
@@ -39,12 +40,13 @@ from pipeline_classifier.evaluation.input_report import (
     find_obstacles,
     text,
 )
-from pipeline_classifier.formats.joined import JoinedFilterbank
+from pipeline_classifier.formats.joined import JoinedFilterbank, open_observation
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.frontend import sources
+from pipeline_classifier.frontend import filterbank_pages
 from pipeline_classifier.frontend.cleaning import zapped
 from pipeline_classifier.frontend.dedispersion import accumulator_dtype
 from pipeline_classifier.frontend.settings import Cleaning
+from pipeline_classifier.options import add_config_option
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.cli import InputError, run_script
 
@@ -66,13 +68,15 @@ LARGEST_TIMED = {"nchans": 1 << 14, "ndm": 1 << 10, "block_bytes": 1 << 30, "pag
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="SIGPROC filterbank; several are one observation")
-    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="config of the pipeline (default: %(default)s)")
+    add_config_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--no-timing", action="store_true", help="do not measure the speed")
     return parser
 
 
-def check(files: Sequence[str | Path], config: PipelineConfig, classifier: Classifier, timing: bool = True) -> Report:
+def check(
+    files: Sequence[str | Path], config: PipelineConfig, classifier: PageClassifier, timing: bool = True
+) -> Report:
     """Everything about an observation that decides whether, and how well, the config can search it.
 
     Parameters
@@ -87,10 +91,11 @@ def check(files: Sequence[str | Path], config: PipelineConfig, classifier: Class
         numbers by name, with their units in the names, None where not known; ``verdict`` and its ``reasons``. A file
         that cannot be read has nothing but these two.
     """
-    dms, cleaning = config.front_end()
+    settings = config.front_end()
+    dms, cleaning = settings.dms, settings.cleaning
     report: Report = {"files": [str(file) for file in files]}
     try:
-        filterbank = sources.open_observation(files[0] if len(files) == 1 else files, config.ifs)
+        filterbank = open_observation(files[0] if len(files) == 1 else files, config.ifs)
         report |= header(filterbank) | search_grid(filterbank, dms, cleaning, config) | sample_values(filterbank)
         report |= memory(filterbank, cleaning, report, config, classifier.checkpoint.resolution)
         obstacles = find_obstacles(report)
@@ -133,7 +138,7 @@ def search_grid(
     The smearing inside a channel is that of the bottom one, ``2 K DM width / f^3`` (Lorimer & Kramer 2005, Handbook of
     Pulsar Astronomy, sect. 4.1.1); that by the DM step is the sweep of half a step, the most a pulse is off a trial.
     """
-    frequencies, tsamp, nsamples = sources.after_downsampling(filterbank, cleaning)
+    frequencies, tsamp, nsamples = filterbank_pages.after_downsampling(filterbank, cleaning)
     top, bottom = frequencies[[0, -1]]
     sweeps_s = dispersion_delay(dms, bottom, top)
     channel_s = 2 * DISPERSION_CONSTANT * dms * abs(filterbank.header.foff) * cleaning.fd / bottom**3
@@ -141,7 +146,7 @@ def search_grid(
     page_s = config.page_samples * tsamp * max(config.time_downsample)
     rows = np.unique(np.linspace(0, len(dms) - 1, 5).round().astype(int))
     beyond_file, beyond_page = dms[sweeps_s > nsamples * tsamp], dms[channel_s > page_s]
-    stacks = -(-len(dms) // sources.STACK_DMS)
+    stacks = -(-len(dms) // filterbank_pages.STACK_DMS)
     return {
         "dm_lowest": float(dms[0]),
         "dm_highest": float(dms[-1]),
@@ -222,15 +227,15 @@ def memory(
     config: PipelineConfig,
     resolution: int,
 ) -> Report:
-    """Memory that run_inference.py needs, from what sources.py holds at once in each thread."""
-    frequencies, _, nsamples = sources.after_downsampling(filterbank, cleaning)
+    """Memory that run_inference.py needs, from what filterbank_pages.py holds at once in each thread."""
+    frequencies, _, nsamples = filterbank_pages.after_downsampling(filterbank, cleaning)
     nchans = len(frequencies)
     delay = math.ceil(report["sweeps"][-1]["sweep_samples"])
     page = config.page_samples * max(config.time_downsample)
-    length = sources.block_length(config.block_samples, nchans, delay, page)
+    length = filterbank_pages.block_length(config.block_samples, nchans, delay, page)
     blocks = max(1, round(nsamples / length))
     samples = min(nsamples, length if blocks > 1 else 3 * length // 2) + page
-    rows = min(report["ndm"], sources.STACK_DMS)
+    rows = min(report["ndm"], filterbank_pages.STACK_DMS)
     integer = accumulator_dtype(nchans).itemsize
     # While it is cleaned a block is there as it was read and, quantised, as bytes; then as bytes and summed.
     raw_bytes = filterbank.nchans * filterbank.header.dtype.itemsize * cleaning.td
@@ -255,13 +260,13 @@ def memory(
 
 
 def speed(
-    filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, classifier: Classifier
+    filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, classifier: PageClassifier
 ) -> Report:
     """Speed of reading, cleaning, dedispersion and classification, from a block for each thread; None if too large."""
     unknown: Report = {"timed_s": None, "times_real_time": None, "expected_run_s": None}
     if any(report[key] > largest for key, largest in LARGEST_TIMED.items()):
         return unknown
-    source = open_filterbank(filterbank.path, config)
+    source = filterbank_pages.FilterbankPages(filterbank.path, config.front_end())
     blocks = list(islice(source.blocks(), report["threads"]))
     began = time.monotonic()
     for _ in map_in_order(lambda block: [classifier.classify(p) for p in source.pages(block)], blocks, config.threads):
@@ -275,7 +280,8 @@ def speed(
 def run(args: argparse.Namespace) -> Report:
     """Check, print, and leave with exit code 2 if the observation cannot be used."""
     config = load_pipeline_config(args.config)
-    report = check(args.files, config, load_classifier(config), not args.no_timing)
+    config.warn_of_unused_settings()
+    report = check(args.files, config, load_classifiers(config).pages, not args.no_timing)
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else text(report))
     if report["verdict"] == NOT_USABLE:
         sys.exit(2)
@@ -283,6 +289,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def main() -> None:
+    prepare_process()
     run_script(get_parser(), run)
 
 

@@ -1,22 +1,32 @@
-"""Config of the pipeline: config.json, and the TransientX file (dbdedispdb_config.json) of its search front end."""
+"""Config of the pipeline: config.json, and the TransientX file (dbdedispdb_config.json) that it may name."""
 
 import json
 import logging
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline_classifier.frontend.settings import BIN, BLOCK_SAMPLES, Cleaning
+from pipeline_classifier.frontend.settings import BIN, BLOCK_SAMPLES, Cleaning, FrontEndSettings
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.config import ConfigFile, Name, load_config
+from single_pulse_classifier_training.config import ConfigFile, Name, check_config, load_config, read_json
 
 logger = logging.getLogger(__name__)
 
 RFI_FILTERS = {"zdot": 0, "zero": 0, "kadaneF": 2, "kadaneT": 2, "mask": 2}  # TransientX's; how many numbers follow
 Band = Annotated[list[float], Field(min_length=2, max_length=2)]
 DEFAULT_CONFIG = Path(__file__).with_name("config.json")
+
+
+def checked_bands(zaplist: list[Band]) -> list[Band]:
+    """Raise ValueError for a band whose lower frequency does not come first."""
+    for low, high in zaplist:
+        if not low <= high:
+            raise ValueError(f"a band must be [lowest, highest] in MHz, got [{low}, {high}]")
+    return zaplist
 
 
 class _Section(BaseModel):
@@ -49,15 +59,21 @@ class Rfi(_Section):
     zaplist: list[Band] = []
     rfilist: list[list[str]] = [["zdot"]]
 
+    @field_validator("zaplist")
+    @classmethod
+    def _low_first(cls, zaplist: list[Band]) -> list[Band]:
+        return checked_bands(zaplist)
+
     @field_validator("rfilist")
     @classmethod
     def _known_filters(cls, filters: list[list[str]]) -> list[list[str]]:
         for name, *numbers in filter(None, filters):
             if name not in RFI_FILTERS:
-                raise ValueError(f"{name!r} is no filter: valid are {', '.join(RFI_FILTERS)}")
+                raise ValueError(f"a filter must be one of {', '.join(RFI_FILTERS)}, got {name!r}")
             if len(numbers) != RFI_FILTERS[name] or not all(number.isdigit() and int(number) for number in numbers):
                 raise ValueError(
-                    f"{[name, *numbers]}: after {name!r} come {RFI_FILTERS[name]} whole numbers above 0, as text"
+                    f"{name!r} must be followed by {RFI_FILTERS[name]} positive integers as strings, "
+                    f"got {[name, *numbers]}"
                 )
         return [entry for entry in filters if entry]
 
@@ -71,7 +87,7 @@ class Subdedispersion(_Section):
 
 
 def parse_key(key: str | int) -> int:
-    """The key of a ring: an int as it is, a string as hexadecimal digits ("2222", "0xdada")."""
+    """Return the key of a ring: an int unchanged, a string as hexadecimal digits ("2222", "0xdada")."""
     if isinstance(key, int):
         number = key
     else:
@@ -80,12 +96,12 @@ def parse_key(key: str | int) -> int:
         except ValueError:
             number = 0
     if not 0 < number < 1 << 31:
-        raise InputError(f"{key!r} is no key of a ring: valid are hexadecimal digits, 1 to 7fffffff")
+        raise InputError(f"the key of a ring must be hexadecimal digits, 1 to 7fffffff, got {key!r}")
     return number
 
 
-class FrontEndConfig(ConfigFile):
-    """TransientX's dbdedispdb_config.json; README.md says what our own front end makes of every key."""
+class TransientXConfig(ConfigFile):
+    """TransientX's dbdedispdb_config.json; README.md says what this project's own front end does with every key."""
 
     preprocesslite: Preprocess = Preprocess()
     downsample: Downsample = Downsample()
@@ -94,7 +110,7 @@ class FrontEndConfig(ConfigFile):
     subdedispersion: Subdedispersion = Subdedispersion()
 
     def cleaning(self, zaplist: tuple[tuple[float, float], ...]) -> Cleaning:
-        """The settings of rfi.py; of several entries of one kind in rfi.rfilist the first counts."""
+        """Return the settings of the cleaning; of several entries of one kind in rfi.rfilist the first is used."""
         entries = self.rfi.rfilist
         kadane = next((entry for entry in entries if entry[0] == "kadaneF"), None)
         return Cleaning(
@@ -111,22 +127,22 @@ class FrontEndConfig(ConfigFile):
         )
 
     def not_implemented(self) -> list[str]:
-        """What the file asks for and our own front end does not do, each with what it does instead."""
+        """Return what the file asks for and this project's front end does not do, each with what it does instead."""
         asked = []
         for entry in self.rfi.rfilist:
             if entry[0] == "kadaneT":
                 asked.append(
-                    f"rfi.rfilist {entry}: it would drop bright pulses; zdot and zero drop undispersed impulses"
+                    f"rfi.rfilist {entry}: it would remove bright pulses; zdot and zero remove undispersed impulses"
                 )
             elif entry[0] == "mask":
-                asked.append(f"rfi.rfilist {entry}: it would drop bright pulses; whole channels are masked")
+                asked.append(f"rfi.rfilist {entry}: it would remove bright pulses; whole channels are masked")
             elif entry[0] == "kadaneF" and int(entry[1]) != BIN:
                 asked.append(f"rfi.rfilist {entry}: kadaneF averages {BIN} samples here")
         if sum(entry[0] in ("zdot", "zero") for entry in self.rfi.rfilist) > 1:
-            asked.append("rfi.rfilist: more than one of zdot and zero; the first is done, another would change nothing")
+            asked.append("rfi.rfilist: more than one of zdot and zero; only the first is applied")
         for section, values in (("preprocesslite", self.preprocesslite), ("rfi", self.rfi)):
             if values.filltype == "rand":
-                asked.append(f"{section}.filltype 'rand': what is masked adds nothing to any sum here, as with 'mean'")
+                asked.append(f"{section}.filltype 'rand': masked samples add nothing to any sum here, as with 'mean'")
         return asked
 
 
@@ -157,7 +173,7 @@ class PipelineConfig(ConfigFile):
     threshold: float | None = Field(default=None, ge=0, le=1)
     event_threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    second_look: Name | None = str(DEFAULT_CONFIG.with_name("models") / "second_look.pth")
+    candidate_classifier: Name | None = str(DEFAULT_CONFIG.with_name("models") / "candidate_classifier.pth")
     min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
     snr_gate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -190,86 +206,121 @@ class PipelineConfig(ConfigFile):
     @classmethod
     def _in_order(cls, factors: list[int]) -> list[int]:
         if factors != sorted(set(factors)):
-            raise ValueError("the factors must ascend, each named once")
+            raise ValueError("the factors must be ascending and different")
         return factors
+
+    @field_validator("zaplist")
+    @classmethod
+    def _low_first(cls, zaplist: list[Band]) -> list[Band]:
+        return checked_bands(zaplist)
 
     @model_validator(mode="after")
     def _one_decision(self) -> Self:
         for key, threshold in (("threshold", self.threshold), ("event_threshold", self.event_threshold)):
             if threshold is not None and self.max_false_per_hour is not None:
                 raise ValueError(
-                    f"{key} {threshold:g} and max_false_per_hour {self.max_false_per_hour:g}: "
-                    "valid is one of the two keys"
+                    f"only one of {key} and max_false_per_hour must be set, got {threshold:g} and "
+                    f"{self.max_false_per_hour:g}"
                 )
         return self
 
     @property
     def filterbank_path(self) -> Path:
+        """The observation that the config names."""
         return self.resolve(self.path_to_filterbanks) / self.name_of_the_filterbank
 
     @property
     def model_path(self) -> Path:
+        """Checkpoint of the page classifier."""
         return self.resolve(self.path_to_models) / self.name_of_the_model
 
     @property
-    def second_look_path(self) -> Path | None:
-        return self.resolve(self.second_look) if self.second_look else None
+    def candidate_classifier_path(self) -> Path | None:
+        """Checkpoint of the candidate classifier, if there is one."""
+        return self.resolve(self.candidate_classifier) if self.candidate_classifier else None
 
-    def front_end(self) -> tuple[np.ndarray, Cleaning]:
-        """Trial DMs (n_dm,) in pc cm^-3 and cleaning: the TransientX file's, over which keys of this config win."""
-        transientx = self._transientx()
-        for setting in transientx.not_implemented():
+    @property
+    def output_path(self) -> Path:
+        """Folder of the results."""
+        return self.resolve(self.output_dir)
+
+    @cached_property
+    def transientx(self) -> TransientXConfig:
+        """The TransientX file, read once; its defaults if the config names none."""
+        path = self.path_to_a_transientx_config
+        return load_config(self.resolve(path), TransientXConfig) if path else TransientXConfig()
+
+    def front_end(self) -> FrontEndSettings:
+        """Return the settings of the front end: those of the TransientX file, overridden by keys of this config."""
+        return FrontEndSettings(
+            self.trial_dms(),
+            self.transientx.cleaning(self.zapped_bands()),
+            self.page_samples,
+            self.overlap(),
+            tuple(self.time_downsample),
+            self.exact_dedispersion,
+            self.compile,
+            self.ifs,
+            self.block_samples,
+        )
+
+    def warn_of_unused_settings(self) -> None:
+        """Log a warning for each setting of the TransientX file that the front end does not implement."""
+        for setting in self.transientx.not_implemented():
             logger.warning("%s, %s", self.path_to_a_transientx_config, setting)
-        return self.trial_dms(), transientx.cleaning(self.zapped_bands())
 
     def zapped_bands(self) -> tuple[tuple[float, float], ...]:
-        """Bands (low, high) in MHz that are not used: the TransientX file's and those of this config."""
-        zaplist = tuple((low, high) for low, high in [*self._transientx().rfi.zaplist, *self.zaplist])
-        for low, high in zaplist:
-            if not low <= high:
-                raise InputError(f"zaplist entry [{low}, {high}]: the lower frequency in MHz must come first")
-        return zaplist
+        """Return the bands (low, high) in MHz that are not used: those of the TransientX file and of this config."""
+        return tuple((low, high) for low, high in [*self.transientx.rfi.zaplist, *self.zaplist])
 
     def trial_dms(self) -> np.ndarray:
-        """(n_dm,) in pc cm^-3."""
-        grid = self._transientx().subdedispersion
+        """Return the trial DMs (n_dm,) in pc cm^-3."""
+        grid = self.transientx.subdedispersion
         dms = grid.dms if self.dms is None else self.dms
         ddm = grid.ddm if self.ddm is None else self.ddm
         ndm = grid.ndm if self.ndm is None else self.ndm
         return dms + ddm * np.arange(ndm)
 
     def samples_per_column(self) -> int:
-        """Samples of the observation in one column of the pages that TransientX makes."""
-        transientx = self._transientx()
-        return transientx.preprocesslite.td * transientx.downsample.td
+        """Return the samples of the observation in one column of the pages that TransientX makes."""
+        return self.transientx.preprocesslite.td * self.transientx.downsample.td
 
     def overlap(self) -> float:
-        """Share of a page that the next one repeats: page_overlap, or else the TransientX file's overlap."""
+        """Return the fraction of a page that the next one repeats."""
         if "page_overlap" in self.model_fields_set:
             return self.page_overlap
-        return self._transientx().subdedispersion.overlap
-
-    def _transientx(self) -> FrontEndConfig:
-        path = self.path_to_a_transientx_config
-        return load_config(self.resolve(path), FrontEndConfig) if path else FrontEndConfig()
+        return self.transientx.subdedispersion.overlap
 
 
-def load_pipeline_config(path: str | Path) -> PipelineConfig:
-    """Read and check the pipeline's config; a config of the TensorFlow pipeline is told line by line what to change."""
+def load_pipeline_config(path: str | Path, changes: Mapping[str, object] | None = None) -> PipelineConfig:
+    """Read and check the pipeline's config, and the TransientX file that it names.
+
+    Parameters
+    ----------
+    path : str or Path
+        A JSON file. The key ``second_look`` of version 0.1 is read as ``candidate_classifier``, with a notice.
+    changes : mapping, optional
+        Values that replace keys of the file, as options of the command line do.
+
+    Raises
+    ------
+    InputError
+        If the config is not valid. For one of the TensorFlow pipeline the message lists the lines to change.
+    """
     path = Path(path)
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            content = None  # load_config says what is wrong with it
-        if isinstance(content, dict):
-            changes = _tensorflow_changes(content)
-            if changes:
-                raise InputError(
-                    f"{path} is of the TensorFlow pipeline; change these lines, or let `python convert_to_pytorch.py "
-                    f"--config {path}` do it: {'; '.join(changes)}"
-                )
-    return load_config(path, PipelineConfig)
+    content = read_json(path)
+    if edits := _tensorflow_changes(content):
+        raise InputError(
+            f"{path} is of the TensorFlow pipeline; change these lines, or let `python convert_to_pytorch.py "
+            f"--config {path}` do it: {'; '.join(edits)}"
+        )
+    if "second_look" in content and "candidate_classifier" not in content:
+        logger.warning("%s: the key second_look is now candidate_classifier; the old name is still read", path)
+        content["candidate_classifier"] = content.pop("second_look")
+    config = check_config(path, content, PipelineConfig)
+    config = config.model_copy(update=dict(changes or {}))
+    config.transientx  # noqa: B018 - an error in that file is reported before any work
+    return config
 
 
 def _tensorflow_changes(content: dict) -> list[str]:

@@ -1,15 +1,15 @@
-"""Make a training set for the second look out of observations whose pulses are known.
+"""Make a training set for the candidate classifier from observations whose pulses are known.
 
-  python create_candidate_dataset.py A.fil B.fil --output-dir data --name peaks
+  python create_candidate_dataset.py A.fil B.fil --output-dir data --name crab
       labels from A_truth.csv and B_truth.csv beside the observations (simulate_observation.py writes them)
 
-Every peak of a boxcar search, in every page, gives one image of its surroundings (second_look.py). A peak is a pulse if
-its time and DM are those of one in the truth table; it gives no image if they are nearly so.
+Every peak of a boxcar search, in every page, gives one cutout. A peak is a pulse if its time and DM agree with one in
+the truth table; it gives no cutout if they nearly agree.
 
 Written to the output folder (<name>_DM_time_dataset_peaks_...), for training.py with "normaliser": "noise":
   training_64x64.npy     (N, 64, 64) uint8 images, row 0 = highest DM
   labels_training.npy    (N,) strings, Pulse or Artefact
-  groups_training.npy    (N,) int64, the pulse or the stretch of eight pages that a peak comes from
+  groups_training.npy    (N,) int64, the pulse, or the stretch of eight pages, of each peak
   snr_training.npy       (N,) float32, S/N of the pulse as the truth table gives it, NaN for artefacts
 """
 
@@ -17,32 +17,36 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.candidate_classifier import SIDE, portrait, portrait_images
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config
+from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout, cutout_images
 from pipeline_classifier.detection.event_finder import PEAKS_PER_PAGE
-from pipeline_classifier.detection.peaks import boxcar_search, find_peaks
-from pipeline_classifier.detection.search import map_in_order, open_filterbank
+from pipeline_classifier.detection.peaks import find_peaks
+from pipeline_classifier.detection.workers import map_in_order, prepare_process
 from pipeline_classifier.evaluation.recovery import Matcher
+from pipeline_classifier.frontend.boxcar import boxcar_search
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PageBatch
-from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.options import add_config_option, check_distinct, set_name
 from pipeline_classifier.simulation.observation import known_pulses
-from single_pulse_classifier_training.cli import InputError, check_distinct, run_script, set_name
+from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder, save_npy
 
 logger = logging.getLogger(__name__)
 
-NEARLY = 3.0  # times the tolerances of a match; such a peak is a pulse that was measured badly
+NEARLY = 3.0
+"""Factor on the tolerances of a match within which a peak is neither class: a pulse that was measured badly."""
 PAGES_PER_GROUP = 8
 LEAST_SNR = 5.5
+"""S/N from which peaks are used: below the ``min_snr`` of events, so that the classifier also knows fainter ones."""
 
 Peaks = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -50,29 +54,31 @@ Peaks = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files with <name>_truth.csv beside each")
-    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help="DM grid and cleaning (default: %(default)s)")
-    parser.add_argument("--output-dir", default=".", help="where the set goes (default: this folder)")
+    add_config_option(parser, "DM grid and cleaning")
+    parser.add_argument("--output-dir", default=".", help="folder of the set (default: this folder)")
     parser.add_argument("--name", help="name of the set (default: of the first observation)")
     return parser
 
 
 def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) -> Peaks:
-    """The peaks of adjoining pages, each seen with the pages beside it, and what they are.
+    """Return the peaks of adjoining pages, each page searched together with its neighbours, and their labels.
 
     Returns
     -------
-    images : (N, SIDE, SIDE) uint8
-    is_pulse : (N,) bool
-    group : (N,) int64, number of the pulse, or -1 - that of the stretch of pages
-    snr : (N,) float32 of the pulse, NaN for artefacts
+    images : (N, SIDE, SIDE) ndarray of uint8
+    is_pulse : (N,) ndarray of bool
+    group : (N,) ndarray of int64
+        Number of the pulse, or -1 minus that of the stretch of pages.
+    snr : (N,) ndarray of float32
+        S/N of the pulse, NaN for artefacts.
     """
     grid = source.grid
-    portraits, is_pulse, group, snr = [], [], [], []
+    cutouts, is_pulse, group, snr = [], [], [], []
     for number in range(len(batch)):
         pages = slice(max(0, number - 1), number + 2)
         start, origin = int(batch.starts[number]), int(batch.starts[pages][0])
         if (np.diff(batch.starts[pages]) != grid.n_time).any():
-            continue  # the last page of a file, which repeats a part of the one before it
+            continue  # the last page of a file, which overlaps with the one before it
         searched = boxcar_search(np.concatenate(batch.pages[pages], axis=1), grid.n_time // 2)
         edges = start - origin - grid.n_time // 4, start - origin + grid.n_time + grid.n_time // 4
         for peak in find_peaks(searched, grid, *edges, most=PEAKS_PER_PAGE):
@@ -84,28 +90,29 @@ def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) 
             pulses = np.flatnonzero(matcher.matches(*where))
             if peak.snr < LEAST_SNR or (not len(pulses) and matcher.matches(*where, NEARLY).any()):
                 continue
-            portraits.append(portrait(searched, grid, peak))
+            cutouts.append(cutout(searched, grid, peak))
             is_pulse.append(len(pulses) > 0)
             group.append(pulses[0] if len(pulses) else -1 - (batch.first + number) // PAGES_PER_GROUP)
             snr.append(matcher.snrs[pulses].max() if len(pulses) else np.nan)
-    images = portrait_images(np.array(portraits, np.float32).reshape(-1, SIDE, SIDE)).numpy()
+    images = cutout_images(np.array(cutouts, np.float32).reshape(-1, SIDE, SIDE)).numpy()
     return images, np.array(is_pulse, bool), np.array(group, np.int64), np.array(snr, np.float32)
 
 
 def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankPages, Matcher]]:
     """Open every observation and its truth table, before any of them is read."""
     check_distinct(paths)
+    settings = replace(config.front_end(), overlap=0.0, time_downsample=(1,))
     planned = []
     for path in paths:
-        source = open_filterbank(path, config)
+        source = FilterbankPages(path, settings)
         if not source.grid.sweeps:
-            raise InputError(f"{path}: one channel, or one trial DM: peaks have no sweep to be told by")
+            raise InputError(f"{path}: must have more than one channel and trial DM for a pulse to have a sweep")
         planned.append((source, Matcher(known_pulses(path, source.duration_s), source.grid)))
     return planned
 
 
 def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
-    """All peaks of an observation, as `labelled_peaks`; groups from 0 on."""
+    """All peaks of an observation, as `labelled_peaks` returns them, with groups from 0."""
     source, matcher = observation
     parts = [labelled_peaks(source, source.pages(block)[0], matcher) for block in source.blocks()]
     source.release()
@@ -115,8 +122,8 @@ def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
 
 def run(args: argparse.Namespace) -> dict[str, Path]:
     """Make the set; return the files by kind."""
-    config = load_pipeline_config(args.config).model_copy(update={"page_overlap": 0.0, "time_downsample": [1]})
-    name = set_name(args)
+    config, name = load_pipeline_config(args.config), set_name(args.name, args.observations)
+    config.warn_of_unused_settings()
     planned = plan(args.observations, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
     prefix = f"{name}_DM_time_dataset_peaks"
@@ -127,9 +134,9 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
         groups += int(group.max(initial=-1)) + 1
     images, is_pulse, group, snr = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(images):
-        raise InputError(f"{args.observations[0]}: no peak of S/N {LEAST_SNR:g}, nor in any other observation")
+        raise InputError(f"{args.observations[0]}: must have a peak of S/N {LEAST_SNR:g}, got none in any observation")
     if not is_pulse.any():
-        logger.warning("no peak is one of the known pulses: is the grid of trial DMs theirs?")
+        logger.warning("no peak is one of the known pulses; check that the trial DMs cover theirs")
     columns = {
         f"training_{SIDE}x{SIDE}": images,
         "labels_training": np.where(is_pulse, "Pulse", "Artefact"),
@@ -146,7 +153,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    prepare_process()
     run_script(get_parser(), run)
 
 

@@ -1,28 +1,29 @@
-"""Make a training set out of observations and what is known of their pulses.
+"""Make a training set from observations whose pulses are known.
 
   python create_dataset.py A.fil B.fil --output-dir ../single_pulse_classifier_training/data --name crab
       labels from A_truth.csv and B_truth.csv beside the observations (simulate_observation.py writes them)
   python create_dataset.py B0531+21.fil --cands B0531+21.cands --pulse-dm 56 58 --name B0531+21_59000_48386
       labels from a TransientX candidate list: DM in [56, 58] is a pulse, DM 0 is an artefact
 
-Every pulse, and every candidate at DM 0, gives --shifts pages that start at different samples, so that the pulse
-stands everywhere between the left and the right edge. Pages of pulse-free sky, as many as asked for, are artefacts too;
-with --hard-negatives MODEL.pth only those that fool this model, to train it again with.
-The pages are cleaned, dedispersed and normalised by the very code that run_inference.py uses.
+Every pulse, and every candidate at DM 0, gives --shifts pages that start at different samples, so that the pulse is
+everywhere between the left and the right edge. Pages of pulse-free sky are artefacts as well; with --hard-negatives
+MODEL.pth only those that this model takes for pulses, to train it again. The pages are read, cleaned, dedispersed and
+normalised by the code that run_inference.py uses, with the same config.
 
 Written to the output folder (<name>_DM_time_dataset_realbased_...):
   training.npy               (N, 256, 256) uint8 images, row 0 = highest DM
   training_<res>x<res>.npy   the same for other --resolutions
   labels_training.npy        (N,) strings, Pulse or Artefact
-  groups_training.npy        (N,) int64, the event that an image comes from: its images belong on one side of a split
+  groups_training.npy        (N,) int64, the event that an image shows: all images of one belong into one split
   snr_training.npy           (N,) float32, S/N of the pulse as the truth or the list gives it, NaN for artefacts
 """
 
 import argparse
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
@@ -30,28 +31,43 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config
+from pipeline_classifier.detection.page_classifier import PageClassifier
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.formats.candidate_lists import read_transientx
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS, PageGrid, resize, to_images
-from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.options import add_config_option, check_distinct, set_name
 from pipeline_classifier.simulation.observation import known_pulses
 from pipeline_classifier.simulation.pulses import Pulse
 from pipeline_classifier.times import SECONDS_PER_DAY
 from single_pulse_classifier_training.checkpoint import load_checkpoint
-from single_pulse_classifier_training.cli import InputError, check_distinct, run_script, set_name
+from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
 
-VISIBLE_SNR = 1.5  # below this S/N a pulse that is smeared at a wrong trial DM no longer shows in a page
+VISIBLE_SNR = 1.5
+"""S/N below which a pulse smeared at a wrong trial DM no longer shows in a page. Chosen by hand, on the safe side."""
 BATCH_SIZE = 64
-HARD = 0.05  # probability of a pulse from which a page without one is a hard negative
+HARD = 0.05
+"""Probability from which a page without a pulse is a hard negative: that from which a search classifies its peaks."""
 
 
 @dataclass(frozen=True)
 class KnownEvents:
-    """Events of one observation: arrival (samples), DM, S/N, width (samples), whether each is a pulse, all (K,).
+    """Events of one observation, all attributes (K,).
 
-    ``labelled`` (K,) bool: the others give no images, but pulse-free sky keeps away from them too.
+    Attributes
+    ----------
+    sample : ndarray of int64
+        Arrival at the top channel.
+    dm : ndarray of float
+        pc cm^-3.
+    snr : ndarray of float
+    width : ndarray of float
+        Samples.
+    is_pulse : ndarray of bool
+    labelled : ndarray of bool
+        The others give no images, but pages of pulse-free sky avoid them as well.
     """
 
     sample: np.ndarray
@@ -64,7 +80,7 @@ class KnownEvents:
 
 @dataclass(frozen=True)
 class LabelledStarts:
-    """First samples of the pages to cut from one observation, ascending, with label, group and S/N, all (N,)."""
+    """Pages to cut from one observation: first samples, ascending, with label, group and S/N, all (N,)."""
 
     start: np.ndarray
     is_pulse: np.ndarray
@@ -72,15 +88,78 @@ class LabelledStarts:
     snr: np.ndarray
 
 
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What goes into the set.
+
+    Attributes
+    ----------
+    observations : tuple of str
+        SIGPROC files.
+    cands : tuple of str
+        TransientX lists, one for each observation; empty: truth tables.
+    pulse_dm, artefact_dm : (float, float)
+        DM windows of the two classes in the lists, pc cm^-3.
+    shifts : int
+        Pages of each event.
+    sky_pages : float
+        Pulse-free pages for each page of a pulse.
+    hard_negatives : str or None
+        Checkpoint of the model that selects pulse-free pages.
+    normaliser : str
+    resolutions : tuple of int
+        Sides of the images.
+    seed : int
+    """
+
+    observations: tuple[str, ...]
+    cands: tuple[str, ...]
+    pulse_dm: tuple[float, float]
+    artefact_dm: tuple[float, float]
+    shifts: int
+    sky_pages: float
+    hard_negatives: str | None
+    normaliser: str
+    resolutions: tuple[int, ...]
+    seed: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Take the options from parsed arguments, and check them."""
+        if args.cands and len(args.cands) != len(args.observations):
+            raise InputError(
+                f"--cands must name a list for each of the {len(args.observations)} observations, got {len(args.cands)}"
+            )
+        for option, value, least in (
+            ("--shifts", args.shifts, 1),
+            ("--sky-pages", args.sky_pages, 0),
+            ("--resolutions", min(args.resolutions), 1),
+            ("--seed", args.seed, 0),
+        ):
+            if not value >= least:
+                raise InputError(f"{option} must be at least {least}, got {value}")
+        check_distinct(args.observations)
+        return cls(
+            tuple(args.observations),
+            tuple(args.cands or ()),
+            tuple(args.pulse_dm),
+            tuple(args.artefact_dm),
+            args.shifts,
+            args.sky_pages,
+            args.hard_negatives,
+            args.normaliser,
+            tuple(args.resolutions),
+            args.seed,
+        )
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files")
-    parser.add_argument(
-        "-c", "--config", default=DEFAULT_CONFIG, help="DM grid, page and cleaning (default: %(default)s)"
-    )
-    parser.add_argument("--output-dir", default=".", help="where the set goes (default: this folder)")
+    add_config_option(parser, "DM grid, page and cleaning")
+    parser.add_argument("--output-dir", default=".", help="folder of the set (default: this folder)")
     parser.add_argument("--name", help="name of the set (default: of the first observation)")
-    parser.add_argument("--cands", nargs="+", help="TransientX lists, one per observation, in place of truth files")
+    parser.add_argument("--cands", nargs="+", help="TransientX lists, one per observation, instead of truth tables")
     parser.add_argument(
         "--pulse-dm",
         nargs=2,
@@ -102,12 +181,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--sky-pages",
         type=float,
         default=1.0,
-        help="pulse-free pages per page of a pulse, at most what there is (default: %(default)s)",
+        help="pulse-free pages per page of a pulse, as far as there are any (default: %(default)s)",
     )
     parser.add_argument(
         "--hard-negatives",
         metavar="MODEL.pth",
-        help=f"of pulse-free sky, take only pages to which this model gives a probability of {HARD:g} or more",
+        help=f"use only pulse-free pages to which this model gives a probability of {HARD:g} or more",
     )
     parser.add_argument(
         "--normaliser", choices=PAGE_NORMALISERS, default="minmax", help="default: %(default)s, the original's"
@@ -115,12 +194,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolutions", nargs="+", type=int, default=[256], help="sides of the images, one file each (default: 256)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of pulse-free pages (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the choice of pulse-free pages (default: %(default)s)"
+    )
     return parser
 
 
 def events_from_truth(pulses: list[Pulse], grid: PageGrid) -> KnownEvents:
-    """Pulses of a truth table, on the observation of ``grid``."""
+    """Return the pulses of a truth table as events, in samples of ``grid``."""
     time_s = np.array([pulse.time_s for pulse in pulses], dtype=float)
     width_ms = np.array([max(pulse.width_ms, 1e3 * grid.tsamp) for pulse in pulses], dtype=float)
     return KnownEvents(
@@ -147,10 +228,10 @@ def events_from_cands(
 
 
 def event_extent(events: KnownEvents, grid: PageGrid) -> tuple[np.ndarray, np.ndarray]:
-    """First and last sample (K,) at which any DM row of a page shows something of an event.
+    """First and last sample (K,) at which any row of a page shows an event.
 
-    At a wrong trial DM the pulse is smeared over the difference in sweep; once that is (snr / VISIBLE_SNR)^2 times its
-    width, it is lost in the noise.
+    At a wrong trial DM a pulse is smeared over the difference in sweep, and its S/N falls with the square root of
+    width / sweep: below `VISIBLE_SNR` once the sweep exceeds (snr / VISIBLE_SNR)^2 widths.
     """
     faintest = 2 * events.width * np.maximum(1.0, events.snr / VISIBLE_SNR) ** 2
     before = np.minimum(faintest, np.abs(grid.sweep(events.dm - grid.dms[-1]))) + 3 * events.width
@@ -159,7 +240,7 @@ def event_extent(events: KnownEvents, grid: PageGrid) -> tuple[np.ndarray, np.nd
 
 
 def pulse_free_starts(events: KnownEvents, grid: PageGrid, nsamples: int, rng: np.random.Generator) -> np.ndarray:
-    """First samples (N,) of pages on a regular grid that show nothing of any event."""
+    """First samples (N,) of pages on a regular grid that show no event."""
     first, last = event_extent(events, grid)
     regular = np.arange(rng.integers(0, grid.n_time), nsamples - grid.n_time + 1, grid.n_time)
     # A page is pulse-free when as many extents began before its end as ended before its start.
@@ -168,28 +249,32 @@ def pulse_free_starts(events: KnownEvents, grid: PageGrid, nsamples: int, rng: n
     return regular[begun == ended]
 
 
-def only_hard(starts: np.ndarray, source: FilterbankPages, classifier: Classifier) -> np.ndarray:
-    """Those of the pages that the classifier takes for pulses."""
-    source.choose(starts)
-    probabilities = [classifier.classify(batch)[1] for batch in source.batches(BATCH_SIZE)]
+def only_hard(starts: np.ndarray, source: FilterbankPages, classifier: PageClassifier) -> np.ndarray:
+    """Return those of the pages that the classifier takes for pulses."""
+    batches = source.with_starts(starts).batches(BATCH_SIZE)
+    probabilities = [classifier.classify(batch)[0] for batch in batches]
     source.release()
     return starts[np.concatenate(probabilities) >= HARD] if len(starts) else starts
 
 
 def label_starts(
-    events: KnownEvents,
-    free: np.ndarray,
-    grid: PageGrid,
-    nsamples: int,
-    shifts: int,
-    sky_pages: float,
-    rng: np.random.Generator,
+    events: KnownEvents, free: np.ndarray, source: FilterbankPages, options: DatasetOptions, rng: np.random.Generator
 ) -> LabelledStarts:
     """Choose the pages of one observation.
 
-    An event's pages hold its arrival in every column from the last to the first (``shifts`` of them, evenly spaced);
-    ``free`` are the pages of pulse-free sky to draw from.
+    The pages of an event have its arrival in every column from the last to the first (``options.shifts`` of them,
+    evenly spaced).
+
+    Parameters
+    ----------
+    events : KnownEvents
+    free : (F,) ndarray of int64
+        First samples of the pages of pulse-free sky to draw from.
+    source : FilterbankPages
+    options : DatasetOptions
+    rng : Generator
     """
+    grid, nsamples, shifts = source.grid, source.nsamples, options.shifts
     offsets = np.unique(np.round(np.linspace(0, grid.n_time - 1, shifts)).astype(np.int64))[::-1]
     labelled = np.flatnonzero(events.labelled)
     start = (events.sample[labelled, None] - offsets).ravel()
@@ -198,7 +283,7 @@ def label_starts(
     start, group = start[inside], group[inside]
     is_pulse, snr = events.is_pulse[group], np.where(events.is_pulse, events.snr, np.nan)[group]
 
-    wanted = round(sky_pages * is_pulse.sum()) if len(events.sample) else len(free)
+    wanted = round(options.sky_pages * is_pulse.sum()) if len(events.sample) else len(free)
     sky = rng.permutation(free)[:wanted]
     start = np.concatenate([start, sky])
     group = np.concatenate([group, len(events.sample) + np.arange(len(sky))])
@@ -208,41 +293,32 @@ def label_starts(
     return LabelledStarts(start[order], is_pulse[order], group[order], snr[order])
 
 
-def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[FilterbankPages, LabelledStarts]]:
+def plan(options: DatasetOptions, config: PipelineConfig) -> list[tuple[FilterbankPages, LabelledStarts]]:
     """Open every observation and choose its pages, before any of them is read."""
-    if args.cands and len(args.cands) != len(args.observations):
-        raise InputError(
-            f"--cands names {len(args.cands)} lists for {len(args.observations)} observations: give one for each"
-        )
-    if args.shifts < 1 or args.sky_pages < 0:
-        raise InputError(f"--shifts {args.shifts} and --sky-pages {args.sky_pages}: at least 1 and 0 are needed")
-    if min(args.resolutions) < 1 or args.seed < 0:
-        raise InputError(f"--resolutions {min(args.resolutions)} and --seed {args.seed}: at least 1 and 0 are needed")
-    check_distinct(args.observations)
-    rng = np.random.default_rng(args.seed)
-    dms, cleaning = config.front_end()
+    rng = np.random.default_rng(options.seed)
+    settings = replace(config.front_end(), overlap=0.0, time_downsample=(1,))
     classifier = None
-    if args.hard_negatives:
+    if options.hard_negatives:
         device = choose_device(config.device)
-        classifier = Classifier(load_checkpoint(args.hard_negatives, device), device)
+        classifier = PageClassifier(load_checkpoint(options.hard_negatives, device), device)
     planned, groups = [], 0
-    for i, path in enumerate(args.observations):
-        source = FilterbankPages(path, dms, config.page_samples, cleaning)
-        if args.cands:
-            events = events_from_cands(Path(args.cands[i]), source.grid, tuple(args.pulse_dm), tuple(args.artefact_dm))
+    for i, path in enumerate(options.observations):
+        source = FilterbankPages(path, settings)
+        if options.cands:
+            events = events_from_cands(Path(options.cands[i]), source.grid, options.pulse_dm, options.artefact_dm)
         else:
             events = events_from_truth(known_pulses(path, source.duration_s), source.grid)
         free = pulse_free_starts(events, source.grid, source.nsamples, rng)
         if classifier:
             free = only_hard(free, source, classifier)
-        chosen = label_starts(events, free, source.grid, source.nsamples, args.shifts, args.sky_pages, rng)
-        chosen = LabelledStarts(chosen.start, chosen.is_pulse, chosen.group + groups, chosen.snr)
+        chosen = label_starts(events, free, source, options, rng)
+        chosen = replace(chosen, group=chosen.group + groups)
         groups = int(chosen.group.max(initial=groups - 1)) + 1
-        source.choose(chosen.start)
-        planned.append((source, chosen))
+        planned.append((source.with_starts(chosen.start), chosen))
     if not sum(len(chosen.start) for _, chosen in planned):
         raise InputError(
-            f"no page of {args.observations[0]} can be labelled: no event inside it, and no pulse-free sky"
+            f"{options.observations[0]}: must have an event inside it, or pulse-free sky, in one of the observations; "
+            "got no page that can be labelled"
         )
     return planned
 
@@ -250,7 +326,7 @@ def plan(args: argparse.Namespace, config: PipelineConfig) -> list[tuple[Filterb
 def write_images(
     planned: list[tuple[FilterbankPages, LabelledStarts]], paths: dict[int, Path], normaliser: str
 ) -> None:
-    """Cut, normalise and write every page, one .npy file for each resolution in ``paths``, whole or not at all."""
+    """Cut, normalise and write every page, one .npy file for each resolution in ``paths``, complete or absent."""
     count = sum(len(chosen.start) for _, chosen in planned)
     with contextlib.ExitStack() as stack, tqdm(total=count, unit="page", desc="pages", disable=None) as bar:
         outputs = {resolution: stack.enter_context(atomic_writer(path)) for resolution, path in paths.items()}
@@ -268,14 +344,15 @@ def write_images(
 
 def run(args: argparse.Namespace) -> dict[str, Path]:
     """Make the set; return the files by kind."""
-    config = load_pipeline_config(args.config)
-    name = set_name(args)
-    planned = plan(args, config)
+    config, options = load_pipeline_config(args.config), DatasetOptions.of(args)
+    name = set_name(args.name, options.observations)
+    config.warn_of_unused_settings()
+    planned = plan(options, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
     prefix = f"{name}_DM_time_dataset_realbased"
-    names = {r: "training.npy" if r == 256 else f"training_{r}x{r}.npy" for r in args.resolutions}
+    names = {r: "training.npy" if r == 256 else f"training_{r}x{r}.npy" for r in options.resolutions}
     images = {resolution: output_dir / f"{prefix}_{name}" for resolution, name in names.items()}
-    write_images(planned, images, args.normaliser)
+    write_images(planned, images, options.normaliser)
 
     is_pulse = np.concatenate([chosen.is_pulse for _, chosen in planned])
     columns = {
@@ -295,6 +372,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def main() -> None:
+    prepare_process()
     run_script(get_parser(), run)
 
 

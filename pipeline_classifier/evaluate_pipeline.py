@@ -1,19 +1,19 @@
-"""The yardstick: how many known pulses the search finds, how well it measures them, and how many events are false.
+"""Evaluate the search: how many known pulses it finds, how well it measures them, and how many events are false.
 
   python evaluate_pipeline.py A.fil B.fil -c config.json --output-dir out      observations with A_truth.csv beside them
   python evaluate_pipeline.py --inject MINE.fil -c config.json --pulses 100    pulses are added to your own file first
 
 Prints recall by S/N, width and DM, false events per hour, and the errors of time, DM and S/N, over all observations
-together, and recall and false events for other thresholds, so that you can choose yours ("event_threshold" in the
-config). evaluation.json has the same, evaluation.png shows it.
+together. Recall and false events are also printed for other thresholds, to help choose "event_threshold" in the config.
+The same is written to evaluation.json and drawn in evaluation.png.
 
-S/N is that of a pulse in white noise over all channels, as simulate_observation.py writes it: masked channels and
+The S/N is that of a pulse in white noise over all channels, as simulate_observation.py writes it: masked channels and
 interference lower what a search can find. The width is the intrinsic one, at half maximum, in samples of the search.
-Times hold at the peak before scattering, so that a tail counts as an error of the measured time.
+Times are those of the peak before scattering, so that a scattering tail counts as an error of the measured time.
 
-With --inject the file is searched twice, as it is and with pulses: what was there before is not counted as false, and
-the report says how many events that were. The copy with pulses needs as much disk space as the file, in the output
-folder; it is removed at the end, or kept with its truth table by --keep.
+With --inject the file is searched twice, without and with pulses: events that were there before do not count as false,
+and their number is printed. The copy with pulses needs as much disk space as the file, in the output folder; it is
+removed at the end, or kept with its truth table by --keep.
 """
 
 import argparse
@@ -21,31 +21,22 @@ import json
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
 import numpy as np
 
-from pipeline_classifier.config import PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.page_classifier import Classifier
-from pipeline_classifier.detection.search import (
-    EVENT_THRESHOLDS,
-    account_of,
-    add_search_options,
-    events_by_threshold,
-    load_classifier,
-    open_filterbank,
-    page_interval_s,
-    set_threshold,
-    with_search_options,
-)
+from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
+from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
+from pipeline_classifier.detection.search import events_by_threshold, page_interval_s
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.evaluation.evaluation_plot import plot_evaluation
 from pipeline_classifier.evaluation.recovery import (
@@ -59,9 +50,16 @@ from pipeline_classifier.evaluation.recovery import (
 )
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.simulation.injection import inject
-from pipeline_classifier.simulation.observation import PulseRanges, known_pulses, random_pulses, truth_path, write_truth
+from pipeline_classifier.simulation.observation import (
+    PulseRanges,
+    known_pulses,
+    random_pulses,
+    truth_path,
+    write_truth,
+)
 from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
@@ -73,18 +71,20 @@ INJECTION_OPTIONS = (
     "pulses", "snr_min", "snr_max", "dm_min", "dm_max", "width_ms_min", "width_ms_max", "seed", "keep",
 )  # fmt: skip
 MOST_PULSES = 100_000
-DM_MARGIN = 0.05  # of the grid of trial DMs; at DM 0 every search takes a pulse for interference
-LONGEST_PAGE_SHARE = 1 / 3
-LONGEST_BASELINE_SHARE = 1 / 4
+DM_MARGIN = 0.05
+"""Part of the range of trial DMs, at either end, without injected pulses: at DM 0 a pulse looks like interference."""
+LONGEST_IN_PAGES, LONGEST_IN_BASELINE_WINDOWS = 1 / 3, 1 / 4
+"""Longest injected pulse, in units of a page and of the baseline window: longer ones lose S/N to either."""
 
 Evaluated = tuple[dict[str, Any], dict[float, Outcome]]
-"""An observation as evaluation.json has it, and what became of its pulses at each threshold."""
+"""Entry of an observation in evaluation.json, and the outcome of its pulses at each threshold."""
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("filterbanks", nargs="*", help="SIGPROC files with <name>_truth.csv beside each")
-    add_search_options(parser)
+    SearchOptions.add_to(parser)
+    OutputOptions.add_plots_to(parser)
     group = parser.add_argument_group("injection")
     group.add_argument("--inject", metavar="FILE", help="SIGPROC file to add pulses to")
     group.add_argument("--pulses", type=int, default=100, help="how many (default: %(default)s)")
@@ -103,70 +103,111 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Raise InputError for options that do not go together, or values that no pulse has."""
-    if args.inject and args.filterbanks:
-        raise InputError(
-            f"--inject {args.inject} and {args.filterbanks[0]}: valid is one file to inject into, or observations that "
-            "have a truth table"
+@dataclass(frozen=True)
+class InjectionOptions:
+    """Pulses to inject; None stands for a value that depends on the config (`pulses_to_inject`).
+
+    Attributes
+    ----------
+    path : Path
+        The observation.
+    pulses : int
+    snr : (float, float)
+        Lowest and highest S/N.
+    dm_pc_cm3, width_ms : (float or None, float or None)
+    seed : int
+    keep : bool
+        Keep the file with pulses.
+    """
+
+    path: Path
+    pulses: int
+    snr: tuple[float, float]
+    dm_pc_cm3: tuple[float | None, float | None]
+    width_ms: tuple[float | None, float | None]
+    seed: int
+    keep: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self | None:
+        """Take the options from parsed arguments, and check them; None without ``--inject``."""
+        if args.inject and args.filterbanks:
+            raise InputError(
+                f"only one of --inject and observations with a truth table must be given, got {args.inject} and "
+                f"{args.filterbanks[0]}"
+            )
+        if not args.inject:
+            parser = get_parser()
+            for name in INJECTION_OPTIONS:
+                if getattr(args, name) != parser.get_default(name):
+                    raise InputError(f"--{name.replace('_', '-')} must be used with --inject FILE")
+            if not args.filterbanks:
+                raise InputError(
+                    "observations with <name>_truth.csv beside them, or --inject FILE, must be given, got neither"
+                )
+            return None
+        if not 1 <= args.pulses <= MOST_PULSES:
+            raise InputError(f"--pulses must be 1 to {MOST_PULSES}, got {args.pulses}")
+        if args.seed < 0:
+            raise InputError(f"--seed must be 0 or more, got {args.seed}")
+        return cls(
+            Path(args.inject),
+            args.pulses,
+            (args.snr_min, args.snr_max),
+            (args.dm_min, args.dm_max),
+            (args.width_ms_min, args.width_ms_max),
+            args.seed,
+            args.keep,
         )
-    if not args.inject:
-        parser = get_parser()
-        for name in INJECTION_OPTIONS:
-            if getattr(args, name) != parser.get_default(name):
-                raise InputError(f"--{name.replace('_', '-')} is of no use without --inject FILE")
-        if not args.filterbanks:
-            raise InputError("no observation is given; valid: files with <name>_truth.csv beside, or --inject FILE")
-    if not 1 <= args.pulses <= MOST_PULSES:
-        raise InputError(f"--pulses is {args.pulses}; valid: 1 to {MOST_PULSES}")
-    if args.seed < 0:
-        raise InputError(f"--seed is {args.seed}; valid: 0 or more")
 
 
-def pulses_to_inject(args: argparse.Namespace, config: PipelineConfig) -> list[Pulse]:
-    """Random pulses for the file of ``--inject``, if there is room so far apart that no bow tie hides another."""
-    filterbank = Filterbank(args.inject, config.ifs)
-    dms, cleaning = config.front_end()
+def pulses_to_inject(options: InjectionOptions, config: PipelineConfig) -> list[Pulse]:
+    """Draw pulses to inject, if possible so far apart that none lies in the bow tie of another.
+
+    By default their DMs cover the trial DMs without `DM_MARGIN` at either end, and their widths range from one sample
+    to the smaller of a third of a page and a quarter of the baseline window.
+    """
+    file, settings = Filterbank(options.path, config.ifs), config.front_end()
+    dms, cleaning = settings.dms, settings.cleaning
     margin = DM_MARGIN * (dms[-1] - dms[0])
-    tsamp = filterbank.tsamp * cleaning.td
-    page_s = config.page_samples * max(config.time_downsample) * tsamp
-    longest_s = min(LONGEST_PAGE_SHARE * page_s, LONGEST_BASELINE_SHARE * (cleaning.baseline_window_s or np.inf))
+    tsamp = file.tsamp * cleaning.td
+    page_s = settings.n_time * max(settings.time_downsample) * tsamp
+    longest_s = min(LONGEST_IN_PAGES * page_s, LONGEST_IN_BASELINE_WINDOWS * (cleaning.baseline_window_s or np.inf))
 
-    def given(value: float | None, default: float) -> float:
-        return float(default if value is None else value)
+    def given(values: tuple[float | None, float | None], low: float, high: float) -> tuple[float, float]:
+        first, second = (float(default if x is None else x) for x, default in zip(values, (low, high), strict=True))
+        return first, second
 
-    dm = given(args.dm_min, dms[0] + margin), given(args.dm_max, dms[-1] - margin)
-    shortest_ms = given(args.width_ms_min, min(tsamp, longest_s) * 1e3)
-    frequencies = filterbank.frequencies
-    apart_s = 2 * page_s + float(dispersion_delay(max(dm[1] - dm[0], 0.0), frequencies[-1], frequencies[0]))
+    dm = given(options.dm_pc_cm3, dms[0] + margin, dms[-1] - margin)
+    sweep_s = float(dispersion_delay(max(dm[1] - dm[0], 0.0), file.frequencies[-1], file.frequencies[0]))
     ranges = PulseRanges(
         dm_pc_cm3=dm,
-        snr=(args.snr_min, args.snr_max),
-        width_ms=(shortest_ms, given(args.width_ms_max, longest_s * 1e3)),
-        min_separation_s=max(page_s, min(apart_s, 0.5 * filterbank.duration_s / args.pulses)),
+        snr=options.snr,
+        width_ms=given(options.width_ms, min(tsamp, longest_s) * 1e3, longest_s * 1e3),
+        min_separation_s=max(page_s, min(2 * page_s + sweep_s, 0.5 * file.duration_s / options.pulses)),
     )
-    return random_pulses(args.pulses, ranges, filterbank.header, filterbank.nsamples, args.seed)
+    return random_pulses(options.pulses, ranges, file.header, file.nsamples, options.seed)
 
 
-def injected_path(args: argparse.Namespace, output_dir: Path) -> Path:
-    """Where the file with pulses goes when it is kept; InputError if something else is there."""
-    path = output_dir / f"{Path(args.inject).stem}_injected.fil"
-    if args.keep and path.exists() and not truth_path(path).exists():
-        raise InputError(f"{path} has no truth table: it will not be overwritten, give another --output-dir")
+def injected_path(options: InjectionOptions, folder: Path) -> Path:
+    """Return the path of the file with pulses; InputError if a kept one would replace another file."""
+    path = folder / f"{options.path.stem}_injected.fil"
+    if options.keep and path.exists() and not truth_path(path).exists():
+        raise InputError(f"{path} must not exist or have a truth table, to be overwritten: use another --output-dir")
     return path
 
 
 @contextmanager
-def injected_file(args: argparse.Namespace, pulses: Sequence[Pulse], ifs: int | str, path: Path) -> Iterator[Path]:
-    """The file of ``--inject`` with pulses; unless it is kept, in a folder that goes after the ``with`` block."""
-    if args.keep:
-        injector = inject(args.inject, path, pulses, args.seed, ifs, progress=True)
+def injected_file(options: InjectionOptions, pulses: Sequence[Pulse], ifs: int | str, path: Path) -> Iterator[Path]:
+    """Write the file with pulses; unless it is kept, it exists inside the ``with`` block only."""
+    if options.keep:
+        injector = inject(options.path, path, pulses, options.seed, ifs, progress=True)
         write_truth(truth_path(path), injector.pulses, injector.boxcar_widths_ms, Filterbank(path).tstart)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix=".injected_", dir=path.parent) as folder:
         path = Path(folder) / path.name
-        inject(args.inject, path, pulses, args.seed, ifs, progress=True)
+        inject(options.path, path, pulses, options.seed, ifs, progress=True)
         yield path
 
 
@@ -176,10 +217,13 @@ class Searched:
 
     Attributes
     ----------
-    source : its pages
-    chosen : the threshold of events that was asked for
-    events : of the search at each threshold
-    duration_s : seconds searched
+    source : FilterbankPages
+    chosen : float
+        The threshold of events that the user chose.
+    events : dict of float to list of Event
+        Of the search at each threshold.
+    duration_s : float
+        Seconds searched.
     """
 
     source: FilterbankPages
@@ -188,21 +232,19 @@ class Searched:
     duration_s: float
 
 
-def searched(path: str | Path, config: PipelineConfig, classifier: Classifier) -> Searched:
-    """Search an observation at the threshold that the user chose, and with a second look at `EVENT_THRESHOLDS`."""
-    source = open_filterbank(path, config)
-    decision = set_threshold(classifier, source.grid, page_interval_s(source))
-    chosen = decision.get("event_threshold", decision["threshold"])
-    thresholds = {chosen, *EVENT_THRESHOLDS} if "event_threshold" in decision else {chosen}
-    began = time.monotonic()
-    layers, events = events_by_threshold(source, classifier, sorted(thresholds), config.threads)
-    account = account_of(source, layers, len(events[chosen]), began)
-    return Searched(source, chosen, events, account["duration_s"])
+def searched(path: str | Path, config: PipelineConfig, classifiers: Classifiers) -> Searched:
+    """Search an observation at the threshold that the user chose and, if candidates decide, at `EVENT_THRESHOLDS`."""
+    source = FilterbankPages(path, config.front_end())
+    decision = decide(config, classifiers, source.grid, page_interval_s(source))
+    chosen = decision.threshold if decision.event_threshold is None else decision.event_threshold
+    thresholds = {chosen} if decision.event_threshold is None else {chosen, *EVENT_THRESHOLDS}
+    _, events = events_by_threshold(source, classifiers, decision, sorted(thresholds), config.threads)
+    return Searched(source, chosen, events, round(source.duration_s, 3))
 
 
-def evaluate_known(path: str, pulses: Sequence[Pulse], config: PipelineConfig, classifier: Classifier) -> Evaluated:
+def evaluate_known(path: str, pulses: Sequence[Pulse], config: PipelineConfig, classifiers: Classifiers) -> Evaluated:
     """Search an observation whose pulses are known."""
-    done = searched(path, config, classifier)
+    done = searched(path, config, classifiers)
     outcomes = {}
     for threshold, events in done.events.items():
         recovery = compare(pulses, events, done.source.grid)
@@ -211,23 +253,23 @@ def evaluate_known(path: str, pulses: Sequence[Pulse], config: PipelineConfig, c
 
 
 def evaluate_injected(
-    args: argparse.Namespace, pulses: Sequence[Pulse], config: PipelineConfig, classifier: Classifier, path: Path
+    options: InjectionOptions, pulses: Sequence[Pulse], config: PipelineConfig, classifiers: Classifiers, path: Path
 ) -> Evaluated:
-    """Search a file as it is, then with pulses (in a copy at ``path``); its own events are not false."""
-    with injected_file(args, pulses, config.ifs, path) as copy:
-        original = searched(args.inject, config, classifier)
-        done = searched(copy, config, classifier)
+    """Search a file without and with pulses (in a copy at ``path``); its own events do not count as false."""
+    with injected_file(options, pulses, config.ifs, path) as copy:
+        original = searched(options.path, config, classifiers)
+        done = searched(copy, config, classifiers)
     outcomes = {}
     for threshold, events in done.events.items():
         recovery = compare(pulses, events, done.source.grid)
         recovery = without_known(recovery, events, original.events[threshold], done.source.grid)
         outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.tsamp, done.duration_s)
-    account = record(args.inject, done, outcomes[done.chosen])
-    return account | {"events_before_injection": len(original.events[done.chosen])}, outcomes
+    row = record(options.path, done, outcomes[done.chosen])
+    return row | {"events_before_injection": len(original.events[done.chosen])}, outcomes
 
 
-def record(path: str, done: Searched, outcome: Outcome) -> dict[str, object]:
-    """One observation, as evaluation.json has it."""
+def record(path: str | Path, done: Searched, outcome: Outcome) -> dict[str, object]:
+    """Return the entry of an observation in evaluation.json."""
     return {
         "filterbank": str(path),
         "duration_s": outcome.duration_s,
@@ -302,21 +344,22 @@ def table(evaluation: dict) -> str:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Do what the command line asks for; return what evaluation.json holds."""
-    check_options(args)
-    config = with_search_options(load_pipeline_config(args.config), args)
-    if args.inject:
-        truths = [pulses_to_inject(args, config)]
+    """Evaluate; return the content of evaluation.json."""
+    injection, output = InjectionOptions.of(args), OutputOptions(plots=not args.no_plots)
+    config = SearchOptions.of(args).load_config()
+    if injection:
+        truths = [pulses_to_inject(injection, config)]
     else:
         truths = [known_pulses(path, Filterbank(path, config.ifs).duration_s) for path in args.filterbanks]
-    output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
-    copy = injected_path(args, output_dir) if args.inject else None
-    classifier = load_classifier(config)
-    if copy is not None:
-        evaluated = [evaluate_injected(args, truths[0], config, classifier, copy)]
+    folder = make_output_folder(config.output_path, "output_dir")
+    copy = injected_path(injection, folder) if injection else None
+    classifiers = load_classifiers(config)
+    config.warn_of_unused_settings()
+    if injection and copy:
+        evaluated = [evaluate_injected(injection, truths[0], config, classifiers, copy)]
     else:
         evaluated = [
-            evaluate_known(path, pulses, config, classifier)
+            evaluate_known(path, pulses, config, classifiers)
             for path, pulses in zip(args.filterbanks, truths, strict=True)
         ]
     records, outcomes = zip(*evaluated, strict=True)
@@ -325,11 +368,11 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     evaluation |= quality(outcome, config.trial_dms())
     evaluation["by_threshold"] = by_threshold(outcomes, config.trial_dms())
 
-    written = [output_dir / "evaluation.json"]
+    written = [folder / "evaluation.json"]
     with atomic_writer(written[0]) as file:
         file.write((json.dumps(evaluation, indent=4) + "\n").encode())
-    if not args.no_plots:
-        written.append(output_dir / "evaluation.png")
+    if output.plots:
+        written.append(folder / "evaluation.png")
         plot_evaluation(written[1], evaluation, outcome)
     print(table(evaluation))
     for path in written:
@@ -338,6 +381,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
+    prepare_process()
     run_script(get_parser(), run)
 
 

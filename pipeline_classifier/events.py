@@ -7,21 +7,32 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Event:
-    """One pulse.
+    """One pulse. A number that is not known is NaN, and an empty field in the CSV file.
 
     Attributes
     ----------
-    time_s : from the first sample of the observation, at the top channel, centre of the best boxcar
-    mjd : the same as MJD (topocentric); empty in the CSV when unknown, as every unknown number
-    dm_pc_cm3 : trial DM of the highest S/N
-    snr : of the best boxcar on the sum over channels
-    width_ms : of that boxcar
-    probability : of the second look; without one, the highest of the pages of the event
-    first_page, last_page : the adjacent positive pages it was found in
-    width_samples : width in columns of the page
-    time_downsample : samples of the observation in a column of those pages
-    dm_stack : number of their stack of trial DMs
-    mjd_infinite : topocentric MJD at which it would have come at infinite frequency
+    time_s : float
+        Centre of the best boxcar at the top channel, from the first sample of the observation, seconds.
+    mjd : float
+        The same as a topocentric MJD.
+    dm_pc_cm3 : float
+        Trial DM of the highest S/N, pc cm^-3.
+    snr : float
+        S/N of the best boxcar on the sum over channels.
+    width_ms : float
+        Width of that boxcar, milliseconds.
+    probability : float
+        Candidate probability; without a candidate classifier, the highest probability of its pages.
+    first_page, last_page : int
+        Run of adjacent pages in which the event was found.
+    width_samples : int
+        Width in columns of the page.
+    time_downsample : int
+        Samples of the observation in a column of those pages.
+    dm_stack : int
+        Number of their stack of trial DMs.
+    mjd_infinite : float
+        Topocentric MJD of the arrival at infinite frequency.
     """
 
     time_s: float

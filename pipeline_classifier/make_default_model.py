@@ -1,11 +1,11 @@
-"""Make the default models again: simulate observations, make training sets of them, train, install the checkpoints.
+"""Make the default models: simulate observations, make training sets from them, train, install the checkpoints.
 
   python make_default_model.py --work-dir /tmp/default_model
 
 Runs simulate_observation.py, create_dataset.py, create_candidate_dataset.py and training.py one after the other, each
-as a command of its own; their files stay in the work folder (about 50 GB). The thresholds are then set by the false
-pages and events per hour on pulse-free observations of their own. The checkpoints become models/default.pth and
-models/second_look.pth, the training configs models/<model>_training_config.json.
+as a command of its own; their files stay in the work folder (about 50 GB). The thresholds are then
+set by the false pages and events per hour on other, pulse-free observations. The checkpoints become models/default.pth
+and models/candidate_classifier.pth, the training configs models/<model>_training_config.json.
 """
 
 import argparse
@@ -24,9 +24,13 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.detection.candidate_classifier import SIDE
-from pipeline_classifier.detection.search import EVENT_THRESHOLDS, events_by_threshold, load_classifier, open_filterbank
+from pipeline_classifier.detection.candidate_cutouts import SIDE
+from pipeline_classifier.detection.classifiers import load_classifiers
+from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
+from pipeline_classifier.detection.search import events_by_threshold, page_interval_s
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.dispersion import dispersion_delay
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from single_pulse_classifier_training.calibration import false_rate_thresholds, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -36,15 +40,16 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 TRAINING = HERE.parent / "single_pulse_classifier_training" / "training.py"
-NSAMPLES = 160_000
-DM_MAX = 125.0
+NSAMPLES = 160_000  # of each observation
+DM_MAX = 125.0  # of the pulses: just below the highest trial DM of the default config
 LONGEST_SWEEP = 8000  # samples
 LONGEST_TSAMP_S = 1.3e-3
 PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
+CANDIDATES = "candidate_classifier"
 PAGE_RATES = (1000, 300, 200, 100, 60, 30, 10)  # false pages per hour to find thresholds for
-FALSE_PAGES_PER_HOUR = 100  # what the default thresholds let through on such observations, full of interference
-FALSE_EVENTS_PER_HOUR = 35  # the same of events; beside pulses there are nearly twice as many
+FALSE_PAGES_PER_HOUR = 100  # at the default threshold, on pulse-free observations in strong interference
+FALSE_EVENTS_PER_HOUR = 35  # the same for events; observations with pulses have nearly twice as many
 TRAINING_SETTINGS = {
     "path_to_files": "./",
     "path_to_checkpoints": "./checkpoints/",
@@ -66,8 +71,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     for name, count, what in (
         ("observations", 150, "with pulses in mild and strong interference"),
-        ("crowded", 120, "with more pulses, fainter ones, in extreme interference, for the second look alone"),
-        ("pulse-free", 300, "of extreme interference alone, for the second look"),
+        ("crowded", 120, "with more and fainter pulses in extreme interference, for the candidate classifier only"),
+        ("pulse-free", 300, "of extreme interference alone, for the candidate classifier"),
         ("calibration", 24, "of strong interference alone, for the thresholds"),
     ):
         parser.add_argument(f"--{name}", type=int, default=count, help=f"observations {what} (default: %(default)s)")
@@ -75,17 +80,17 @@ def get_parser() -> argparse.ArgumentParser:
         "--epochs",
         type=int,
         default=8,
-        help="epochs to train, thrice as many for the second look (default: %(default)s)",
+        help="training epochs; three times as many for the candidate classifier (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=2026, help="of everything (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=2026, help="random seed (default: %(default)s)")
     return parser
 
 
 def random_observation(number: int, rng: np.random.Generator) -> dict[str, object]:
-    """Settings of simulate_observation.py for one observation: every fourth at Effelsberg, the others anywhere.
+    """Draw settings of simulate_observation.py for one observation: every fourth at Effelsberg, the others anywhere.
 
-    Bands from 300 to 4200 MHz, 64 to 1024 channels, 50 us to 1.3 ms; pulses of half a sample to a third of a page, but
-    never longer than a quarter of the baseline window; every sixth observation has interference alone.
+    Bands lie between 300 and 4200 MHz, with 64 to 1024 channels and 50 us to 1.3 ms; pulses have half a sample to a
+    third of a page, but at most a quarter of the baseline window; every sixth observation has interference alone.
     """
     if number % 4 == 0:
         top, bandwidth, nchans, tsamp_s = 1530.0, 320.0, 256, 102.4e-6
@@ -118,7 +123,7 @@ def random_observation(number: int, rng: np.random.Generator) -> dict[str, objec
 
 
 def command(script: Path, *words: str | Path) -> None:
-    """Run one of the project's scripts; its own message is the error."""
+    """Run one of the project's scripts; if it fails, its message becomes the error."""
     done = subprocess.run(
         [sys.executable, script, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -140,15 +145,24 @@ def simulate(jobs: list[tuple[Path, list[str]]]) -> None:
         list(tqdm(done, total=len(jobs), desc="observations", unit="file", disable=None))
 
 
-def train(
-    work: Path, name: str, prefix: str, images: dict[str, str], args: argparse.Namespace, **config: object
-) -> Path:
-    """Train on the set of that prefix, with a config of its own, ``<name>_training_config.json``; the best checkpoint.
+def train(work: Path, name: str, prefix: str, images: dict[str, str], **config: object) -> Path:
+    """Train a model; return its best checkpoint.
 
-    ``images`` are the set's files by resolution, ``config`` what is special about this model.
+    Parameters
+    ----------
+    work : Path
+        Folder of the set and of the checkpoints.
+    name : str
+        Of the config file, ``<name>_training_config.json``.
+    prefix : str
+        Of the files of the set.
+    images : dict of str to str
+        Files of the set by resolution.
+    **config
+        Settings of this model, beside `TRAINING_SETTINGS`.
     """
     columns = {kind: f"{prefix}_{kind}_training.npy" for kind in ("labels", "groups", "snr")}
-    settings = TRAINING_SETTINGS | columns | {"files_by_resolution": images, "seed": args.seed} | config
+    settings = TRAINING_SETTINGS | columns | {"files_by_resolution": images} | config
     settings["patience"] = settings["num_epochs"]
     config_path = work / f"{name}_training_config.json"
     with atomic_writer(config_path) as file:
@@ -158,9 +172,9 @@ def train(
     return work / "checkpoints" / f"ch_point_{settings['model_name']}_{settings['resolution']}" / "best.pth"
 
 
-def train_pages(work: Path, observations: list[Path], args: argparse.Namespace) -> Path:
-    """The network that sees every page."""
-    settings = ["--shifts", "6", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(args.seed)]
+def train_page_classifier(work: Path, observations: list[Path], epochs: int, seed: int) -> Path:
+    """Train the page classifier; return its checkpoint."""
+    settings = ["--shifts", "6", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(seed)]
     command(HERE / "create_dataset.py", *observations, "--output-dir", work, "--name", "default", *settings)
     prefix = "default_DM_time_dataset_realbased"
     return train(
@@ -168,53 +182,60 @@ def train_pages(work: Path, observations: list[Path], args: argparse.Namespace) 
         "default",
         prefix,
         {"256": f"{prefix}_training.npy", "default": f"{prefix}_training_{{res}}x{{res}}.npy"},
-        args,
+        seed=seed,
         model_name=MODEL_NAME,
         resolution=256,
         normaliser="robust",
-        num_epochs=args.epochs,
+        num_epochs=epochs,
         batch_size=64,
         dms=(0.5 * np.arange(256)).tolist(),
     )
 
 
-def train_second_look(work: Path, observations: list[Path], args: argparse.Namespace) -> Path:
-    """The network that sees every peak."""
-    command(HERE / "create_candidate_dataset.py", *observations, "--output-dir", work, "--name", "second_look")
-    prefix = "second_look_DM_time_dataset_peaks"
+def train_candidate_classifier(work: Path, observations: list[Path], epochs: int, seed: int) -> Path:
+    """Train the candidate classifier; return its checkpoint."""
+    command(HERE / "create_candidate_dataset.py", *observations, "--output-dir", work, "--name", CANDIDATES)
+    prefix = f"{CANDIDATES}_DM_time_dataset_peaks"
     return train(
         work,
-        "second_look",
+        CANDIDATES,
         prefix,
         {str(SIDE): f"{prefix}_training_{SIDE}x{SIDE}.npy"},
-        args,
-        model_name="DM_time_second_look",
+        seed=seed,
+        model_name="DM_time_candidate_classifier",
         resolution=SIDE,
         normaliser="noise",
         augment=True,
-        num_epochs=3 * args.epochs,
+        num_epochs=3 * epochs,
         batch_size=128,
     )
 
 
 def measure_thresholds(
-    pages: Path, second_look: Path, paths: list[Path]
+    pages: Path, candidates: Path, paths: list[Path]
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Thresholds of both networks, with the false pages and the false events per hour that they let through.
+    """Measure thresholds of both networks, with their false pages and false events per hour.
 
-    They are measured on pulse-free observations (``paths``) that neither was trained on. For pages, the thresholds are
-    found that `PAGE_RATES` need; for events, whose number depends on what is merged, the rates of `EVENT_THRESHOLDS`
-    are counted.
+    For pages, the thresholds of `PAGE_RATES` are found; for events, whose number depends on merging, the rates of
+    `EVENT_THRESHOLDS` are counted.
+
+    Parameters
+    ----------
+    pages, candidates : Path
+        Checkpoints.
+    paths : list of Path
+        Pulse-free observations on which neither was trained.
     """
     config = PipelineConfig(
-        path_to_models=str(pages.parent), name_of_the_model=pages.name, second_look=str(second_look)
+        path_to_models=str(pages.parent), name_of_the_model=pages.name, candidate_classifier=str(candidates)
     )
-    classifier = load_classifier(config)
+    classifiers = load_classifiers(config)
     of_pages, duration_s = [], 0.0
     counts = dict.fromkeys(EVENT_THRESHOLDS, 0)
     for path in tqdm(paths, desc="pulse-free observations", unit="file", disable=None):
-        source = open_filterbank(path, config)
-        layers, events = events_by_threshold(source, classifier, EVENT_THRESHOLDS)
+        source = FilterbankPages(path, config.front_end())
+        decision = decide(config, classifiers, source.grid, page_interval_s(source))
+        layers, events = events_by_threshold(source, classifiers, decision, EVENT_THRESHOLDS)
         of_pages.append(layers[0].probabilities)
         duration_s += source.duration_s
         for threshold in counts:
@@ -228,7 +249,7 @@ def measure_thresholds(
 
 
 def install(trained: Path, thresholds: list[dict[str, float]], rate: float, config: Path, path: Path) -> Path:
-    """Put a checkpoint with its thresholds, and its training config beside it, to their places."""
+    """Install a checkpoint with its thresholds, and its training config beside it."""
     checkpoint = load_checkpoint(trained, "cpu")
     checkpoint.thresholds = thresholds
     checkpoint.threshold, _ = threshold_for_rate(thresholds, rate)
@@ -259,22 +280,23 @@ def run(args: argparse.Namespace) -> list[Path]:
     def files(*parts: list[tuple[Path, list[str]]]) -> list[Path]:
         return [path for part in parts for path, _ in part]
 
-    pages = train_pages(work, files(observations), args)
-    second_look = train_second_look(work, files(observations, crowded, pulse_free), args)
-    of_pages, of_events = measure_thresholds(pages, second_look, files(calibration))
+    pages = train_page_classifier(work, files(observations), args.epochs, args.seed)
+    candidates = train_candidate_classifier(work, files(observations, crowded, pulse_free), args.epochs, args.seed)
+    of_pages, of_events = measure_thresholds(pages, candidates, files(calibration))
     return [
         install(pages, of_pages, FALSE_PAGES_PER_HOUR, work / "default_training_config.json", models / "default.pth"),
         install(
-            second_look,
+            candidates,
             of_events,
             FALSE_EVENTS_PER_HOUR,
-            work / "second_look_training_config.json",
-            models / "second_look.pth",
+            work / f"{CANDIDATES}_training_config.json",
+            models / f"{CANDIDATES}.pth",
         ),
     ]
 
 
 def main() -> None:
+    prepare_process()
     run_script(get_parser(), run)
 
 

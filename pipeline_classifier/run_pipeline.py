@@ -1,19 +1,19 @@
 """The live pipeline: a filterbank file through TransientX's front end and PSRDADA rings to predictions and events.
 
   python run_pipeline.py -c config.json               makes the rings, starts the programs, classifies, cleans up
-  python run_pipeline.py -c config.json --dry-run     prints what would be started, and starts nothing
+  python run_pipeline.py -c config.json --dry-run     prints what would be started, without starting it
 
   ring key_input    16 blocks of input_buffer_size bytes
   ring key_output   16 blocks of 16 times as much
   dada_fildb        reads the filterbank of the config into key_input
   dada_dbdedispdb   cleans and dedisperses from key_input into key_output
-  this process      does what run_inference.py does with key_output
+  this process      searches key_output as run_inference.py does
 
-The programs run in path_to_pulsarx_singularity_image (apptainer or singularity), or straight from PATH where the config
-names no image. Each writes to a log of its own in the output folder, <program>_<name>.log. The run ends when n_spectra
-pages came, when dada_dbdedispdb has ended and all pages are read, when no page came for idle_timeout_s, when a program
-fails, and on Ctrl-C or SIGTERM. Whatever ends it, the programs and rings that it started are gone afterwards, and none
-but those. Exit code 0, or 2 with one sentence if a program failed.
+The programs run in path_to_pulsarx_singularity_image (apptainer or singularity), or from PATH if the config names no
+image. Each has its log in the output folder, <program>_<name>.log. The run ends when n_spectra pages have come, when
+dada_dbdedispdb has ended and all pages are read, when no page has come for idle_timeout_s, when a program fails, and on
+Ctrl-C or SIGTERM. In every case the programs and rings that it started, and no others, are removed. The exit code is 0,
+or 2 with one sentence if a program failed.
 """
 
 import argparse
@@ -31,14 +31,17 @@ from typing import Any, Self, TypeVar
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier.config import PipelineConfig, load_pipeline_config, parse_key
-from pipeline_classifier.detection.search import SearchResult, add_search_options, load_classifier, with_search_options
+from pipeline_classifier.config import PipelineConfig, parse_key
+from pipeline_classifier.detection.classifiers import load_classifiers
+from pipeline_classifier.detection.search import SearchResult
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.live.live_search import ending_signals, live_search, open_ring
 from pipeline_classifier.live.processes import Child, Command
 from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
 from pipeline_classifier.live.psrdada.ring import Ring
 from pipeline_classifier.live.psrdada.sysv import Segment
+from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
@@ -82,7 +85,8 @@ class Plan:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_search_options(parser)
+    SearchOptions.add_to(parser)
+    OutputOptions.add_plots_to(parser)  # accepted without effect: no pictures are drawn
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it lacks; start nothing")
     return parser
 
@@ -96,17 +100,17 @@ def in_image(image: Path | None, folders: list[Path], words: list[str]) -> tuple
     return (runtime, "exec", *binds, str(image), *words)
 
 
-def make_plan(config: PipelineConfig, output_dir: Path) -> Plan:
-    """What the config asks for."""
+def make_plan(config: PipelineConfig) -> Plan:
+    """Return what the config asks for."""
     if config.path_to_a_transientx_config is None:
-        raise InputError("path_to_a_transientx_config is not set: dada_dbdedispdb needs TransientX's config file")
+        raise InputError("path_to_a_transientx_config must name TransientX's config file for dada_dbdedispdb, got null")
     filterbank, transientx = config.filterbank_path, config.resolve(config.path_to_a_transientx_config)
     named = (config.path_to_pulsarx_singularity_image, config.path_to_tensorflow_psrdada_singularity_image)
     pulsarx, psrdada = (config.resolve(image) if image else None for image in named)
     folders = [filterbank.parent, transientx.parent]
 
     def log(program: str) -> Path:
-        return output_dir / f"{program}_{filterbank.stem}.log"
+        return config.output_path / f"{program}_{filterbank.stem}.log"
 
     def ring(key: str, block_bytes: int) -> RingPlan:
         if config.make_rings_with == "own":
@@ -220,10 +224,9 @@ def source_ended(programs: list[Child]) -> str:
 
 
 def run(args: argparse.Namespace) -> SearchResult | Plan:
-    """Do what the command line asks for; return the result, or the plan of a dry run."""
-    config = with_search_options(load_pipeline_config(args.config), args)
-    output_dir = Path(args.output_dir or config.resolve(config.output_dir))
-    plan = make_plan(config, output_dir)
+    """Run the live pipeline; return the result, or the plan of a dry run."""
+    config = SearchOptions.of(args).load_config()
+    plan = make_plan(config)
     if args.dry_run:
         print(plan)
         for sentence in missing(config, plan):
@@ -232,8 +235,8 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
     for sentence in missing(config, plan):
         raise InputError(sentence)
     tstart = Filterbank(config.filterbank_path).tstart
-    make_output_folder(output_dir, "output_dir")
-    classifier = load_classifier(config)
+    make_output_folder(config.output_path, "output_dir")
+    classifiers = load_classifiers(config)
     with CleanUp() as stack:
         for ring in plan.rings:
             stack.start(ring_of, ring)
@@ -243,7 +246,7 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
             return source_ended(programs)
 
         source = stack.enter_context(open_ring(config, ended, tstart))
-        result = live_search(source, classifier, output_dir, config.n_spectra, config.threads, ended)
+        result = live_search(source, classifiers, config, ended)
         failures = [program.failure for program in programs if program.failure]
     print(report(result))
     if failures:
@@ -252,6 +255,7 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
 
 
 def main() -> None:
+    prepare_process()
     run_script(get_parser(), run)
 
 

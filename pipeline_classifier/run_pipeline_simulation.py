@@ -1,40 +1,36 @@
-"""The dry run: the whole job of the live pipeline, from an observation to a catalogue, with nothing but Python.
+"""The dry run: the whole pipeline, from an observation to a catalogue, in Python alone.
 
-  python run_pipeline_simulation.py                                  simulates an observation, and says what it found
+  python run_pipeline_simulation.py                                  simulates an observation and counts what is found
   python run_pipeline_simulation.py -c config.json --output-dir out
   python run_pipeline_simulation.py -c config.json --filterbank file.fil --output-dir out
   python run_pipeline_simulation.py -c config.json --through-ring    pages go through a real PSRDADA ring, key_output
 
-Without --filterbank the file that the config names is searched; if it is not on disk, one is simulated under its name
-in the output folder (Effelsberg geometry; pulses and interference that are known). Where <name>_truth.csv lies beside
-the observation, the run ends with how many of its pulses were found. Outputs are those of run_inference.py.
+Without --filterbank the file that the config names is searched; if it does not exist, one of that name is simulated in
+the output folder (Effelsberg geometry, with known pulses and interference). If <name>_truth.csv is beside the
+observation, the number of its pulses that were found is printed last. Outputs are those of run_inference.py.
 """
 
 import argparse
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
 
-from pipeline_classifier.config import load_pipeline_config
-from pipeline_classifier.detection.search import (
-    SearchResult,
-    add_search_options,
-    load_classifier,
-    open_filterbank,
-    with_search_options,
-)
+from pipeline_classifier.detection.classifiers import load_classifiers
+from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.detection.search import SearchResult, page_interval_s
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.recovery import compare, summary
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.live.replay import sent_through_ring
-from pipeline_classifier.live.ring_pages import RingPages
-from pipeline_classifier.output.html_report import add_report_options, check_report_options, search_and_write
-from pipeline_classifier.output.results import report
+from pipeline_classifier.options import OutputOptions, SearchOptions
+from pipeline_classifier.output.results import report, search_and_write
 from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation.observation import (
     EFFELSBERG,
@@ -52,8 +48,8 @@ logger = logging.getLogger(__name__)
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_search_options(parser)
-    add_report_options(parser)
+    SearchOptions.add_to(parser)
+    OutputOptions.add_to(parser)
     parser.add_argument("--filterbank", help="SIGPROC filterbank file to search (default: the config's)")
     parser.add_argument(
         "--duration-s", type=float, default=60.0, help="length of a simulated observation (default: %(default)s)"
@@ -70,57 +66,88 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--through-ring",
         action="store_true",
-        help="another process sends the pages through a ring, and the live search reads them; no pictures are drawn",
+        help="send the pages through a ring, from which the live search reads them; no pictures are drawn",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of a simulated observation (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of a simulated observation (default: %(default)s)"
+    )
     return parser
 
 
-def simulate_missing(path: Path, args: argparse.Namespace) -> None:
-    """Simulate the observation that is not on disk; never over a file that was not simulated."""
+@dataclass(frozen=True)
+class SimulationOptions:
+    """The observation to simulate where there is no file.
+
+    Attributes
+    ----------
+    duration_s : float
+        Seconds.
+    pulses : int
+    rfi : str
+        Level of interference, one of `RFI_LEVELS`.
+    seed : int
+    """
+
+    duration_s: float
+    pulses: int
+    rfi: str
+    seed: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Take the options from parsed arguments, and check them."""
+        if not 0 < args.duration_s < float("inf"):
+            raise InputError(f"--duration-s must be positive, got {args.duration_s:g}")
+        if args.seed < 0:
+            raise InputError(f"--seed must be 0 or more, got {args.seed}")
+        return cls(args.duration_s, args.pulses, args.rfi, args.seed)
+
+
+def simulate_missing(path: Path, options: SimulationOptions) -> None:
+    """Simulate the observation that is not on disk; a file that was not simulated is never overwritten."""
     if path.exists() and not truth_path(path).exists():
-        raise InputError(f"{path} is not a simulated file: it will not be overwritten, give another --output-dir")
-    if not 0 < args.duration_s < float("inf"):
-        raise InputError(f"--duration-s is {args.duration_s:g}; valid: above 0")
-    if args.seed < 0:
-        raise InputError(f"--seed is {args.seed}; valid: 0 or more")
-    nsamples = max(1, round(args.duration_s / EFFELSBERG.tsamp))
-    pulses = random_pulses(args.pulses, PulseRanges(), EFFELSBERG, nsamples, args.seed)
-    rfi = random_rfi(args.rfi, EFFELSBERG, nsamples, args.seed)
-    simulate(path, replace(EFFELSBERG, source_name="simulated"), nsamples, pulses, rfi, args.seed, progress=True)
-    logger.info("simulated %s: %g s, %d pulses, %s interference", path, args.duration_s, len(pulses), args.rfi)
+        raise InputError(f"{path} must not exist or be a simulated file, to be overwritten: use another --output-dir")
+    nsamples = max(1, round(options.duration_s / EFFELSBERG.tsamp))
+    pulses = random_pulses(options.pulses, PulseRanges(), EFFELSBERG, nsamples, options.seed)
+    rfi = random_rfi(options.rfi, EFFELSBERG, nsamples, options.seed)
+    header = replace(EFFELSBERG, source_name="simulated")
+    simulate(path, header, nsamples, pulses, rfi, options.seed, progress=True)
+    logger.info("simulated %s: %g s, %d pulses, %s interference", path, options.duration_s, len(pulses), options.rfi)
 
 
 def run(args: argparse.Namespace) -> SearchResult:
-    """Do what the command line asks for; return the result."""
-    check_report_options(args, ring=args.through_ring)
-    config = with_search_options(load_pipeline_config(args.config), args)
-    output_dir = make_output_folder(Path(args.output_dir or config.resolve(config.output_dir)), "output_dir")
-    classifier = load_classifier(config)
+    """Simulate the observation if there is none, search it, and compare with the known pulses."""
+    output, simulation = OutputOptions.of(args, ring=args.through_ring), SimulationOptions.of(args)
+    config = SearchOptions.of(args).load_config()
+    folder = make_output_folder(config.output_path, "output_dir")
+    classifiers = load_classifiers(config)
     path = Path(args.filterbank or config.filterbank_path)
     if not args.filterbank and not path.exists():
-        path = output_dir / path.name
-        simulate_missing(path, args)
+        path = folder / path.name
+        simulate_missing(path, simulation)
 
-    source: FilterbankPages | RingPages
+    config.warn_of_unused_settings()
     if args.through_ring:
-        # The outputs have the name of the file that is sent, and its end is the end.
+        # The outputs have the name of the file that is sent, and the stream ends with it.
         changes = {"name_of_the_filterbank": path.name, "n_spectra": None, "stop_at_end_of_data": True}
-        live_config = config.model_copy(update=changes)
-        with sent_through_ring(path, live_config) as ended, open_ring(live_config, ended) as source:
-            result = live_search(source, classifier, output_dir, config.n_spectra, config.threads, ended)
+        ring_config = config.model_copy(update=changes)
+        with sent_through_ring(path, ring_config) as ended, open_ring(ring_config, ended) as ring:
+            result, grid = live_search(ring, classifiers, config, ended), ring.grid
     else:
-        source = open_filterbank(path, config)
-        result = search_and_write(source, classifier, output_dir, config, args)
+        source = FilterbankPages(path, config.front_end())
+        decision = decide(config, classifiers, source.grid, page_interval_s(source))
+        result, grid = search_and_write(source, classifiers, decision, config, output), source.grid
     print(report(result))
     if truth_path(path).exists():
-        pulses = known_pulses(path, Filterbank(path, config.ifs).duration_s)
-        recovery = compare(pulses, result.events, source.grid)
-        print(summary(pulses, result.events, recovery, result.account["duration_s"]))
+        duration_s = Filterbank(path, config.ifs).duration_s
+        pulses = known_pulses(path, duration_s)
+        recovery = compare(pulses, result.events, grid)
+        print(summary(pulses, result.events, recovery, result.summary.duration_s or duration_s))
     return result
 
 
 def main() -> None:
+    prepare_process()
     run_script(get_parser(), run)
 
 

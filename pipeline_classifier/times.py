@@ -1,4 +1,4 @@
-"""Times of observations: MJD and UTC."""
+"""Conversion of MJD to UTC."""
 
 from datetime import datetime, timedelta
 
@@ -6,7 +6,7 @@ SECONDS_PER_DAY = 86400.0
 
 
 def utc_of(mjd: float) -> str:
-    """Date and time of an MJD to the millisecond, 2020-05-31 11:36:46.000."""
-    # Half a millisecond, as isoformat cuts off and does not round.
+    """Format an MJD as date and time to the millisecond, e.g. 2020-05-31 11:36:46.000."""
+    # isoformat truncates; half a millisecond makes it round.
     time = datetime(1858, 11, 17) + timedelta(days=mjd, microseconds=500)
     return time.isoformat(sep=" ", timespec="milliseconds")

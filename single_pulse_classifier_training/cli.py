@@ -3,29 +3,11 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 
 class InputError(Exception):
     """A mistake in what the user gave: one sentence with the key or file, the value, and the valid choices."""
-
-
-def check_distinct(paths: Sequence[str | Path]) -> None:
-    """Raise InputError if a file is named twice: its images would be on both sides of a split."""
-    seen: set[Path] = set()
-    for path in paths:
-        if (real := Path(path).resolve()) in seen:
-            raise InputError(f"{path} is named twice; valid: every file once")
-        seen.add(real)
-
-
-def set_name(args: argparse.Namespace) -> str:
-    """Name of a training set: ``--name``, else that of the first observation."""
-    name = args.name or Path(args.observations[0]).stem
-    if Path(name).name != name:
-        raise InputError(f"--name {name}: valid is a name without folders, --output-dir says where")
-    return name
 
 
 def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], object]) -> None:

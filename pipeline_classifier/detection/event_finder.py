@@ -1,43 +1,48 @@
-"""From pages that hold a pulse to events: one row each, measured on the DM-time plane."""
+"""From classified pages to events: the pulses of each run of pages, measured on the DM-time plane."""
 
 import numpy as np
 
-from pipeline_classifier.detection.candidate_classifier import SecondLook
-from pipeline_classifier.detection.peaks import Peak, boxcar_search, find_peaks
+from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
+from pipeline_classifier.detection.decision import Decision
+from pipeline_classifier.detection.peaks import Peak, find_peaks
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
-from pipeline_classifier.frontend.pages import PageBatch, PageGrid
+from pipeline_classifier.frontend.boxcar import boxcar_search
+from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.times import SECONDS_PER_DAY
 
-LONGEST_RUN = 32  # pages; a longer row of positive pages is measured piece by piece, so that memory stays bounded
-CANDIDATE = 0.05  # probability of a page from which on its peaks get a second look
+LONGEST_RUN = 32
+"""Pages that are measured at once: a longer run of pages is measured in pieces, so that memory stays bounded."""
+CANDIDATE_THRESHOLD = 0.05
+"""Page probability from which the peaks of a page are classified. Lower values down to 0.03 found no more pulses on 24
+simulated observations in strong interference."""
 PEAKS_PER_PAGE = 3
 
 
 class EventFinder:
-    """Turns classified batches, in order, into events; holds no more pages than the run that is still open.
+    """Turns classified pages of a layer, batch after batch, into events; keeps only the pages of the run still open.
 
     Parameters
     ----------
-    grid : of the pages
-    time_downsample, dm_stack : what the events say of their pages
-    second_look : tells the pulses among the peaks of all pages from a probability of `CANDIDATE` on. None, or a grid
-        without sweep: the brightest peaks of the pages that hold a pulse, as many as pages, are the events.
+    layer : Layer
+        Of the pages; its starts are not used.
+    decision : Decision
+        Without an ``event_threshold`` the brightest peaks of pages with a pulse are events, at most one for each page.
+    candidates : CandidateClassifier, optional
+        Classifies the peaks of all pages from `CANDIDATE_THRESHOLD`; needed with an ``event_threshold``.
     """
 
-    def __init__(
-        self, grid: PageGrid, time_downsample: int = 1, dm_stack: int = 0, second_look: SecondLook | None = None
-    ) -> None:
-        self.grid = grid
-        self.second_look = second_look if grid.sweeps else None
-        self.time_downsample, self.dm_stack = time_downsample, dm_stack
+    def __init__(self, layer: Layer, decision: Decision, candidates: CandidateClassifier | None = None) -> None:
+        self.grid, self.layer, self.decision = layer.grid, layer, decision
+        self.candidates = candidates if decision.event_threshold is not None else None
         self._held: PageBatch | None = None
         self._probabilities = np.empty(0, dtype=np.float32)
         self._positive = np.empty(0, dtype=bool)
 
-    def add(self, batch: PageBatch, predictions: np.ndarray, probabilities: np.ndarray) -> list[Event]:
-        """Take the next batch; return the events of the runs of positive pages that ended in it."""
-        positive = probabilities >= CANDIDATE if self.second_look else predictions == 1
+    def add(self, batch: PageBatch, probabilities: np.ndarray) -> list[Event]:
+        """Take the next batch and its page probabilities; return the events of the runs of pages that ended in it."""
+        positive = probabilities >= (CANDIDATE_THRESHOLD if self.candidates else self.decision.threshold)
         if not self._positive.any() and not positive.any():
             self._hold(batch, slice(len(batch) - 1, None))
             self._probabilities, self._positive = probabilities[-1:], positive[-1:]
@@ -53,11 +58,11 @@ class EventFinder:
 
     @property
     def until_s(self) -> float:
-        """Events that are still to come are not earlier than this; seconds."""
+        """Time in seconds before which no more events will come."""
         return -np.inf if self._held is None else float(self._held.starts[0] * self.grid.tsamp)
 
     def finish(self) -> list[Event]:
-        """Return the events of the run that the end of the source cut."""
+        """Return the events of the run that is open at the end of the source."""
         return [] if self._held is None else self._close(self._held, final=True)
 
     def _close(self, held: PageBatch, final: bool) -> list[Event]:
@@ -75,7 +80,7 @@ class EventFinder:
         return events
 
     def _hold(self, batch: PageBatch, part: slice) -> None:
-        """Keep some pages for the next call, and no memory of the others."""
+        """Keep a copy of some pages for the next call, so that the memory of the others is freed."""
         kept = batch[part]
         self._held = PageBatch(kept.pages.copy(), kept.starts, kept.first)
 
@@ -93,43 +98,48 @@ class EventFinder:
         ]
 
     def _measure(self, held: PageBatch, first_page: int, last_page: int) -> list[Event]:
-        """Measure the pulses of one run, with a page before and after it as context where they adjoin.
+        """Measure the pulses of one run, with the adjoining page before and after it as context.
 
-        A pulse that an edge cuts may be recognised on one side of it only: its centre may lie a quarter page outside.
+        A pulse that is cut by the edge of a page may be recognised on one side of it only: its centre may lie a quarter
+        of a page outside of the run.
         """
         n_time, starts = self.grid.n_time, held.starts
         before = first_page > 0 and starts[first_page] - starts[first_page - 1] <= n_time
         after = last_page + 1 < len(held) and starts[last_page + 1] - starts[last_page] <= n_time
         chosen = slice(first_page - before, last_page + 1 + after)
         origin = int(starts[chosen][0])
-        pages = held.pages[chosen]
-        if pages.dtype == np.uint8:
-            pages = pages[:, ::-1]
-        plane = np.empty((pages.shape[1], int(starts[chosen][-1]) - origin + n_time), dtype=np.float32)
-        for page, start in zip(pages, starts[chosen] - origin, strict=True):
-            plane[:, start : start + n_time] = page
+        searched = boxcar_search(self._joined(held[chosen]), n_time // 2)
         n_pages = last_page - first_page + 1
-        searched = boxcar_search(plane, n_time // 2)
         peaks = find_peaks(
             searched,
             self.grid,
             int(starts[first_page]) - origin - n_time // 4,
             int(starts[last_page]) - origin + n_time + n_time // 4,
-            most=n_pages * (PEAKS_PER_PAGE if self.second_look else 1),
+            most=n_pages * (PEAKS_PER_PAGE if self.candidates else 1),
         )
         if not self.grid.sweeps:
             peaks = peaks[:n_pages]
+        peaks = [peak for peak in peaks if peak.snr >= self.decision.min_snr]
+        if self.candidates:
+            probabilities = self.candidates.probabilities(searched, self.grid, peaks).tolist()
+        else:
+            probabilities = [float(self._probabilities[first_page : last_page + 1].max())] * len(peaks)
+        least = self.decision.event_threshold if self.candidates else 0.0
         numbers = held.first + first_page, held.first + last_page
-        if not self.second_look:
-            probability = float(self._probabilities[first_page : last_page + 1].max())
-            return [self._event(peak, origin, probability, *numbers) for peak in peaks]
-        peaks = [peak for peak in peaks if peak.snr >= self.second_look.min_snr]
-        probabilities = self.second_look.probabilities(searched, self.grid, peaks).tolist()
         return [
             self._event(peak, origin, probability, *numbers)
             for peak, probability in zip(peaks, probabilities, strict=True)
-            if probability >= self.second_look.threshold
+            if probability >= least
         ]
+
+    def _joined(self, run: PageBatch) -> np.ndarray:
+        """The plane (n_dm, n) float32 of a run of adjoining pages, row 0 = lowest DM."""
+        pages = run.pages[:, ::-1] if run.pages.dtype == np.uint8 else run.pages
+        offsets = run.starts - run.starts[0]
+        plane = np.empty((pages.shape[1], int(offsets[-1]) + self.grid.n_time), dtype=np.float32)
+        for page, start in zip(pages, offsets, strict=True):
+            plane[:, start : start + self.grid.n_time] = page
+        return plane
 
     def _event(self, peak: Peak, origin: int, probability: float, first_page: int, last_page: int) -> Event:
         time_s = (origin + peak.column + peak.width / 2) * self.grid.tsamp
@@ -146,6 +156,6 @@ class EventFinder:
             first_page=first_page,
             last_page=last_page,
             width_samples=peak.width,
-            time_downsample=self.time_downsample,
-            dm_stack=self.dm_stack,
+            time_downsample=self.layer.time_downsample,
+            dm_stack=self.layer.dm_stack,
         )

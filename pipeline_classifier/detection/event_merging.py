@@ -1,4 +1,4 @@
-"""Events that are one pulse become one: traces of a bright pulse at wrong trial DMs, and what it leaves beside it."""
+"""Merging of events that are one pulse: responses of a bright pulse at wrong trial DMs, and residuals beside it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,16 +8,22 @@ import numpy as np
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageGrid
 
-RESIDUAL = 0.4  # of the S/N of a pulse: what is fainter, close to it, is no pulse of its own
-RESIDUAL_REACH = 6  # widths of the pulse
-OWN_REACH = 2  # and widths of what is fainter
-SMEARED = 1.5  # times the S/N that a smeared pulse should have; so bright may a trace of it be
+RESIDUAL_SNR = 0.4
+"""Fraction of the S/N of a pulse below which anything close to it is a residual of the cleaning. Chosen by hand."""
+RESIDUAL_REACH = 6
+"""Widths of the pulse within which such residuals lie."""
+OWN_REACH = 2
+"""Widths of the residual itself, in addition."""
+SMEARED = 1.5
+"""Largest S/N of a response at a wrong trial DM, in units of that of the pulse smeared over the residual sweep; above 1
+because a band-limited pulse is smeared less. Chosen by hand."""
 
 
 def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
-    """Group the numbers of events that are one pulse, each group and all of them brightest first.
+    """Group the numbers of events that are one pulse; the groups and the events in them are sorted by S/N.
 
-    A bright pulse is seen in several pages at wrong trial DMs, with pages between them that the network refused.
+    A bright pulse is found at wrong trial DMs in several pages, between which there may be pages that were not
+    recognised.
     """
     groups: list[list[int]] = []
     for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
@@ -32,16 +38,17 @@ def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
 
 
 def _is_part_of(event: Event, brighter: Event, grid: PageGrid) -> bool:
-    """Whether an event is but the trace of a brighter one.
+    """Decide whether an event belongs to a brighter one.
 
-    It is, if it lies in the bow tie of the brighter one and is no brighter than a pulse smeared over the difference in
-    sweep can be (Cordes and McLaughlin 2003, ApJ 596, 1142); or near it and much fainter, as what the cleaning leaves
-    beside a bright pulse. Events of one run of pages were told apart when they were measured.
+    It does if it lies in the bow tie of the brighter one and its S/N is at most that of a pulse smeared over the
+    difference in sweep, which falls with the square root of width / (width + sweep) (Cordes & McLaughlin 2003, ApJ 596,
+    1142); or if it is close and much fainter, as the residuals of the cleaning beside a bright pulse. Events of one run
+    of pages were separated when they were measured.
     """
     reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
     apart = event.time_s - brighter.time_s
     width_s, brighter_s = event.width_ms / 1e3, brighter.width_ms / 1e3
-    if event.snr < RESIDUAL * brighter.snr and abs(apart) <= RESIDUAL_REACH * brighter_s + OWN_REACH * width_s:
+    if event.snr < RESIDUAL_SNR * brighter.snr and abs(apart) <= RESIDUAL_REACH * brighter_s + OWN_REACH * width_s:
         return True
     margin = 2 * brighter_s + width_s
     if _run(event) == _run(brighter) or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
@@ -56,14 +63,14 @@ def _run(event: Event) -> tuple[int, int, int, int]:
 
 
 def _merged(events: Sequence[Event]) -> Event:
-    """The first of the events, which takes over the pages of the others of its layer."""
+    """The first of the events, with the pages of all events of its layer."""
     layer = (events[0].time_downsample, events[0].dm_stack)
     pages = [(e.first_page, e.last_page) for e in events if (e.time_downsample, e.dm_stack) == layer]
     return replace(events[0], first_page=min(pages)[0], last_page=max(last for _, last in pages))
 
 
 def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
-    """One event for each group of ``duplicates``, sorted by time; all as they are if times are not known."""
+    """Return one event for each group of `duplicates`, sorted by time; unchanged events if times are not known."""
     if not np.isfinite(grid.tsamp):
         return list(events)
     merged = [_merged([events[number] for number in group]) for group in duplicates(events, grid)]
@@ -71,14 +78,20 @@ def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
 
 
 class EventMerger:
-    """``merge_duplicates`` for events that come one after the other: the same events, each as soon as it is settled.
+    """`merge_duplicates` for events that arrive one after the other: the same events, each as soon as it is settled.
 
-    Whether an event stands depends on the brighter ones within ``reach_s`` of it, and those on brighter ones again. It
-    is settled when all of them have come; its pages are, when the fainter ones within reach are settled too.
+    Whether an event is kept depends on the brighter ones within ``reach_s`` of it, and those on brighter ones again. It
+    is settled when all of them have arrived; its pages are settled when the fainter ones within reach are.
 
     Parameters
     ----------
-    grid : of the pages; the sweep over its DMs and its longest boxcar bound ``reach_s``, seconds
+    grid : PageGrid
+        Of the pages; the sweep over its DMs and its longest boxcar give ``reach_s``.
+
+    Attributes
+    ----------
+    reach_s : float
+        Largest time between two events of one pulse, seconds.
     """
 
     def __init__(self, grid: PageGrid) -> None:
@@ -89,11 +102,13 @@ class EventMerger:
         self._pending: list[Event] = []
 
     def add(self, events: Sequence[Event], until_s: float) -> list[Event]:
-        """Take events, and give out those that are settled, in order of time.
+        """Take events, and return those that are settled, in order of time.
 
         Parameters
         ----------
-        until_s : no event that is still to come is earlier; infinity gives out all
+        events : sequence of Event
+        until_s : float
+            Time in seconds before which no more events will come; infinity returns all events.
         """
         self._pending += events
         if not self._pending or not np.isfinite(self.grid.tsamp):

@@ -1,4 +1,4 @@
-"""Many observations: shared over the processes of torchrun or Slurm, each marked when it is done, one catalogue."""
+"""Many observations: divided among the processes of torchrun or Slurm, each marked when finished; one catalogue."""
 
 import csv
 import fcntl
@@ -18,13 +18,15 @@ CATALOGUE = "catalogue.csv"
 
 
 @dataclass(frozen=True)
-class Share:
-    """The place of this process among all that share the files.
+class Part:
+    """The part of the files that this process searches.
 
     Attributes
     ----------
-    rank, n : number of the process, and how many there are
-    local_rank, n_local : the same on this machine
+    rank, n : int
+        Number of the process, and of all processes.
+    local_rank, n_local : int
+        The same for this machine.
     """
 
     rank: int = 0
@@ -33,12 +35,12 @@ class Share:
     n_local: int = 1
 
     def of(self, files: Sequence[Path]) -> list[Path]:
-        """The files of this process."""
+        """Return the files of this process."""
         return list(files[self.rank :: self.n])
 
 
-def share_of_this_process(environment: Mapping[str, str] = os.environ) -> Share:
-    """From the variables of torchrun, of a Slurm array, or of a Slurm job with several tasks."""
+def part_of_this_process(environment: Mapping[str, str] = os.environ) -> Part:
+    """Read the part from the variables of torchrun, a Slurm array, or a Slurm job of several tasks."""
     for rank, n, local_rank, n_local in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
         ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "", ""),
@@ -48,36 +50,47 @@ def share_of_this_process(environment: Mapping[str, str] = os.environ) -> Share:
             first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in rank else 0
             step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1)) if "ARRAY" in rank else 1
             number, count = (int(environment[rank]) - first) // step, int(environment[n])
-            return Share(number, count, int(environment.get(local_rank, 0)), int(environment.get(n_local, 1)))
-    return Share()
+            return Part(number, count, int(environment.get(local_rank, 0)), int(environment.get(n_local, 1)))
+    return Part()
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """The files that names and patterns such as 'data/*.fil' stand for, each once, in order of their names.
+    """Return the files that names and patterns such as 'data/*.fil' match, each once, sorted within a pattern.
 
     Raises
     ------
-    InputError : no file of that name; two files whose results would have the same names
+    InputError
+        If nothing matches, or the results of two files would have the same names.
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise InputError(f"--filterbank {pattern}: no such file, and no file fits this as a pattern")
+            raise InputError(f"--filterbank {pattern}: must be a file or a pattern that matches one, got neither")
         files |= dict.fromkeys(Path(name) for name in found)
     by_stem: dict[str, Path] = {}
     for path in files:
         if path.stem in by_stem:
             raise InputError(
-                f"--filterbank {path}: its results would have the same names as those of {by_stem[path.stem]}; "
-                "valid: files of different names, or one of them after the other into different folders"
+                f"--filterbank {path}: must have another name than {by_stem[path.stem]}, or be searched in a run with "
+                "another --output-dir, as their results would have the same names"
             )
         by_stem[path.stem] = path
     return list(files)
 
 
 def fingerprint(path: Path, models: Sequence[Path], settings: object) -> dict[str, object]:
-    """What a finished search of a file is known by: name, size and time of the file, and how it was searched."""
+    """Identify a search: name, size and time of the file, and a hash of settings and models.
+
+    Parameters
+    ----------
+    path : Path
+        The observation.
+    models : sequence of Path
+        Checkpoints; their sizes and times are part of the hash.
+    settings : object
+        Anything that json can write.
+    """
     file = path.stat()
     networks = [(str(model.resolve()), model.stat().st_size, model.stat().st_mtime_ns) for model in models]
     how = json.dumps([settings, networks], default=str)
@@ -94,7 +107,7 @@ def _record(folder: Path, path: Path) -> Path:
 
 
 def is_done(folder: Path, path: Path, identity: dict[str, object]) -> bool:
-    """Whether the results in ``folder`` are those of this very file, searched in this very way."""
+    """Whether the results in ``folder`` are those of the search that `fingerprint` identified."""
     try:
         return json.loads(_record(folder, path).read_text()) == identity
     except (OSError, ValueError):
@@ -102,20 +115,21 @@ def is_done(folder: Path, path: Path, identity: dict[str, object]) -> bool:
 
 
 def begin(folder: Path, path: Path) -> None:
-    """From here on the results of a file are not whole."""
+    """Mark the results of a file as incomplete."""
     _record(folder, path).unlink(missing_ok=True)
 
 
 def finish(folder: Path, path: Path, identity: dict[str, object]) -> None:
-    """Mark the results of a file as whole."""
+    """Mark the results of a file as complete."""
     with atomic_writer(_record(folder, path)) as file:
         file.write(json.dumps(identity).encode())
 
 
 def write_catalogue(folder: Path) -> Path:
-    """Join the candidates of all finished files of a folder to one table, with the observation in the first column.
+    """Join the candidates of all finished files of a folder into one table, with the observation in the first column.
 
-    Every process calls this after its last file; the last one to do so sees the results of all.
+    Every process calls this after its last file; the last one to do so sees the results of all. A lock keeps a slower
+    process from replacing a newer table by an older one.
     """
     with open(folder / ".catalogue.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""A checkpoint's network, ready to work: the same bits for an image, whatever images it comes with."""
+"""The network of a checkpoint, prepared for inference: the same bits for an image, whatever else is in its batch."""
 
 import torch
 
@@ -7,14 +7,17 @@ from single_pulse_classifier_training.training_models import fuse_for_inference
 
 
 class Network:
-    """The network sees ``batch_size`` images at a time, always: no bit of a result depends on the other images.
+    """A network that always gets ``batch_size`` images, so that no bit of a result depends on the other images.
 
     Parameters
     ----------
-    checkpoint : loaded on ``device``
-    device : where to work
-    batch_size : images that the network sees at once
-    precision : of the multiplications, "float32" or "bf16": on CPUs with such instructions nearly twice as fast
+    checkpoint : Checkpoint
+        Loaded on ``device``.
+    device : torch.device
+    batch_size : int
+        Images that the network gets at once; missing ones are zeros.
+    precision : {"float32", "bf16"}
+        Of the multiplications; bf16 is nearly twice as fast on CPUs with such instructions.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class Network:
 
     @torch.inference_mode()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 2) float32 over the temperature, of at most ``batch_size`` images (B, side, side) uint8."""
+        """Logits (B, 2) float32, divided by the temperature, of at most ``batch_size`` images (B, side, side) uint8."""
         full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
         full[: len(images), 0] = images
         with torch.autocast(self.device.type, torch.bfloat16, self._bf16):

@@ -72,3 +72,8 @@ class JoinedFilterbank:
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else self.files[-1].read(0, 0)
+
+
+def open_observation(path: str | Path | Sequence[str | Path], ifs: int | str = "sum") -> Filterbank | JoinedFilterbank:
+    """Open a filterbank file, or several that follow each other in time."""
+    return Filterbank(path, ifs) if isinstance(path, (str, Path)) else JoinedFilterbank(path, ifs)

@@ -1,31 +1,42 @@
-"""Settings of the front end. Nothing heavy is imported: the config is checked before torch is loaded."""
+"""Settings of the front end: plain data, without torch, so that a config is checked before anything heavy is loaded."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-BIN = 16  # samples in a sum
+import numpy as np
+
+BIN = 16
+"""Samples in one of the sums from which noise and baseline are measured."""
 BLOCK_SAMPLES = 24576
-"""Samples of an observation from which pages are made at once, by default."""
+"""Default length of the blocks in which an observation is read, in samples."""
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What to clean.
+    """Settings of the cleaning.
 
     Attributes
     ----------
-    baseline_window_s : length of the running mean that is subtracted from every channel, at least 80 samples; 0
-        subtracts the mean alone. Pulses must be shorter: one of a tenth of the window loses about a tenth of its S/N.
-    zero_dm : what is done about undispersed interference: "zdot" regresses every channel against the mean of all
-        channels, "zero" subtracts that mean; both drop the samples of strong impulses. None: nothing.
-    zap_threshold : inter-quartile ranges by which a channel's skewness, kurtosis and other figures may be off those
-        of the band
-    mask_threshold : robust sigmas by which a channel's figures may differ from those of near channels (IQRM)
-    zaplist : [[f_low, f_high], ...] in MHz, bands that are never used.
-    kadane_channels : neighbouring channels taken together to find long narrow-band signals; 0: not sought
-    kadane_threshold : their S/N
-    kadane_width_s : and least length
-    td, fd : samples and channels that `downsample` averages before the cleaning
+    baseline_window_s : float
+        Length in seconds of the running mean that is subtracted from every channel, at least 80 samples; 0 subtracts
+        the mean of the block. Pulses must be shorter: one of a tenth of the window loses about a tenth of its S/N.
+    zero_dm : {"zdot", "zero"} or None
+        Treatment of undispersed interference: ``zdot`` regresses every channel against the mean of all channels,
+        ``zero`` subtracts that mean. Both also set the samples of strong impulses to zero.
+    zap_threshold : float
+        Inter-quartile ranges beyond the quartiles of the band from which a channel's statistics mask it.
+    mask_threshold : float
+        Robust standard deviations from neighbouring channels from which a channel's statistics mask it (IQRM).
+    zaplist : tuple of (low, high)
+        Frequency bands in MHz that are never used.
+    kadane_channels : int
+        Neighbouring channels that are averaged in the search for long narrow-band signals; 0 switches it off.
+    kadane_threshold : float
+        S/N from which such a signal is removed.
+    kadane_width_s : float
+        Shortest such signal in seconds.
+    td, fd : int
+        Samples and channels that are averaged before the cleaning.
     """
 
     baseline_window_s: float = 0.2
@@ -38,3 +49,40 @@ class Cleaning:
     kadane_width_s: float = 0.05
     td: int = 1
     fd: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class FrontEndSettings:
+    """How an observation becomes pages.
+
+    Attributes
+    ----------
+    dms : (n_dm,) ndarray
+        Trial DMs in pc cm^-3, ascending and evenly spaced. Stacks of 256 of them have pages of their own.
+    cleaning : Cleaning
+        Settings of the cleaning.
+    n_time : int
+        Columns of a page.
+    overlap : float
+        Fraction of a page that the next one repeats, from 0 to below 1.
+    time_downsample : tuple of int
+        Samples that are averaged to one column, powers of two; each factor gives pages of its own.
+    exact : bool
+        Dedisperse with the sum over rounded delays instead of the faster tree.
+    compiled : bool
+        Let a C compiler make the dedispersion faster; the result is the same.
+    ifs : int or "sum"
+        Which IF is searched, or the sum of all.
+    block_samples : int
+        Length of a block, in samples; blocks are longer if the largest delay or a page is. Memory grows with it.
+    """
+
+    dms: np.ndarray
+    cleaning: Cleaning = Cleaning()
+    n_time: int = 256
+    overlap: float = 0.0
+    time_downsample: tuple[int, ...] = (1,)
+    exact: bool = False
+    compiled: bool = False
+    ifs: int | str = "sum"
+    block_samples: int = BLOCK_SAMPLES

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -31,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 128
 GROWTH = 16384
-"""Values by which a file grows: 64 KiB, seven minutes of pages of 26 ms."""
+"""Number of values by which a file grows: 64 KiB, seven minutes of pages of 26 ms."""
 STATUS_EVERY_S, LOG_EVERY_S, RATE_OVER_S = 1.0, 10.0, 10.0
 EVENTS_KEPT = 10_000
-"""Most events that the result of a search holds in memory; the file has all."""
+"""Largest number of events that are kept in memory; the file has all of them."""
 
 
 class GrowingNpy:
@@ -42,9 +43,11 @@ class GrowingNpy:
 
     Parameters
     ----------
-    path : replaced by the new file
-    dtype : of the values
-    length : values expected, if known
+    path : Path
+        Replaced by the new file.
+    dtype : dtype
+    length : int, optional
+        Expected number of values.
     """
 
     def __init__(self, path: Path, dtype: np.dtype | type, length: int | None = None) -> None:
@@ -55,52 +58,62 @@ class GrowingNpy:
         self._fd = os.open(path, os.O_RDWR)
 
     def _header(self, length: int) -> bytes:
-        """Always of the same size, so that it can be written over."""
+        """Header of a fixed size, so that it can be overwritten."""
         text = f"{{'descr': '{self.dtype.str}', 'fortran_order': False, 'shape': ({length},), }}"
-        room = HEADER_BYTES - 10
-        return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1).encode() + b"\n"
+        space = HEADER_BYTES - 10
+        return b"\x93NUMPY\x01\x00" + space.to_bytes(2, "little") + text.ljust(space - 1).encode() + b"\n"
 
     def _blank(self, count: int) -> bytes:
         return np.full(count, NOT_CLASSIFIED, self.dtype).tobytes()
 
     def _put(self, number: int, content: bytes) -> None:
         offset = HEADER_BYTES + number * self.dtype.itemsize
-        while content:  # a write may take a part only
+        while content:  # a write may be partial
             written = os.pwrite(self._fd, content, offset)
             content, offset = content[written:], offset + written
 
     def write(self, first: int, values: np.ndarray) -> None:
-        """Put values in place, from number ``first`` on."""
+        """Write values, starting at number ``first``."""
         end = first + len(values)
         if end > self.length:
             longer = max(end, self.length + GROWTH)
-            # Values past the length that the header says do not matter: the header comes last.
+            # The header is written last: values beyond its length are not part of the file.
             self._put(self.length, self._blank(longer - self.length))
             os.pwrite(self._fd, self._header(longer), 0)
             self.length = longer
         self._put(first, values.astype(self.dtype, copy=False).tobytes())
 
     def close(self, length: int) -> None:
-        """Cut the file to ``length`` values, at most those that it has."""
+        """Truncate the file to ``length`` values and close it."""
         os.pwrite(self._fd, self._header(length), 0)
         os.ftruncate(self._fd, HEADER_BYTES + length * self.dtype.itemsize)
         os.close(self._fd)
 
     def values(self) -> np.ndarray:
-        """The file, mapped."""
+        """Return the content, memory-mapped."""
         return np.load(self.path, mmap_mode="r", allow_pickle=False)
 
 
 class LiveResults:
-    """Predictions, probabilities and candidates, on disk as they come.
+    """Predictions, probabilities and events, written as they come.
 
-    Files of an earlier run are kept, with the time of their last change in their names: what a ring held does not come
+    Files of an earlier run are renamed to contain the time of their last change, as the data of a ring cannot be read
     again.
+
+    Parameters
+    ----------
+    output_dir : Path
+    name : str
+        Part of the file names.
+    n_spectra : int, optional
+        Expected number of pages.
 
     Attributes
     ----------
-    pages, events : written so far
-    last_events : the last ``EVENTS_KEPT`` events
+    pages, events : int
+        Number of pages and events written so far.
+    last_events : deque of Event
+        The last ``EVENTS_KEPT`` events.
     """
 
     def __init__(self, output_dir: Path, name: str, n_spectra: int | None = None) -> None:
@@ -117,7 +130,7 @@ class LiveResults:
         self.last_events: deque[Event] = deque(maxlen=EVENTS_KEPT)
 
     def add_pages(self, first: int, predictions: np.ndarray, probabilities: np.ndarray) -> None:
-        """Write the classes and probabilities of the pages from number ``first`` on."""
+        """Write the classes and probabilities of pages, the first of which has the number ``first``."""
         self.predictions.write(first, predictions)
         self.probabilities.write(first, probabilities)
         self.pages = first + len(predictions)
@@ -131,7 +144,7 @@ class LiveResults:
 
     def _append(self, lines: str) -> None:
         content = lines.encode()
-        while content:  # a write may take a part only
+        while content:  # a write may be partial
             content = content[os.write(self._candidates, content) :]
 
     def __enter__(self) -> Self:
@@ -154,18 +167,24 @@ def keep_earlier(path: Path) -> None:
 
 
 class Monitor:
-    """Says how a live search goes, from a thread of its own: also when no page comes, or all threads are busy.
+    """Reports the progress of a live search from its own thread, also while no page comes or all threads are busy.
 
     Parameters
     ----------
-    path : of the status file
-    source : the ring
-    results : counted
-    source_ended : asked every ``TICK_S``: why no more pages will come, or nothing. Once the ring is empty, that ends it
+    path : Path
+        Of the status file.
+    source : RingPages
+    results : LiveResults
+    source_ended : callable, optional
+        Called every ``TICK_S``; returns why no more pages will come, or an empty string. Once the ring is empty, the
+        source is stopped for that reason.
 
     Attributes
     ----------
-    latency_s : longest time that a page of the last batch took from the ring to its classification
+    latency_s : float
+        Longest time from the ring to the classification of a page of the last batch, seconds.
+    fill : (int, int)
+        Full blocks, and all blocks of the ring.
     """
 
     def __init__(
@@ -193,10 +212,10 @@ class Monitor:
         next_status = next_log = time.monotonic()
         while not self._done.wait(TICK_S):
             ended = self.source_ended() if self.source_ended else ""
-            with suppress(RingError):  # it was destroyed: batches() says so
+            with suppress(RingError):  # a destroyed ring is reported by batches()
                 self.fill = self.source.fill
             if ended and not self.fill[0]:
-                self.source.account["stopped"] = self.source.account["stopped"] or ended
+                self.source.stop(ended)
             now = time.monotonic()
             if now >= next_status:
                 next_status = now + STATUS_EVERY_S
@@ -213,25 +232,24 @@ class Monitor:
 
     @property
     def pages_per_s(self) -> float:
-        """Pages classified per second, over the last ``RATE_OVER_S``."""
+        """Pages classified per second over the last ``RATE_OVER_S`` seconds."""
         if len(self._recent) < 2:
             return 0.0
         (began, before), (now, pages) = self._recent[0], self._recent[-1]
         return (pages - before) / max(now - began, 1e-9)
 
     def write(self, state: str) -> None:
-        """Write the status file; that it cannot be written does not stop a search."""
+        """Write the status file; a failure to write it does not stop the search."""
         self._recent.append((time.monotonic(), self.results.pages))
+        summary = replace(self.source.summary(), pages=self.results.pages, events=self.results.events)
         status = {
             "name": self.source.name,
             "state": state,
-            "stopped": self.source.account["stopped"],
-            "pages": self.results.pages,
-            "events": self.results.events,
+            **summary.known(),
             "pages_per_s": round(self.pages_per_s, 2),
             "latency_s": round(self.latency_s, 3),
-            "ring_full": self.fill[0],
-            "ring_blocks": self.fill[1],
+            "ring_blocks_full": self.fill[0],
+            "ring_full": self.fill[0],  # the name of version 0.1
             "updated": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "pid": os.getpid(),
         }

@@ -1,6 +1,6 @@
-"""The live search: pages of a ring classified as they come, by the pieces of search.py.
+"""The live search: pages of a ring are classified as they come.
 
-What it finds equals, bit for bit, what ``search`` finds in the same pages. Its files are those of live_results.py.
+It finds, bit for bit, what `search` finds in the same pages. Its files are those of live_results.py.
 """
 
 import logging
@@ -10,89 +10,95 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection.classifiers import Classifiers
+from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger
-from pipeline_classifier.detection.page_classifier import Classifier
-from pipeline_classifier.detection.search import (
-    LayerResult,
-    SearchResult,
-    account_of,
-    gate_of,
-    set_threshold,
-    thread_count,
-    worker_pool,
-)
+from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary
+from pipeline_classifier.detection.workers import thread_count, worker_pool
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.live.live_results import LiveResults, Monitor
-from pipeline_classifier.live.psrdada.client import RingTimeout
-from pipeline_classifier.live.ring_pages import RingPages
+from pipeline_classifier.live.psrdada.ring import RingTimeout
+from pipeline_classifier.live.ring_pages import RingPages, RingSettings
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
 ATTEMPT_S = 0.5
+"""Time between two checks, while the ring is awaited, whether a page can still come."""
+
+
+def ring_settings(config: PipelineConfig, tstart: float = math.nan) -> RingSettings:
+    """Return how the ring ``key_output`` is read.
+
+    Parameters
+    ----------
+    config : PipelineConfig
+    tstart : float
+        MJD of the first sample, if the header of the ring does not give it.
+    """
+    return RingSettings(
+        dms=config.trial_dms(),
+        n_time=config.page_samples,
+        name=config.filterbank_path.stem,
+        max_pages=config.n_spectra,
+        connect_timeout_s=min(ATTEMPT_S, config.idle_timeout_s),
+        idle_timeout_s=config.idle_timeout_s,
+        stop_at_end_of_data=config.stop_at_end_of_data,
+        max_latency_s=config.max_latency_s,
+        samples_per_column=config.samples_per_column(),
+        zaplist=config.zapped_bands(),
+        tstart=tstart,
+    )
 
 
 def open_ring(
     config: PipelineConfig, source_ended: Callable[[], str] | None = None, tstart: float = math.nan
 ) -> RingPages:
-    """The pages of the ring ``key_output``; waits for ring and first page.
+    """Wait for the ring ``key_output`` and its first page, and open it.
 
     Parameters
     ----------
-    source_ended : asked while it waits: why no page will come, or nothing
-    tstart : MJD of the first sample, if the header of the ring does not say
+    config : PipelineConfig
+    source_ended : callable, optional
+        Called while waiting; returns why no page will come, or an empty string.
+    tstart : float
+        As in `ring_settings`.
 
     Raises
     ------
-    RingTimeout : nothing came within ``idle_timeout_s``.
-    InputError : ``source_ended``, or the header makes no page.
+    RingTimeout
+        If nothing came within ``idle_timeout_s``.
+    InputError
+        If ``source_ended`` gave a reason, or the header is not that of pages.
     """
-    dms, samples_per_column, zaplist = config.trial_dms(), config.samples_per_column(), config.zapped_bands()
+    settings = ring_settings(config, tstart)
     logger.info("waiting for the ring 0x%s", config.key_output)
     deadline = time.monotonic() + config.idle_timeout_s
     while True:
         try:
-            source = RingPages(
-                config.key_output,
-                dms,
-                config.page_samples,
-                config.filterbank_path.stem,
-                config.n_spectra,
-                min(ATTEMPT_S, config.idle_timeout_s),
-                config.stop_at_end_of_data,
-                config.max_latency_s,
-                samples_per_column,
-            )
-            break
+            return RingPages(config.key_output, settings)
         except RingTimeout as error:
             if reason := source_ended() if source_ended else "":
                 raise InputError(f"no page came: {reason}") from error
             if time.monotonic() >= deadline:
                 raise RingTimeout(f"{error} (tried again for idle_timeout_s, {config.idle_timeout_s:g} s)") from error
-    source.idle_timeout_s = config.idle_timeout_s
-    source.grid = replace(source.grid, zaplist=zaplist)
-    if math.isnan(source.grid.tstart):
-        source.grid = replace(source.grid, tstart=tstart)
-    return source
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """SIGINT, SIGTERM, and SIGHUP unless nohup has switched it off."""
+    """SIGINT, SIGTERM, and SIGHUP unless nohup ignores it."""
     hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGINT, signal.SIGTERM, *hang_up)
 
 
 @contextmanager
 def stop_on_signal(source: RingPages) -> Iterator[None]:
-    """Let the first of ``ending_signals`` end the stream after the pages that were read; a second one is as ever."""
+    """Stop the source at the first of ``ending_signals``; a second signal has its usual effect."""
     before = {number: signal.getsignal(number) for number in ending_signals()}
 
     def restore() -> None:
@@ -101,7 +107,7 @@ def stop_on_signal(source: RingPages) -> Iterator[None]:
 
     def stop(number: int, _: object) -> None:
         restore()
-        source.account["stopped"] = signal.Signals(number).name
+        source.stop(signal.Signals(number).name)
 
     for number in before:
         signal.signal(number, stop)
@@ -113,52 +119,57 @@ def stop_on_signal(source: RingPages) -> Iterator[None]:
 
 def live_search(
     source: RingPages,
-    classifier: Classifier,
-    output_dir: Path,
-    n_spectra: int | None = None,
-    threads: int | None = None,
+    classifiers: Classifiers,
+    config: PipelineConfig,
     source_ended: Callable[[], str] | None = None,
 ) -> SearchResult:
     """Classify every page of a ring until its stream ends, or a signal ends it; everything is written by then.
 
     Parameters
     ----------
-    n_spectra : pages expected; those that do not come stay -1
-    threads : None: one per core
-    source_ended : see ``Monitor``
+    source : RingPages
+    classifiers : Classifiers
+    config : PipelineConfig
+        Gives thresholds, threads, ``n_spectra`` (pages that do not come are -1) and the output folder, which must
+        exist.
+    source_ended : callable, optional
+        See `Monitor`.
 
     Raises
     ------
-    InputError : no threshold of the model lets through as few false positives per hour as are asked for.
+    InputError
+        If no stored threshold has a rate as low as ``max_false_per_hour``.
     """
-    keep_freed_memory()
-    decision = set_threshold(classifier, source.grid, source.grid.n_time * source.grid.tsamp)
-    finder = EventFinder(source.grid, second_look=classifier.second_look)
-    merger = EventMerger(source.grid)
-    threads, size = thread_count(threads), classifier.network.batch_size
-    began = time.monotonic()
-    results = LiveResults(output_dir, source.name, n_spectra)
-    status_path = output_dir / f"status_{source.name}.json"
+    layer = Layer(source.grid, np.empty(0, np.int64))
+    decision = decide(config, classifiers, source.grid, source.grid.n_time * source.grid.tsamp)
+    finder, merger = EventFinder(layer, decision, classifiers.candidates), EventMerger(source.grid)
+    threads, size = thread_count(config.threads), classifiers.pages.network.batch_size
+    began, pages_gated = time.monotonic(), 0
+    results = LiveResults(config.output_path, source.name, config.n_spectra)
+    status_path = config.output_path / f"status_{source.name}.json"
     with (
         stop_on_signal(source),
         Monitor(status_path, source, results, source_ended) as monitor,
-        results,  # closed before the monitor says that it ended
+        results,  # closed before the monitor reports the end
         worker_pool(threads) as pool,
-        tqdm(total=source.max_pages, unit="page", desc=source.name, disable=None) as bar,
+        tqdm(total=config.n_spectra, unit="page", desc=source.name, disable=None) as bar,
     ):
         for batch in source.batches(threads * size):
-            parts = pool.map(classifier.classify, [batch[start : start + size] for start in range(0, len(batch), size)])
-            predictions, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-            results.add_pages(batch.first, predictions, probabilities)
+            pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
+            parts, gated = zip(*pool.map(classifiers.pages.classify, pieces), strict=True)
+            probabilities, pages_gated = np.concatenate(parts), pages_gated + sum(gated)
+            results.add_pages(batch.first, decision.classes(probabilities), probabilities)
             monitor.latency_s = time.monotonic() - source.oldest_read
-            results.add_events(merger.add(finder.add(batch, predictions, probabilities), finder.until_s))
+            results.add_events(merger.add(finder.add(batch, probabilities), finder.until_s))
             bar.update(len(batch))
             bar.set_postfix_str(f"{results.events} events, {monitor.fill[0]} of {monitor.fill[1]} blocks full")
         results.add_events(merger.add(finder.finish(), math.inf))
-    if n_spectra and source.n_pages < n_spectra:
-        logger.warning("n_spectra is %d, %d pages came (%s)", n_spectra, source.n_pages, source.account["stopped"])
+    if config.n_spectra and source.n_pages < config.n_spectra:
+        logger.warning("n_spectra is %d, %d pages came (%s)", config.n_spectra, source.n_pages, source.stopped)
     starts = np.arange(source.n_pages) * source.grid.n_time
     values = (file.values()[: source.n_pages] for file in (results.predictions, results.probabilities))
     layers = [LayerResult(Layer(source.grid, starts), *values)]
-    account = account_of(source, layers, results.events, began) | decision | gate_of(classifier)
-    return SearchResult(layers, list(results.last_events), account, [*results.files, status_path])
+    gated_or_none = None if classifiers.pages.snr_gate is None else pages_gated
+    summary = replace(source.summary(), pages_gated=gated_or_none, events=results.events)
+    summary = complete_summary(source.name, summary, layers, decision, began)
+    return SearchResult(layers, list(results.last_events), summary, [*results.files, status_path])

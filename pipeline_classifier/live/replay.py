@@ -1,4 +1,4 @@
-"""The pages of a filterbank file sent through a real ring by a process of its own, as the live pipeline would."""
+"""The pages of a filterbank file, sent through a real ring by another process, as in the live pipeline."""
 
 import json
 import logging
@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.detection.search import open_filterbank
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PageGrid
-from pipeline_classifier.frontend.sources import FilterbankPages
 from pipeline_classifier.live.psrdada.client import Writer, create_rings, destroy_rings
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
 
-PAGES_IN_RING = 64  # one in a block; as many as in the original's ring of 16 blocks
-
+PAGES_IN_RING = 64
+"""Blocks of one page each: as many pages as in the original's ring of 16 blocks."""
 SENDER_ENDS_S = 1.0
+"""Time that the sender has to end after its last page."""
 
 
 def ring_header(grid: PageGrid) -> str:
-    """The header of a ring with pages of this grid: one line of JSON."""
+    """Return the header of a ring with pages of this grid: one line of JSON."""
     dms = [float(dm) for dm in grid.dms]
     return json.dumps(
         {
@@ -42,29 +42,29 @@ def ring_header(grid: PageGrid) -> str:
 
 
 def whole_pages(path: Path, config: PipelineConfig) -> FilterbankPages:
-    """The pages of a file that a ring can carry: one follows the other, and the last one is whole.
+    """Return the pages of a file that a ring can carry: adjoining and complete.
 
     Raises
     ------
-    InputError : the config asks for pages that overlap, or for several layers of them.
+    InputError
+        If the config asks for overlapping pages or for several layers.
     """
-    source = open_filterbank(path, config)
+    source = FilterbankPages(path, config.front_end())
     if len(source.layers) > 1 or config.overlap():
         raise InputError(
-            f"--through-ring: a ring carries pages of one time resolution and of at most 256 DMs, without overlap; the "
-            f"config makes {len(source.layers)} layers of pages, with an overlap of {config.overlap():g}"
+            f"--through-ring: the config must give pages of one time resolution and at most 256 DMs without overlap, "
+            f"got {len(source.layers)} layers with an overlap of {config.overlap():g}"
         )
     n_time = source.grid.n_time
     whole = source.starts[source.starts % n_time == 0]
     if len(whole) < source.n_pages:
-        logger.info("%s: the last page, which is not whole, does not go through the ring", source.name)
-    source.choose(whole)
-    return source
+        logger.info("%s: the last page is not complete and is not sent", source.name)
+    return source.with_starts(whole)
 
 
 def send_pages(path: Path, config: PipelineConfig) -> None:
-    """Write header and pages to the ring ``key_output``, as one transfer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the reader decides
+    """Write header and pages to the ring ``key_output`` as one transfer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group: the reader decides
     source = whole_pages(path, config)
     with Writer(config.key_output, config.idle_timeout_s) as writer:
         writer.setHeader(ring_header(source.grid))
@@ -74,15 +74,17 @@ def send_pages(path: Path, config: PipelineConfig) -> None:
 
 @contextmanager
 def sent_through_ring(path: Path, config: PipelineConfig) -> Iterator[Callable[[], str]]:
-    """Make the ring ``key_output``, and start the process that sends; both are gone afterwards.
+    """Make the ring ``key_output`` and start the process that sends; both are removed afterwards.
 
     Yields
     ------
-    Why no more pages will come, or nothing: for ``live_search``.
+    callable
+        Returns why no more pages will come, or an empty string: for ``live_search``.
 
     Raises
     ------
-    InputError : the process failed.
+    InputError
+        If the process failed.
     """
     n_dm, n_time = whole_pages(path, config).grid.shape
     create_rings(config.key_output, 4 * n_dm * n_time, PAGES_IN_RING)

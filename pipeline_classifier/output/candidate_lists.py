@@ -1,4 +1,4 @@
-"""Lists of events on disk: our own CSV, TransientX's columns, and heimdall's."""
+"""Lists of events: this project's CSV, and the columns of TransientX and heimdall."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ FORMATS = {
 
 
 def candidate_lines(events: Sequence[Event], heading: bool = False) -> str:
-    """CSV, a line per event, after the names of the columns if asked for; a number that is not known is left empty."""
+    """Return events as lines of CSV, optionally after the column names; an unknown number is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if heading:
@@ -37,16 +37,28 @@ def candidate_lines(events: Sequence[Event], heading: bool = False) -> str:
 
 
 def write_candidates(path: Path, events: Sequence[Event]) -> None:
-    """Write a CSV file of events, whole or not at all."""
+    """Write events as CSV; the file is whole or absent."""
     _write(path, candidate_lines(events, heading=True))
 
 
 def write_transientx(
     path: Path, events: Sequence[Event], grid: PageGrid, observation: str, images: Sequence[str]
 ) -> None:
-    """Write events in the columns of a TransientX list: tab separated, no heading.
+    """Write events in the columns of a TransientX list: tab separated, without a heading.
 
-    Beam, number, MJD, DM, width (ms), S/N, highest and lowest frequency (MHz), image, number of the image, observation.
+    The columns are beam, number, MJD, DM, width (ms), S/N, highest and lowest frequency (MHz), image, number of the
+    image, and observation.
+
+    Parameters
+    ----------
+    path : Path
+    events : sequence of Event
+    grid : PageGrid
+        Gives the band.
+    observation : str
+        Name of the observation.
+    images : sequence of str
+        File name of the picture of each event, or an empty string.
     """
     lines = [
         f"1\t{number}\t{e.mjd:.11f}\t{e.dm_pc_cm3:.3f}\t{e.width_ms:.4f}\t{e.snr:.2f}\t{grid.f_top:.6f}\t"
@@ -57,10 +69,10 @@ def write_transientx(
 
 
 def write_heimdall(path: Path, events: Sequence[Event], grid: PageGrid) -> None:
-    """Write events as CSV in the columns of heimdall, one member each; samples and trial DMs are those of the search.
+    """Write events as CSV in the columns of heimdall; samples and trial DMs are those of the search.
 
-    S/N, sample and time (s) at the top channel, filter (log2 of the width in samples), DM trial, DM, members, first and
-    last sample.
+    The columns are S/N, sample and time (s) at the top channel, filter (log2 of the width in samples), DM trial, DM,
+    number of members (1), first and last sample.
     """
     lines = [",".join(HEIMDALL_COLUMNS) + "\n"]
     for e in events:

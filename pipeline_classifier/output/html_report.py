@@ -1,6 +1,5 @@
-"""A search as one HTML page: what was searched, what was found, with pictures; it needs nothing but itself."""
+"""A search as one self-contained HTML page: what was searched, and what was found, with pictures."""
 
-import argparse
 import base64
 import html
 import io
@@ -10,104 +9,53 @@ from string import Template
 
 import numpy as np
 
-from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.detection.page_classifier import Classifier
-from pipeline_classifier.detection.search import SearchResult, page_interval_s, search
+from pipeline_classifier.detection.classifiers import Classifiers
+from pipeline_classifier.detection.search import SearchResult, page_interval_s
 from pipeline_classifier.events import Event
-from pipeline_classifier.frontend.sources import FilterbankPages, Source
-from pipeline_classifier.output.plots import plot_overview
-from pipeline_classifier.output.results import write_results
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.sources import Source
+from pipeline_classifier.output.plots import event_picture, plot_overview
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.calibration import rate_for_page_length
-from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
 MOST_PICTURES = 500  # of the brightest events
 PICTURE_WIDTH, JPEG_QUALITY = 560, 50  # pixels; some 60 kB each
-MASK_PLACES, MASK_SAMPLES = 16, 4096  # where in the observation channels are looked at, and how long
-ACCOUNT = {
-    "samples": ("samples in the observation", ""),
-    "samples_read": ("samples searched", ""),
-    "channels": ("channels", ""),
-    "channels_used": ("channels in use, on average", ""),
-    "bytes_left_over": ("bytes at the end that are no whole sample", "B"),
-    "samples_swept_past_end": ("last samples of which high DMs miss channels", ""),
-    "pages": ("pages", ""),
-    "pages_classified": ("pages classified", ""),
-    "pages_unusable": ("pages that are constant or not finite", ""),
-    "pages_with_pulse": ("pages with a pulse", ""),
-    "events": ("events", ""),
-    "wall_s": ("time that the search took", "s"),
-    "duration_s": ("length of the observation", "s"),
-    "times_real_time": ("speed", "times real time"),
-    "false_per_hour": ("false positives per hour expected", "per hour"),
-    "event_threshold": ("probability from which a peak is a pulse", ""),
-    "threshold": ("probability from which a page is a pulse", ""),
-}
+MASK_PLACES, MASK_SAMPLES = 16, 4096  # places at which the channel mask is made for the overview, and their length
 COLUMNS = ("#", "time (s)", "MJD", "DM (pc cm⁻³)", "S/N", "width (ms)", "probability", "pages")
 
 
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--report`` and ``--saliency``."""
-    parser.add_argument("--report", action="store_true", help="write report_<name>.html too: one page with everything")
-    parser.add_argument(
-        "--saliency",
-        action="store_true",
-        help="add to the picture of every event what the network looked at; makes the pages of events again",
-    )
-
-
-def check_report_options(args: argparse.Namespace, ring: bool) -> None:
-    """Refuse what cannot be done, before work starts."""
-    for option in ("report", "saliency"):
-        if ring and getattr(args, option):
-            raise InputError(f"--{option} is not for a ring, whose pages are gone when it ends; valid: a file")
-    if args.saliency and args.no_plots:
-        raise InputError("--saliency adds to the pictures that --no-plots leaves out; valid is one of the two")
-
-
-def search_and_write(
-    source: Source,
-    classifier: Classifier,
-    output_dir: Path,
-    config: PipelineConfig,
-    args: argparse.Namespace,
-) -> SearchResult:
-    """Search one source and write what was found, with the options of `add_report_options` and ``--no-plots``."""
-    result = search(source, classifier, config.threads)
-    looker = classifier if args.saliency else None
-    write_results(result, source, output_dir, config.n_spectra, plots=not args.no_plots, looker=looker)
-    if args.report:
-        write_report(output_dir, result, source, classifier, config.model_path.name)
-    return result
-
-
-def write_report(output_dir: Path, result: SearchResult, source: Source, classifier: Classifier, model: str) -> None:
-    """Write ``report_<name>.html``, whole or not at all, and add it to the files of the result.
+def write_report(folder: Path, result: SearchResult, source: Source, classifiers: Classifiers, model: str) -> Path:
+    """Write ``report_<name>.html``, whole or not at all.
 
     Parameters
     ----------
-    result : its event pictures, where there are any, must be written
-    model : name of the model's file
+    folder : Path
+    result : SearchResult
+        Its pictures of events, if there are any, must have been written.
+    source : Source
+    classifiers : Classifiers
+    model : str
+        File name of the page classifier.
     """
     template = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
     figure, figure_text = overview(result, source)
     page = template.substitute(
         name=text(source.name),
         facts=" ".join(f"<span>{text(label)} <b>{text(value)}</b></span>" for label, value in facts(source)),
-        summary=text(summary(result, source, classifier, model)),
+        summary=text(summary(result, source, classifiers, model)),
         overview=figure,
         overview_text=text(figure_text),
         events="\0",
-        account="\n".join(account_row(key, value) for key, value in result.account.items()),
+        run_summary="\n".join(summary_row(*row) for row in result.summary.rows()),
     )
     before, after = page.split("\0")
-    path = output_dir / f"report_{source.name}.html"
+    path = folder / f"report_{source.name}.html"
     with atomic_writer(path) as file:
         file.write(before.encode())
-        file.writelines(part.encode() for part in event_table(result, output_dir, source))
+        file.writelines(part.encode() for part in event_table(result, folder, source))
         file.write(after.encode())
-    result.files.append(path)
+    return path
 
 
 def text(value: object) -> str:
@@ -116,10 +64,10 @@ def text(value: object) -> str:
 
 
 def facts(source: Source) -> list[tuple[str, str]]:
-    """What is known of the observation: label and value."""
+    """Label and value of what is known about the observation."""
     if not isinstance(source, FilterbankPages):
         return [("pages of a .npy file,", "times unknown")]
-    file = source.filterbank
+    file = source.observation
     known = [("source", file.header.source_name or "not named")]
     if file.tstart > 0:
         known += [("first sample at MJD", f"{file.tstart:.8f}"), ("UTC", utc_of(file.tstart))]
@@ -129,28 +77,32 @@ def facts(source: Source) -> list[tuple[str, str]]:
     return [*known, ("sampling", f"{file.tsamp * 1e6:.6g} µs")]
 
 
-def summary(result: SearchResult, source: Source, classifier: Classifier, model: str) -> str:
-    """One line: events, duration, threshold, false positives, model; those of the second look, if it decided."""
-    account, checkpoint = result.account, classifier.checkpoint
+def summary(result: SearchResult, source: Source, classifiers: Classifiers, model: str) -> str:
+    """One line: events, duration, threshold, false positives and models, of the classifier that decided."""
+    run, checkpoint = result.summary, classifiers.pages.checkpoint
+    assert run.threshold is not None
     model += f" ({checkpoint.model_name} at {checkpoint.resolution})"
-    what, threshold, page_s, thresholds = "page", account["threshold"], page_interval_s(source), checkpoint.thresholds
-    if classifier.second_look and "event_threshold" in account:
-        what, threshold, page_s = "peak", account["event_threshold"], np.inf  # its rates hold at any length of a page
-        model += f" and {classifier.second_look.checkpoint.model_name}"
-        thresholds = classifier.second_look.checkpoint.thresholds
+    what, threshold, page_s, thresholds = "page", run.threshold, page_interval_s(source), checkpoint.thresholds
+    if classifiers.candidates and run.event_threshold is not None:
+        # The rates of events hold for pages of any length.
+        what, threshold, page_s = "peak", run.event_threshold, np.inf
+        model += f" and {classifiers.candidates.checkpoint.model_name}"
+        thresholds = classifiers.candidates.checkpoint.thresholds
     count = len(result.events)
     found = f"{count or 'No'} event{'' if count == 1 else 's'} in "
-    found += f"{account['duration_s']:,.6g} s" if "duration_s" in account else f"{account['pages']:,} pages"
-    rate = account.get("false_per_hour")
+    found += f"{run.pages:,} pages" if run.duration_s is None else f"{run.duration_s:,.6g} s"
+    rate = run.false_per_hour
     for entry in thresholds:
         if rate is None and not np.isnan(page_s) and entry["threshold"] == threshold:
             rate = rate_for_page_length(entry, page_s)
-    false = "rate not known" if rate is None else f"{float(f'{rate:.3g}'):,g} per hour by the model's own measurement"
-    return f"{found}. A {what} is a pulse from probability {threshold:.6g} on; false {what}s: {false}. Model {model}."
+    false = "rate not known" if rate is None else f"{float(f'{rate:.3g}'):,g} per hour, as measured for this model"
+    return (
+        f"{found}. A {what} counts as a pulse from probability {threshold:.6g}; false {what}s: {false}. Model {model}."
+    )
 
 
 def overview(result: SearchResult, source: Source) -> tuple[str, str]:
-    """The overview as an inline image, and what it shows in words."""
+    """Return the overview as an inline image, and its caption."""
     probabilities = np.concatenate([layer.probabilities for layer in result.layers])
     words = "Above: the events, " + (
         "circle area by S/N, colour by width. " if np.isfinite(source.grid.tsamp) else "circle area by S/N. "
@@ -159,38 +111,38 @@ def overview(result: SearchResult, source: Source) -> tuple[str, str]:
     channels = None
     if isinstance(source, FilterbankPages):
         channels = source.frequencies, channels_in_use(source)
-        words += f", and how often a channel was in use at {MASK_PLACES} places of the observation"
+        words += f", and in what fraction of {MASK_PLACES} places of the observation a channel was in use"
     buffer = io.BytesIO()
-    plot_overview(buffer, result.events, probabilities, result.account["threshold"], channels)
+    plot_overview(buffer, result.events, probabilities, result.summary.threshold or 0.0, channels)
     return data_uri("png", buffer), words + "."
 
 
 def channels_in_use(source: FilterbankPages) -> np.ndarray:
-    """(nchans,) share of `MASK_PLACES` places at which the cleaning keeps a channel."""
+    """Fraction of `MASK_PLACES` places at which the cleaning keeps each channel, (nchans,)."""
     last = max(0, source.nsamples - MASK_SAMPLES)
     places = np.linspace(0, last, MASK_PLACES).astype(int)
     return np.mean([source.cleaned(int(place), MASK_SAMPLES)[1] for place in places], axis=0)
 
 
-def account_row(key: str, value: object) -> str:
-    label, unit = ACCOUNT.get(key, (key.replace("_", " "), ""))
-    number = f"{value:.9g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    return f'<tr><th scope="row">{text(label)}</th><td>{text(number)}</td><td>{unit}</td></tr>'
+def summary_row(label: str, value: str, unit: str) -> str:
+    """A row of the run summary."""
+    number = f"{int(value):,}" if value.isdigit() else value
+    return f'<tr><th scope="row">{text(label)}</th><td>{text(number)}</td><td>{text(unit)}</td></tr>'
 
 
 def event_table(result: SearchResult, output_dir: Path, source: Source) -> Iterator[str]:
-    """The table of events, row by row; the brightest have pictures, made of those that were written."""
+    """Yield the table of events row by row; the brightest ones with pictures, if these were written."""
     if not result.events:
         yield "<p>No event was found.</p>"
         return
     written = set(result.files)
-    paths = (output_dir / f"event_{source.name}_{number:04d}.png" for number in range(1, len(result.events) + 1))
+    paths = (output_dir / event_picture(source.name, number) for number in range(1, len(result.events) + 1))
     pictures = {number: path for number, path in enumerate(paths, start=1) if path in written}
     brightest = sorted(pictures, key=lambda number: -result.events[number - 1].snr)[:MOST_PICTURES]
-    note = "A click on the head of a column sorts by it, and one on a picture shows it large. " if pictures else ""
+    note = "Click on the heading of a column to sort by it, and on a picture to enlarge it. " if pictures else ""
     if len(pictures) > MOST_PICTURES:
-        note += f"Pictures of the {MOST_PICTURES} brightest events are in here; those of all are beside this page."
-    yield f'<p class="note">{note or "A click on the head of a column sorts by it."}</p>\n'
+        note += f"Pictures of the {MOST_PICTURES} brightest events are included; all pictures are beside this page."
+    yield f'<p class="note">{note or "Click on the heading of a column to sort by it."}</p>\n'
     spectra = " spectra" if isinstance(source, FilterbankPages) else ""
     yield f'<div class="scroll"><table class="events{spectra}"><thead><tr>'
     yield "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
@@ -205,7 +157,7 @@ def event_table(result: SearchResult, output_dir: Path, source: Source) -> Itera
 
 
 def event_cells(number: int, event: Event) -> list[str]:
-    """Text of the columns; empty where a number is not known."""
+    """Text of the columns, empty where a number is not known."""
     formats = {"time_s": ".4f", "mjd": ".8f", "dm_pc_cm3": ".2f", "snr": ".1f", "width_ms": ".3f", "probability": ".4f"}
     values = [(getattr(event, key), form) for key, form in formats.items()]
     pages = f"{event.first_page}" + (f"–{event.last_page}" if event.last_page > event.first_page else "")
@@ -213,7 +165,7 @@ def event_cells(number: int, event: Event) -> list[str]:
 
 
 def picture(number: int, path: Path) -> str:
-    """One image, small in its row, and large while the address names it."""
+    """One image, small in its row, and enlarged while the address of the page names it."""
     from PIL import Image
 
     with Image.open(path) as image:

@@ -11,16 +11,28 @@ from single_pulse_classifier_training.runtime import atomic_writer
 
 if TYPE_CHECKING:
     from pipeline_classifier.frontend.sources import Cutout, Source
-    from pipeline_classifier.output.saliency import Look
+    from pipeline_classifier.output.saliency import Saliency
 
-MOST_SUBBANDS = 64
-LOOK_HEIGHT = 3.2  # inches
+MOST_SUB_BANDS = 64
+SALIENCY_HEIGHT = 3.2  # inches
 
 
-def plot_event(path: Path, event: Event, source: "Source", look: "Look | None" = None) -> None:
+def event_picture(name: str, number: int) -> str:
+    """File name of the picture of an event, counted from 1."""
+    return f"event_{name}_{number:04d}.png"
+
+
+def plot_event(path: Path, event: Event, source: "Source", saliency: "Saliency | None" = None) -> None:
     """Draw one event as PNG: profile, dedispersed dynamic spectrum (where there are channels), DM-time plane.
 
-    With a ``look``, the page follows as the network saw it, and what in it spoke for a pulse and against one.
+    Parameters
+    ----------
+    path : Path
+    event : Event
+    source : Source
+        Gives the cutout around the event.
+    saliency : Saliency, optional
+        Adds the page that the network got, and the parts that it reacted to.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -31,12 +43,12 @@ def plot_event(path: Path, event: Event, source: "Source", look: "Look | None" =
     edges = ((cutout.start - 0.5) * unit, (cutout.start + cutout.plane.shape[1] - 0.5) * unit)
     heights = [1, 2, 2] if cutout.spectrum is not None else [1, 2]
     height = 2.2 + 1.6 * sum(heights) * 0.85
-    figure = Figure(figsize=(6.4, height + (LOOK_HEIGHT if look else 0)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6.4, height + (SALIENCY_HEIGHT if saliency else 0)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     above = figure
-    if look:
-        above, below = figure.subfigures(2, 1, height_ratios=[height, LOOK_HEIGHT])  # type: ignore[misc]
-        _draw_look(below.subplots(), look, event)
+    if saliency:
+        above, below = figure.subfigures(2, 1, height_ratios=[height, SALIENCY_HEIGHT])  # type: ignore[misc]
+        _draw_saliency(below.subplots(), saliency, event)
     panels = above.subplots(len(heights), 1, sharex=True, height_ratios=heights)
 
     row = int(np.argmin(np.abs(cutout.dms - event.dm_pc_cm3))) if np.isfinite(cutout.dms).all() else None
@@ -70,10 +82,10 @@ def _title(event: Event, name: str) -> str:
 
 
 def _draw_spectrum(axis, cutout: "Cutout", event: Event, edges: tuple[float, float]) -> None:
-    """Channels averaged into subbands, and samples into bins of a third of the pulse, so that a weak pulse shows."""
+    """Channels averaged into sub-bands, and samples into bins of a third of the pulse, so that a weak pulse shows."""
     assert cutout.spectrum is not None and cutout.frequencies is not None
     nchans, n = cutout.spectrum.shape
-    together = -(-nchans // MOST_SUBBANDS)
+    together = -(-nchans // MOST_SUB_BANDS)
     bin_width = max(1, event.width_samples // 3)
     whole = np.full((-(-nchans // together) * together, n // bin_width * bin_width), np.nan, dtype=np.float32)
     whole[:nchans] = cutout.spectrum[:, : whole.shape[1]]
@@ -113,29 +125,29 @@ def _draw_plane(axis, cutout: "Cutout", event: Event, edges: tuple[float, float]
     axis.set_ylabel("DM (pc cm$^{-3}$)" if known_dm else "DM row")
 
 
-def _draw_look(axis, look: "Look", event: Event) -> None:
-    """The page in grey, and over it, red and blue, where hiding a part lowers and raises the log-odds of a pulse."""
+def _draw_saliency(axis, saliency: "Saliency", event: Event) -> None:
+    """The page in grey; over it, in red and blue, where hiding a part lowers and raises the log-odds of a pulse."""
     from matplotlib.colors import ListedColormap
 
-    grid = look.layer.grid
+    grid = saliency.layer.grid
     known_time, known_dm = np.isfinite(grid.tsamp), np.isfinite(grid.dms).all()
     left, right = -grid.n_time / 2, grid.n_time / 2
     if known_time:
-        start = look.layer.starts[look.page]
+        start = saliency.layer.starts[saliency.page]
         left, right = ((edge * grid.tsamp - event.time_s) * 1e3 for edge in (start, start + grid.n_time))
     half_step = (grid.dms[-1] - grid.dms[0]) / (len(grid.dms) - 1) / 2 if known_dm else 0.5
     bottom, top = (grid.dms[0], grid.dms[-1]) if known_dm else (0, len(grid.dms) - 1)
     extent = (left, right, bottom - half_step, top + half_step)
-    axis.imshow(look.image, aspect="auto", extent=extent, cmap="gray", interpolation="nearest")
-    most = float(np.abs(look.drop).max()) or 1.0
+    axis.imshow(saliency.image, aspect="auto", extent=extent, cmap="gray", interpolation="nearest")
+    most = float(np.abs(saliency.drop).max()) or 1.0
     level = np.linspace(-1, 1, 255)[:, None]
     colour = np.where(level > 0, (0.9, 0.1, 0.0), (0.1, 0.45, 1.0))
     overlay = ListedColormap(np.hstack([colour, 0.7 * np.abs(level)]))
     drawn = axis.imshow(
-        look.drop, aspect="auto", extent=extent, cmap=overlay, vmin=-most, vmax=most, interpolation="bilinear"
+        saliency.drop, aspect="auto", extent=extent, cmap=overlay, vmin=-most, vmax=most, interpolation="bilinear"
     )
-    axis.figure.colorbar(drawn, ax=axis, label="drop of log-odds", pad=0.02)
-    axis.set_title(f"page {look.page} as the network saw it: red spoke for a pulse, blue against", fontsize=9)
+    axis.figure.colorbar(drawn, ax=axis, label="decrease of log-odds", pad=0.02)
+    axis.set_title(f"input of the network, page {saliency.page}: red is evidence for a pulse, blue against", fontsize=9)
     axis.set_xlabel("time from the pulse (ms)" if known_time else "time from the page's centre (samples)")
     axis.set_ylabel("DM (pc cm$^{-3}$)" if known_dm else "DM row")
 
@@ -147,12 +159,18 @@ def plot_overview(
     threshold: float,
     channels: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
-    """Draw a search as PNG: its events, the histogram of its probabilities, and the channels in use where known.
+    """Draw a search as PNG: events, histogram of page probabilities, and channels in use where known.
 
     Parameters
     ----------
-    probabilities : (N,) of every page; -1 where not classified
-    channels : frequencies (nchans,) in MHz, and how often each was in use, 0 to 1
+    file : binary file
+    events : sequence of Event
+    probabilities : (N,) ndarray
+        Of every page; -1 where not classified.
+    threshold : float
+        Page probability from which a page counts as one with a pulse.
+    channels : ((nchans,) ndarray, (nchans,) ndarray), optional
+        Frequencies in MHz, and the fraction of the observation in which each was in use.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -168,8 +186,8 @@ def plot_overview(
     panels["b"].axvline(threshold, color="tab:orange", label=f"threshold {threshold:.4g}")
     panels["b"].legend(fontsize=8, loc="upper center")
     if channels:
-        frequencies, share = channels
-        panels["c"].fill_between(frequencies, 100 * share, step="mid", color="tab:blue", lw=0)
+        frequencies, in_use = channels
+        panels["c"].fill_between(frequencies, 100 * in_use, step="mid", color="tab:blue", lw=0)
         low, high = sorted((frequencies[0], frequencies[-1]))
         panels["c"].set(xlabel="frequency (MHz)", ylabel="channel in use (%)", ylim=(0, 105))
         panels["c"].set_xlim((low, high) if low < high else None)
@@ -177,7 +195,7 @@ def plot_overview(
 
 
 def _draw_events(axis, events: Sequence[Event]) -> None:
-    """DM against time, or what stands in for them where they are not known: S/N, and the number of the page."""
+    """DM against time; where these are not known, S/N against the number of the page."""
     from matplotlib.colors import LogNorm
 
     events = sorted(events, key=lambda event: -event.snr)  # small circles over large ones
@@ -200,5 +218,5 @@ def _draw_events(axis, events: Sequence[Event]) -> None:
 
 
 def _area(snr: np.ndarray | float) -> np.ndarray:
-    """Of a circle, in points squared: proportional to S/N as far as it stays readable."""
+    """Area of a circle in points squared: proportional to S/N within readable limits."""
     return np.clip(3.0 * np.asarray(snr), 10, 600)

@@ -1,74 +1,108 @@
-"""What a search leaves on disk: predictions, lists and pictures of its events; and what it says on the screen."""
+"""What a search writes: predictions, lists, the run summary, pictures, the HTML report; and the text on the screen."""
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED, Classifier
-from pipeline_classifier.detection.search import SearchResult
+from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection.classifiers import Classifiers
+from pipeline_classifier.detection.decision import Decision
+from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
+from pipeline_classifier.detection.search import SearchResult, search
 from pipeline_classifier.frontend.sources import Source
+from pipeline_classifier.options import OutputOptions
 from pipeline_classifier.output.candidate_lists import write_candidates, write_heimdall, write_transientx
-from pipeline_classifier.output.plots import plot_event
-from pipeline_classifier.output.saliency import looks
-from single_pulse_classifier_training.runtime import save_npy
+from pipeline_classifier.output.html_report import write_report
+from pipeline_classifier.output.plots import event_picture, plot_event
+from pipeline_classifier.output.saliency import saliency_of_events
+from single_pulse_classifier_training.runtime import atomic_writer, save_npy
 
 logger = logging.getLogger(__name__)
 
 
-def write_results(
-    result: SearchResult,
-    source: Source,
-    output_dir: Path,
-    n_spectra: int | None = None,
-    plots: bool = True,
-    looker: Classifier | None = None,
-) -> None:
-    """Write predictions, probabilities, candidates and one PNG per event; each file is whole or absent.
+def search_and_write(
+    source: Source, classifiers: Classifiers, decision: Decision, config: PipelineConfig, options: OutputOptions
+) -> SearchResult:
+    """Search one source and write the results to the output folder of the config, which must exist."""
+    folder = config.output_path
+    result = search(source, classifiers, decision, config.threads)
+    write_lists(result, source, folder, config.n_spectra, options.plots)
+    if options.plots:
+        write_pictures(result, source, folder, classifiers if options.saliency else None)
+    if options.report:
+        result.files.append(write_report(folder, result, source, classifiers, config.model_path.name))
+    return result
+
+
+def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: int | None, plots: bool) -> None:
+    """Write predictions, probabilities, lists of events and run summary; each file is whole or absent.
 
     Parameters
     ----------
-    n_spectra : pages that the user expects. More are never cut off; the ones that did not come stay -1.
-    looker : add to the pictures what this classifier looked at
+    result : SearchResult
+        The paths are added to its files.
+    source : Source
+    folder : Path
+    n_spectra : int or None
+        Expected number of pages. Missing ones are -1; a source with more pages is written whole.
+    plots : bool
+        Whether pictures will be drawn, which TransientX's list names.
     """
     name = source.name
     missing = max(0, (n_spectra or 0) - source.n_pages)
     if n_spectra and n_spectra != source.n_pages:
-        logger.warning("n_spectra is %d, the source has %d pages: every page counts", n_spectra, source.n_pages)
+        what = "the missing ones are -1" if missing else "all are classified"
+        logger.warning("n_spectra is %d, the source has %d pages: %s", n_spectra, source.n_pages, what)
     for layer in result.layers:
         for kind, values in (("predictions", layer.predictions), ("probabilities", layer.probabilities)):
-            path = output_dir / f"{kind}_{name}{layer.layer.suffix}.npy"
+            path = folder / f"{kind}_{name}{layer.layer.suffix}.npy"
             expected = missing if layer is result.layers[0] else 0
             save_npy(path, np.pad(values, (0, expected), constant_values=NOT_CLASSIFIED))
             result.files.append(path)
-    path = output_dir / f"candidates_{name}.csv"
+    path = folder / f"candidates_{name}.csv"
     write_candidates(path, result.events)
     result.files.append(path)
-    images = [f"event_{name}_{number:04d}.png" for number in range(1, len(result.events) + 1)]
     if np.isfinite(source.grid.tsamp):
-        path = output_dir / f"candidates_{name}.cands"
-        write_transientx(path, result.events, source.grid, name, images if plots else [""] * len(images))
+        images = [event_picture(name, number) if plots else "" for number in range(1, len(result.events) + 1)]
+        path = folder / f"candidates_{name}.cands"
+        write_transientx(path, result.events, source.grid, name, images)
         result.files.append(path)
-        path = output_dir / f"heimdall_{name}.csv"
+        path = folder / f"heimdall_{name}.csv"
         write_heimdall(path, result.events, source.grid)
         result.files.append(path)
-    if plots:
-        numbered = ((number, event, None) for number, event in enumerate(result.events, start=1))
-        shown = looks(source, result, looker) if looker else numbered
-        for number, event, look in tqdm(shown, total=len(result.events), unit="plot", desc="plots", disable=None):
-            path = output_dir / f"event_{name}_{number:04d}.png"
-            plot_event(path, event, source, look)
-            result.files.append(path)
+    path = folder / f"summary_{name}.json"
+    with atomic_writer(path) as file:
+        file.write(json.dumps(result.summary.known(), indent=2).encode() + b"\n")
+    result.files.append(path)
+
+
+def write_pictures(result: SearchResult, source: Source, folder: Path, saliency: Classifiers | None = None) -> None:
+    """Draw each event.
+
+    Parameters
+    ----------
+    result : SearchResult
+        The paths are added to its files.
+    source : Source
+    folder : Path
+    saliency : Classifiers, optional
+        Show what the page classifier reacted to.
+    """
+    numbered = ((number, event, None) for number, event in enumerate(result.events, start=1))
+    shown = saliency_of_events(source, result, saliency.pages) if saliency else numbered
+    for number, event, map_of_page in tqdm(shown, total=len(result.events), unit="plot", desc="plots", disable=None):
+        path = folder / event_picture(source.name, number)
+        plot_event(path, event, source, map_of_page)
+        result.files.append(path)
 
 
 def report(result: SearchResult) -> str:
-    """The account and the events as lines of text."""
-    lines = [
-        f"{key:>24} {value:.9g}" if isinstance(value, float) else f"{key:>24} {value}"
-        for key, value in result.account.items()
-    ]
-    lines += [f"{'written':>24} {path}" for path in result.files if path.suffix != ".png"]
+    """Run summary, files and events as lines of text."""
+    lines = [f"{label:>52}  {value} {unit}".rstrip() for label, value, unit in result.summary.rows()]
+    lines += [f"{'written':>52}  {path}" for path in result.files if path.suffix != ".png"]
     if result.events:
         lines.append(f"{'time_s':>12} {'dm_pc_cm3':>10} {'snr':>8} {'width_ms':>9} {'probability':>12}  pages")
     for e in result.events:

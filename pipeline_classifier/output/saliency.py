@@ -1,6 +1,7 @@
-"""Which parts of a page made the network call it a pulse: parts are hidden, and its answer is asked for again.
+"""Saliency: which parts of a page the network reacted to.
 
-Occlusion, after Zeiler and Fergus 2014 (arXiv:1311.2901, section 4.2).
+Parts of the image are hidden one after the other, and the change of the network's output is recorded: occlusion, after
+Zeiler & Fergus 2014 (arXiv:1311.2901, section 4.2).
 """
 
 from collections.abc import Iterator
@@ -9,23 +10,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.detection.search import LayerResult, SearchResult
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.sources import Layer, Source
 
-PATCHES = 16  # along each side of the image; each is hidden with half of its neighbours
+PATCHES = 16  # along each side of the image; each is hidden together with half of its neighbours
 
 
 @dataclass(frozen=True)
-class Look:
-    """How the network looked at the page of an event.
+class Saliency:
+    """Saliency of the page of an event.
 
     Attributes
     ----------
-    layer, page : which page
-    image : (resolution, resolution) uint8, what the network saw; row 0 = highest DM
-    drop : (resolution, resolution) float32, by how much the log-odds of a pulse fall when that part is hidden
+    layer : Layer
+    page : int
+        Number of the page in the layer.
+    image : (resolution, resolution) ndarray of uint8
+        Input of the network; row 0 = highest DM.
+    drop : (resolution, resolution) ndarray of float32
+        Decrease of the log-odds of a pulse when that part is hidden.
     """
 
     layer: Layer
@@ -34,19 +39,22 @@ class Look:
     drop: np.ndarray
 
 
-def occlusion(classifier: Classifier, image: torch.Tensor) -> np.ndarray:
-    """Drop of the log-odds of a pulse when a part of an image is hidden.
+def occlusion(classifier: PageClassifier, image: torch.Tensor) -> np.ndarray:
+    """Return by how much the log-odds of a pulse decrease when a part of an image is hidden.
 
-    Squares of an eighth of the side take the median of the image, one after the other, a sixteenth apart. The value of
-    a pixel is the mean over the squares about it, weighted linearly by how near their centres are.
+    Squares of an eighth of the side, a sixteenth apart, take the median of the image one after the other. The value of
+    a pixel is the mean over the squares that cover it, with weights that fall linearly with the distance of their
+    centres.
 
     Parameters
     ----------
-    image : (resolution, resolution) uint8
+    classifier : PageClassifier
+    image : (resolution, resolution) Tensor of uint8
 
     Returns
     -------
-    (resolution, resolution) float32; positive where the image speaks for a pulse
+    (resolution, resolution) ndarray of float32
+        Positive where the image is evidence for a pulse.
     """
     resolution = len(image)
     pixels = (torch.arange(resolution, device=image.device) + 0.5) * PATCHES / resolution
@@ -66,17 +74,20 @@ def occlusion(classifier: Classifier, image: torch.Tensor) -> np.ndarray:
 
 
 def page_of(event: Event, result: LayerResult) -> int:
-    """Of the pages that an event was found in, the one whose middle is nearest to it."""
+    """Return the page, of those in which an event was found, whose centre is closest to it."""
     pages = np.arange(event.first_page, event.last_page + 1)
     grid = result.layer.grid
-    away = np.abs((result.layer.starts[pages] + grid.n_time / 2) * grid.tsamp - event.time_s)
-    return int(pages[0] if np.isnan(away).any() else pages[away.argmin()])
+    distance_s = np.abs((result.layer.starts[pages] + grid.n_time / 2) * grid.tsamp - event.time_s)
+    return int(pages[0] if np.isnan(distance_s).any() else pages[distance_s.argmin()])
 
 
-def looks(source: Source, result: SearchResult, classifier: Classifier) -> Iterator[tuple[int, Event, Look]]:
-    """Number (from 1), event and look of every event of a search, block by block of its source, which is read again.
+def saliency_of_events(
+    source: Source, result: SearchResult, classifier: PageClassifier
+) -> Iterator[tuple[int, Event, Saliency]]:
+    """Yield number (from 1), event and saliency of every event of a search, block by block of its source.
 
-    The pages are made from the same blocks as in the search, so that they are what the network saw, bit for bit.
+    The source is read again. The pages are made from the same blocks as in the search, so that they are what the
+    network got, bit for bit.
     """
     layers = [(layer.layer.time_downsample, layer.layer.dm_stack) for layer in result.layers]
     wanted: dict[tuple[int, int], list[tuple[int, Event]]] = {}
@@ -89,6 +100,7 @@ def looks(source: Source, result: SearchResult, classifier: Classifier) -> Itera
         for layer, page in here:
             batch = batches[layer]
             image = classifier.images(batch.pages[page - batch.first][None])[0][0]
-            look = Look(result.layers[layer].layer, page, image.cpu().numpy(), occlusion(classifier, image))
+            drop = occlusion(classifier, image)
+            saliency = Saliency(result.layers[layer].layer, page, image.cpu().numpy(), drop)
             for number, event in wanted[layer, page]:
-                yield number, event, look
+                yield number, event, saliency

@@ -1,0 +1,56 @@
+"""Cutouts of candidates: the surroundings of a peak in the DM-time plane, scaled to its width.
+
+On a page a pulse may be a dot or a broad streak, anywhere. Scaled so that its width is four columns, and a row sweeps
+over as much time as a column lasts, every dispersed pulse looks nearly the same, whatever the band and the sampling.
+"""
+
+import numpy as np
+import torch
+
+from pipeline_classifier.detection.peaks import Peak
+from pipeline_classifier.frontend.boxcar import BoxcarSearch
+from pipeline_classifier.frontend.pages import ROBUST_RANGE, PageGrid, to_images
+
+SIDE = 64
+"""Columns and rows of a cutout."""
+COLUMNS_PER_WIDTH = 4
+NORMALISER = "noise"
+
+
+def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
+    """Cut out the surroundings of a peak, in units of the noise.
+
+    Parameters
+    ----------
+    searched : BoxcarSearch
+        The plane (n_dm, n) in which the peak was found.
+    grid : PageGrid
+        Of its rows and samples; the band must be known.
+    peak : Peak
+
+    Returns
+    -------
+    (SIDE, SIDE) ndarray of float32
+        Row 0 = lowest DM, the peak in row and column ``SIDE / 2``. A column is a quarter of the peak's width; a row is
+        the DM that sweeps over that time, but at least half a trial DM. Columns outside the plane are 0; rows outside
+        the grid of DMs have the lowest value of `ROBUST_RANGE`.
+    """
+    column = max(1, round(peak.width / COLUMNS_PER_WIDTH))
+    n = searched.total.shape[1] - 1
+    offsets = np.arange(SIDE + 1) - SIDE // 2
+    edges = round(peak.column + (peak.width - column) / 2) + offsets * column
+    step = grid.dms[1] - grid.dms[0]
+    samples_per_row = float(grid.sweep(step) - grid.top_delay(step))
+    rows = peak.row + np.rint(offsets[:-1] * max(column / samples_per_row, 0.5)).astype(np.int64)
+    # Each row is shifted by the delay of the highest frequency in use, so that this frequency stays in one column.
+    edges = edges - np.rint(grid.top_delay((rows - peak.row) * step)).astype(np.int64)[:, None]
+    total = searched.total[np.clip(rows, 0, len(grid.dms) - 1)[:, None], np.clip(edges, 0, n)]
+    values = np.diff(total, axis=1) / np.float32(column**0.5)
+    values[(edges[:, :-1] < 0) | (edges[:, 1:] > n)] = 0.0
+    values[(rows < 0) | (rows >= len(grid.dms))] = ROBUST_RANGE[0]
+    return values
+
+
+def cutout_images(cutouts: np.ndarray) -> torch.Tensor:
+    """Return what the network gets of cutouts (B, SIDE, SIDE): uint8, row 0 = highest DM."""
+    return to_images(cutouts, NORMALISER, SIDE)[0]

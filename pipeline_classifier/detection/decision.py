@@ -1,0 +1,82 @@
+"""The decision: which pages and which peaks are reported, settled before the first page is read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection.classifiers import Classifiers
+from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
+from pipeline_classifier.frontend.pages import PageGrid
+from single_pulse_classifier_training.calibration import threshold_for_rate
+
+EVENT_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Candidate probabilities at which recall and false events are measured."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Thresholds of a search.
+
+    Attributes
+    ----------
+    threshold : float
+        Probability from which a page counts as one with a pulse.
+    event_threshold : float or None
+        Candidate probability from which a peak is an event. None if pages decide: every pulse found on pages with a
+        pulse is an event.
+    min_snr : float
+        Lowest S/N of an event.
+    false_per_hour : float or None
+        Expected false positives per hour, if the thresholds were chosen by such a rate: of events where there is an
+        ``event_threshold``, otherwise of pages.
+    """
+
+    threshold: float
+    event_threshold: float | None = None
+    min_snr: float = 0.0
+    false_per_hour: float | None = None
+
+    def classes(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the class of each page, int32: 1 pulse, 0 artefact, -1 not classified."""
+        classes = (probabilities >= self.threshold).astype(np.int32)
+        classes[probabilities < 0] = NOT_CLASSIFIED
+        return classes
+
+
+def decide(config: PipelineConfig, classifiers: Classifiers, grid: PageGrid, page_interval_s: float) -> Decision:
+    """Choose the thresholds of a search.
+
+    A threshold comes from the config, else from the checkpoint. With ``max_false_per_hour`` it is the lowest one stored
+    in the checkpoint of the candidate classifier (without one, in that of the page classifier) with at most that rate.
+    Candidates are classified only where a pulse sweeps over the pages; on other pages, such as those of a .npy file
+    whose times are not known, pages decide, and ``min_snr`` holds only if the config sets it.
+
+    Parameters
+    ----------
+    config : PipelineConfig
+    classifiers : Classifiers
+    grid : PageGrid
+        Of the pages to be searched.
+    page_interval_s : float
+        Mean time between pages in seconds, NaN when unknown.
+
+    Raises
+    ------
+    InputError
+        If no stored threshold has so low a rate.
+    """
+    pages = classifiers.pages.checkpoint
+    candidates = classifiers.candidates.checkpoint if classifiers.candidates and grid.sweeps else None
+    threshold = pages.threshold if config.threshold is None else config.threshold
+    event_threshold, rate = None, None
+    if candidates:
+        event_threshold = candidates.threshold if config.event_threshold is None else config.event_threshold
+    if config.max_false_per_hour is not None and candidates:
+        event_threshold, rate = threshold_for_rate(
+            candidates.thresholds, config.max_false_per_hour, of="the candidate classifier"
+        )
+    elif config.max_false_per_hour is not None:
+        threshold, rate = threshold_for_rate(pages.thresholds, config.max_false_per_hour, page_interval_s)
+    min_snr = config.min_snr if grid.sweeps or "min_snr" in config.model_fields_set else 0.0
+    return Decision(float(threshold), None if event_threshold is None else float(event_threshold), min_snr, rate)

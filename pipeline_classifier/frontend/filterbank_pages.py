@@ -1,0 +1,260 @@
+"""Pages of an observation: read in blocks, cleaned, dedispersed and cut, in bounded memory."""
+
+import copy
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from pipeline_classifier.dispersion import dispersion_delay
+from pipeline_classifier.events import Event
+from pipeline_classifier.formats.joined import JoinedFilterbank, open_observation
+from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend import dedispersion
+from pipeline_classifier.frontend.cleaning import clean, downsample, zapped
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid, cut_pages, page_starts
+from pipeline_classifier.frontend.run_summary import RunSummary
+from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
+from pipeline_classifier.frontend.sources import Block, Cutout, Layer, Source
+from single_pulse_classifier_training.cli import InputError
+
+BLOCK_BYTES = 64 << 20
+"""Largest size of a cleaned block as float32, unless the dispersion sweep alone is longer."""
+NOISE_SAMPLES = 4096
+"""Samples read on either side of a cutout, from which the noise of its channels is measured."""
+STACK_DMS = 256
+LARGEST_SWEEP_BYTES = 8 << 30
+
+
+class FilterbankPages(Source):
+    """Pages of an observation.
+
+    Each block carries the samples past its end that its pages and the largest delay need; past the end of the file
+    channels add nothing. Blocks do not depend on each other, so that threads can share them. Page values are in units
+    of the noise of the sum over the channels in use.
+
+    Parameters
+    ----------
+    path : path or sequence of paths
+        SIGPROC filterbank file, or several that follow each other in time.
+    settings : FrontEndSettings
+        Trial DMs, cleaning and pages.
+    """
+
+    def __init__(self, path: str | Path | Sequence[str | Path], settings: FrontEndSettings) -> None:
+        self.observation = file = open_observation(path, settings.ifs)
+        self.cleaning = settings.cleaning
+        self.name = file.path.stem
+        self.frequencies, self.tsamp, self.nsamples = after_downsampling(file, self.cleaning)
+        check_band(file, self.frequencies, self.tsamp, settings)
+        sweep = float(dispersion_delay(np.max(settings.dms), self.frequencies[-1], self.frequencies[0]) / self.tsamp)
+        coarsest = max(settings.time_downsample)
+        longest_page = settings.n_time * coarsest
+        length = block_length(settings.block_samples, len(self.frequencies), math.ceil(sweep), longest_page)
+        self._block_length = length - length % coarsest
+        stacks = np.split(np.asarray(settings.dms), range(STACK_DMS, len(settings.dms), STACK_DMS))
+        stretch = min(self._block_length, self.nsamples) + longest_page
+        self._trees = [self._tree(stack, settings, stretch) for stack in stacks]
+        self.max_delay = max(tree.max_delay for tree in self._trees)
+        self.layers = [
+            self._layer(number, stack, factor, settings)
+            for number, stack in enumerate(stacks)
+            for factor in sorted(settings.time_downsample)
+        ]
+        self._lock = threading.Lock()
+        self._samples_read = self._channel_samples = 0
+
+    def _tree(self, stack: np.ndarray, settings: FrontEndSettings, stretch: int) -> dedispersion.DedispersionTree:
+        return dedispersion.DedispersionTree(
+            dedispersion.channel_delays(stack, self.frequencies, self.tsamp),
+            None if settings.exact else dedispersion.delay_quanta(stack, self.frequencies, self.tsamp),
+            stretch=stretch,
+            compiled=settings.compiled,
+            # Many short calls: two threads would wait for the interpreter in turns.
+            at_once=None if settings.compiled else 1,
+        )
+
+    def _layer(self, number: int, stack: np.ndarray, factor: int, settings: FrontEndSettings) -> Layer:
+        grid = PageGrid(
+            stack,
+            settings.n_time,
+            self.tsamp * factor,
+            self.observation.tstart,
+            self.frequencies[0],
+            self.frequencies[-1],
+            self.cleaning.zaplist,
+        )
+        return Layer(grid, page_starts(-(-self.nsamples // factor), settings.n_time, settings.overlap), factor, number)
+
+    def with_starts(self, starts: np.ndarray) -> Self:
+        """Return a source of other pages of the same observation.
+
+        Parameters
+        ----------
+        starts : (N,) ndarray of int64
+            First samples, ascending, in place of the regular grid of the first layer.
+        """
+        source = copy.copy(self)
+        source.layers = [replace(self.layers[0], starts=starts), *self.layers[1:]]
+        return source
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the observation in seconds."""
+        return self.nsamples * self.tsamp
+
+    def summary(self) -> RunSummary:
+        """Return what was read since `blocks` was called last."""
+        return RunSummary(
+            samples=self.nsamples,
+            samples_read=self._samples_read,
+            channels=len(self.frequencies),
+            channels_used=self._channel_samples / max(1, self._samples_read),
+            bytes_left_over=self.observation.bytes_left_over,
+            samples_swept_past_end=min(self.max_delay, self.nsamples),
+        )
+
+    def block_edges(self) -> np.ndarray:
+        """First sample of every block, and the end of the file; no block is shorter than half of the others."""
+        last = max(1, self.nsamples - self._block_length // 2)
+        return np.append(np.arange(0, last, self._block_length), self.nsamples)
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks in which pages begin, in order; the summary starts anew."""
+        self._samples_read = self._channel_samples = 0
+        edges = self.block_edges()
+        # A page begins in the block that holds its first column; the last one may be shorter than its columns.
+        places = [np.searchsorted(layer.starts * layer.time_downsample, edges[:-1]) for layer in self.layers]
+        places = [np.append(place, len(layer.starts)) for place, layer in zip(places, self.layers, strict=True)]
+        for number, (start, end) in enumerate(pairwise(edges)):
+            pages = tuple((int(place[number]), int(place[number + 1])) for place in places)
+            if any(last > first for first, last in pages):
+                yield Block(int(start), int(end), pages)
+
+    def pages(self, block: Block) -> list[PageBatch]:
+        """Return the pages of a block, all of a layer in one batch."""
+        samples = block.end - block.start + max(layer.grid.n_time * layer.time_downsample for layer in self.layers)
+        integers = np.empty((len(self.frequencies), samples + self.max_delay), np.int8)
+        _, good = self.cleaned(block.start, samples + self.max_delay, integers)
+        noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
+        batches = []
+        for number, layer in enumerate(self.layers):
+            if layer.time_downsample == self.layers[0].time_downsample:
+                columns, factor = self._trees[layer.dm_stack](integers, samples), 1
+            while factor < layer.time_downsample:
+                columns, factor = add_neighbours(columns), 2 * factor
+            first, last = block.pages[number]
+            if first < last:
+                where = layer.starts[first:last] - block.start // factor
+                scale = 1.0 / (noise * np.sqrt(factor))
+                pages = cut_pages(columns, where, layer.grid.n_time, scale)
+                batches.append(PageBatch(pages, layer.starts[first:last], first, number))
+        with self._lock:
+            self._samples_read += block.end - block.start
+            self._channel_samples += int(good.sum()) * (block.end - block.start)
+        return batches
+
+    def release(self) -> None:
+        """Free the memory of the dedispersion; the next pages allocate it again."""
+        for tree in self._trees:
+            tree.release()
+
+    def cleaned(self, start: int, n: int, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Read and clean samples.
+
+        Parameters
+        ----------
+        start, n : int
+            First sample and number of samples, after `Cleaning.td`.
+        out : (nchans, >= n) ndarray of int8, optional
+            Gets the samples as `dedispersion.quantise` rounds them.
+
+        Returns
+        -------
+        data : (nchans, m <= n) ndarray of float32
+            Cleaned samples, or ``out``.
+        good : (nchans,) ndarray of bool
+            Channels in use.
+        """
+        file, settings = self.observation, self.cleaning
+        block = file.read(start * settings.td, n * settings.td)
+        block, frequencies, tsamp = downsample(block, file.frequencies, file.tsamp, settings.td, settings.fd)
+        return clean(block, frequencies, tsamp, settings, out)
+
+    def cutout(self, event: Event) -> Cutout:
+        """Read, clean and dedisperse the surroundings of an event again: at least a page's length about its centre."""
+        centre = int(event.time_s / self.tsamp)
+        half = max(self.grid.n_time // 2, 3 * round(event.width_ms / 1e3 / self.tsamp))
+        start, end = max(0, centre - half), min(self.nsamples, centre + half)
+        read_from = max(0, start - NOISE_SAMPLES)
+        data, good = self.cleaned(read_from, end + self.max_delay - read_from + NOISE_SAMPLES)
+        data = np.pad(data, ((0, 0), (0, max(0, end + self.max_delay - read_from - data.shape[1]))))
+        data = data[:, start - read_from :]
+        delays = dedispersion.delays_in_samples(np.array([event.dm_pc_cm3]), self.frequencies, self.tsamp)[0]
+        spectrum = np.stack([row[delay : delay + end - start] for row, delay in zip(data, delays, strict=True)])
+        spectrum[~good] = np.nan
+        integers = dedispersion.quantise(torch.from_numpy(data.copy()), len(data), np.empty(data.shape, np.int8))
+        plane = self._trees[event.dm_stack](integers, end - start)
+        noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
+        dms = next(layer.grid.dms for layer in self.layers if layer.dm_stack == event.dm_stack)
+        return Cutout(start - centre, dms, (plane / noise).astype(np.float32), spectrum, self.frequencies)
+
+
+def check_band(
+    file: Filterbank | JoinedFilterbank, frequencies: np.ndarray, tsamp: float, settings: FrontEndSettings
+) -> None:
+    """Raise InputError if the zaplist removes every channel, or the largest trial DM sweeps over too many samples."""
+    if zapped(frequencies, settings.cleaning.zaplist).all():
+        raise InputError(
+            f"{file.path}: the zaplist must leave at least one of its {len(frequencies)} channels, "
+            f"got {list(settings.cleaning.zaplist)}"
+        )
+    highest = np.max(settings.dms)
+    sweep = float(dispersion_delay(highest, frequencies[-1], frequencies[0]) / tsamp)
+    if not sweep * len(frequencies) * 4 < LARGEST_SWEEP_BYTES:
+        raise InputError(
+            f"{file.path}: the sweep of the highest trial DM must be below "
+            f"{LARGEST_SWEEP_BYTES / 4 / len(frequencies):.3g} samples, got {sweep:.3g} for DM {highest:g}"
+        )
+
+
+def after_downsampling(file: Filterbank | JoinedFilterbank, cleaning: Cleaning) -> tuple[np.ndarray, float, int]:
+    """Return what the search works with after `Cleaning.td` and `Cleaning.fd`.
+
+    Returns
+    -------
+    frequencies : (nchans // fd,) ndarray
+        MHz.
+    tsamp : float
+        Seconds.
+    nsamples : int
+
+    Raises
+    ------
+    InputError
+        If the observation is shorter than one sample of the search.
+    """
+    nsamples = file.nsamples // cleaning.td
+    if not nsamples:
+        raise InputError(f"{file.path}: must have at least {cleaning.td} samples (td), got {file.nsamples}")
+    nothing = np.empty((0, file.nchans), file.header.dtype)
+    _, frequencies, tsamp = downsample(nothing, file.frequencies, file.tsamp, cleaning.td, cleaning.fd)
+    return frequencies, tsamp, nsamples
+
+
+def block_length(block_samples: int, nchans: int, max_delay: int, longest_page: int) -> int:
+    """Samples in a block; with the largest delay a block has at most `BLOCK_BYTES`, or is as long as that delay."""
+    space = BLOCK_BYTES // (4 * nchans) - max_delay
+    return max(min(block_samples, space), max_delay, 2048, longest_page)
+
+
+def add_neighbours(columns: np.ndarray) -> np.ndarray:
+    """Sum neighbouring columns of an integer (n_dm, n) in pairs, int32; a last odd column is dropped."""
+    n = columns.shape[1] // 2 * 2
+    return np.add(columns[:, :n:2], columns[:, 1:n:2], dtype=np.int32)

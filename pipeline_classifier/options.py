@@ -1,0 +1,151 @@
+"""Options of the command line that scripts share, as small dataclasses."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
+from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.runtime import DEVICES
+
+
+def add_config_option(parser: argparse.ArgumentParser, what: str = "config of the pipeline") -> None:
+    """Add ``-c``."""
+    parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help=f"{what} (default: %(default)s)")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What the command line changes in the config of a search; None leaves a key as it is.
+
+    Attributes
+    ----------
+    config : Path
+    output_dir, device : str or None
+    threshold, event_threshold, max_false_per_hour : float or None
+    """
+
+    config: Path
+    output_dir: str | None = None
+    device: str | None = None
+    threshold: float | None = None
+    event_threshold: float | None = None
+    max_false_per_hour: float | None = None
+
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
+        """Add the options to a parser."""
+        add_config_option(parser)
+        parser.add_argument("--output-dir", help="folder of the results (default: output_dir of the config)")
+        parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
+        decision = parser.add_mutually_exclusive_group()
+        decision.add_argument(
+            "--threshold",
+            type=float,
+            help="probability from which a page counts as one with a pulse (default: the config's, else the model's)",
+        )
+        decision.add_argument(
+            "--max-false-per-hour",
+            type=float,
+            metavar="RATE",
+            help="use the lowest threshold stored in the model that has at most this many false events per hour "
+            "(false pages, without a candidate classifier)",
+        )
+        parser.add_argument(
+            "--event-threshold",
+            type=float,
+            help="candidate probability from which a peak is an event (default: the config's, else the model's)",
+        )
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Take the options from parsed arguments, and check them."""
+        for option, value in (("--threshold", args.threshold), ("--event-threshold", args.event_threshold)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise InputError(f"{option} must be a probability from 0 to 1, got {value}")
+        rate = args.max_false_per_hour
+        if rate is not None and not 0.0 < rate < np.inf:
+            raise InputError(f"--max-false-per-hour must be a positive number, got {rate:g}")
+        if rate is not None and args.event_threshold is not None:
+            raise InputError("only one of --max-false-per-hour and --event-threshold must be given, got both")
+        return cls(Path(args.config), args.output_dir, args.device, args.threshold, args.event_threshold, rate)
+
+    def load_config(self) -> PipelineConfig:
+        """Load the config with these options in place of its keys."""
+        changes: dict[str, object] = {}
+        if self.max_false_per_hour is not None:
+            changes = {"threshold": None, "event_threshold": None}
+        elif self.threshold is not None or self.event_threshold is not None:
+            changes = {"max_false_per_hour": None}
+        for name in ("device", "threshold", "event_threshold", "max_false_per_hour"):
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
+        if self.output_dir:  # relative to the working directory, unlike the key of the config
+            changes["output_dir"] = str(Path(self.output_dir).absolute())
+        return load_pipeline_config(self.config, changes)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written beside the lists of events.
+
+    Attributes
+    ----------
+    plots : bool
+        A picture of each event.
+    report : bool
+        One HTML page of everything.
+    saliency : bool
+        In the pictures, the parts of the page that the network reacted to.
+    """
+
+    plots: bool = True
+    report: bool = False
+    saliency: bool = False
+
+    @staticmethod
+    def add_plots_to(parser: argparse.ArgumentParser) -> None:
+        """Add ``--no-plots``."""
+        parser.add_argument("--no-plots", action="store_true", help="draw no pictures")
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """Add all options to a parser."""
+        cls.add_plots_to(parser)
+        parser.add_argument("--report", action="store_true", help="also write report_<name>.html")
+        parser.add_argument(
+            "--saliency",
+            action="store_true",
+            help="show in the picture of each event what the network reacted to; reads the observation again",
+        )
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, ring: bool) -> Self:
+        """Take the options from parsed arguments; InputError for what a ring cannot have."""
+        for option in ("report", "saliency"):
+            if ring and getattr(args, option):
+                raise InputError(f"--{option} must be used with a file, got a ring, whose pages are gone at the end")
+        if args.saliency and args.no_plots:
+            raise InputError("only one of --saliency and --no-plots must be given, got both")
+        return cls(not args.no_plots, args.report, args.saliency)
+
+
+def check_distinct(paths: Sequence[str | Path]) -> None:
+    """Raise InputError if a file is named twice: its images would be in both the training and the validation set."""
+    seen: set[Path] = set()
+    for path in paths:
+        if (real := Path(path).resolve()) in seen:
+            raise InputError(f"{path}: every file must be given once, got it twice")
+        seen.add(real)
+
+
+def set_name(name: str | None, observations: Sequence[str | Path]) -> str:
+    """Return the name of a training set: ``--name``, or that of the first observation."""
+    name = name or Path(observations[0]).stem
+    if Path(name).name != name:
+        raise InputError(f"--name must be a name without folders (see --output-dir), got {name}")
+    return name
