@@ -1,1 +1,1 @@
-"""What a search finds of known pulses, and what is in an input file."""
+"""Evaluation: how a search recovers known pulses, and whether an input file can be searched."""

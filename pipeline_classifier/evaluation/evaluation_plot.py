@@ -1,4 +1,4 @@
-"""The picture of an evaluation: recall, errors and false events. matplotlib is loaded when it is drawn."""
+"""Figure of an evaluation: recall, errors and false events; matplotlib is imported only when a figure is drawn."""
 
 from pathlib import Path
 
@@ -11,7 +11,17 @@ SNR_TICKS = (1, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 10000)
 
 
 def plot_evaluation(path: Path, evaluation: dict, outcome: Outcome) -> None:
-    """Draw recall by S/N, width and DM, the errors of DM and time by S/N, and the S/N of the false events, as PNG."""
+    """Plot recall by S/N, width and DM, errors of DM and time against S/N, and the S/N of false events, as a PNG file.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write.
+    evaluation : dict
+        The figures of `recovery.quality`, and the ``model`` named in the title.
+    outcome : Outcome
+        The pulses and false events behind these figures.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -51,7 +61,7 @@ def plot_evaluation(path: Path, evaluation: dict, outcome: Outcome) -> None:
 
 
 def _draw_recall(axis, parts: list[dict], label: str) -> None:
-    """Recall by bin; bars reach one standard deviation, numbers are the pulses in the bin."""
+    """Plot the recall of each bin with its standard deviation and, at the bottom, the number of pulses in the bin."""
     parts = [part for part in parts if part["of"]]
     recalls = np.array([part["found"] / part["of"] for part in parts])
     limits = np.array([binomial_interval(part["found"], part["of"]) for part in parts]).reshape(-1, 2)

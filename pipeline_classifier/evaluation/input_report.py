@@ -1,4 +1,4 @@
-"""The verdict of check_input.py on an observation, and its report in words."""
+"""Verdict and text report of check_input.py."""
 
 import math
 from typing import Any
@@ -7,76 +7,78 @@ from pipeline_classifier.frontend.cleaning import FEWEST_SAMPLES
 
 Report = dict[str, Any]
 
-FEWEST_TO_TIME = 4096  # samples; of fewer what is timed is mostly the start of a run
+MIN_TIMED_SAMPLES = 4096  # the speed on fewer is dominated by the start of a search; chosen by hand
 
 OK, WARNINGS, NOT_USABLE = "OK", "OK with warnings", "NOT USABLE"
 
 
 def find_obstacles(report: Report) -> list[str]:
-    """Why the observation cannot be searched at all."""
+    """Return the reasons why the observation cannot be searched at all."""
     reasons = []
     if report["channels_zapped"] == report["nchans"]:
         reasons.append(f"the zaplist removes all {report['nchans']} channels")
     if report["channels_dead"] == report["nchans"]:
-        reasons.append("every channel is constant or not finite wherever it was looked at")
+        reasons.append("every channel is constant or not finite in all the samples that were read")
     if report["nchans"] - report["channels_zapped"] == 1:
-        reasons.append("one channel alone has no sweep to tell a pulse by")
+        reasons.append("a single channel shows no dispersion sweep")
     if report["dms_swept_past_file"] == report["ndm"]:
         reasons.append(
-            f"even the lowest trial DM, {report['dm_lowest']:g}, sweeps over {report['sweeps'][0]['sweep_s']:.3g} s, "
+            f"the lowest trial DM, {report['dm_lowest']:g}, has a sweep of {report['sweeps'][0]['sweep_s']:.3g} s, "
             f"longer than the observation of {report['duration_s']:.3g} s"
         )
     if report["memory_bytes"] > report["machine_memory_bytes"]:
         reasons.append(
-            f"{size(report['memory_bytes'])} of memory are needed, this machine has "
-            f"{size(report['machine_memory_bytes'])}: give fewer or lower DMs, or fewer threads"
+            f"{size(report['memory_bytes'])} of memory are needed, but this machine has "
+            f"{size(report['machine_memory_bytes'])}: use fewer or lower trial DMs, or fewer threads"
         )
     return reasons
 
 
 def find_losses(report: Report) -> list[str]:
-    """What will be lost, or comes out worse than it may seem."""
+    """Return what a search will miss or measure wrongly, one phrase each."""
     span = (report["dm_highest"] - report["dm_lowest"]) / report["dm_step"] * 2 * report["dm_step_smearing_samples"]
     smeared, swept = report["first_dm_smeared_past_page"], report["first_dm_swept_past_file"]
     window_s, factor = report["baseline_window_s"], report.get("times_real_time")
     found = {
         f"{report['bytes_left_over']} bytes after the last whole sample are not read": report["bytes_left_over"] > 0,
-        "the header has no start time, MJDs will be wrong": report["tstart_mjd"] == 0,
+        "the header has no start time, so MJDs will be wrong": report["tstart_mjd"] == 0,
         f"all {report['nifs']} IFs are added, which is wrong for Stokes parameters": report["nifs"] > 1,
-        "shorter than a page, the rest is filled with zeros": report["duration_s"] < report["longest_page_s"],
-        f"fewer than {FEWEST_SAMPLES} samples, no channel can be masked": report["nsamples"] < FEWEST_SAMPLES,
-        f"pulses from DM {swept or 0:g} sweep over longer than the observation": swept is not None,
-        f"pulses from DM {smeared or 0:g} are smeared inside a channel over longer than a page": smeared is not None,
-        f"pulses longer than {window_s:g} s fit into a page, but are taken for the baseline": (
+        "the observation is shorter than a page, which is padded with zeros": report["duration_s"]
+        < report["longest_page_s"],
+        f"with fewer than {FEWEST_SAMPLES} samples no channel is masked": report["nsamples"] < FEWEST_SAMPLES,
+        f"from DM {swept or 0:g} on, the sweep is longer than the observation": swept is not None,
+        f"from DM {smeared or 0:g} on, the smearing within a channel is longer than a page": smeared is not None,
+        f"pulses longer than {window_s:g} s are removed with the baseline although they fit into a page": (
             0 < window_s < report["longest_page_s"]
         ),
-        f"the whole DM grid sweeps over {span:.2g} samples, no page can tell a pulse from interference": span < 2,
-        f"the zaplist takes {report['channels_zapped']} of {report['nchans']} channels": (
+        f"the sweep changes by only {span:.2g} samples over all trial DMs, too little to distinguish pulses from "
+        "interference": span < 2,
+        f"the zaplist removes {report['channels_zapped']} of {report['nchans']} channels": (
             report["channels_zapped"] > report["nchans"] / 2
         ),
         f"{report['dead_channel_fraction']:.1%} of the channels are dead": report["dead_channel_fraction"] > 0.1,
         f"{report['saturated_fraction'] or 0:.1%} of the samples are saturated": (report["saturated_fraction"] or 0)
         > 0.01,
-        f"{report['not_finite_fraction']:.2%} of the samples are not finite, their channels are left out": (
+        f"{report['not_finite_fraction']:.2%} of the samples are not finite, so their channels are masked": (
             report["not_finite_fraction"] > 0
         ),
-        f"needs more than half of this machine's memory ({size(report['memory_bytes'])})": (
+        f"the search needs more than half of the memory of this machine ({size(report['memory_bytes'])})": (
             report["memory_bytes"] > report["machine_memory_bytes"] / 2
         ),
-        f"slower than real time ({factor or 0:.2g} times)": (
-            factor is not None and factor < 1 and report["nsamples"] >= FEWEST_TO_TIME
+        f"the search runs at only {factor or 0:.2g} times real time": (
+            factor is not None and factor < 1 and report["nsamples"] >= MIN_TIMED_SAMPLES
         ),
     }
-    return [sentence for sentence, true in found.items() if true]
+    return [phrase for phrase, applies in found.items() if applies]
 
 
 def size(n_bytes: float) -> str:
-    """Bytes in words."""
+    """Format a number of bytes in MiB or GiB."""
     return f"{n_bytes / 2**30:.3g} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
 
 
 def text(report: Report) -> str:
-    """The report for people, the verdict in the last line; only printable characters, whatever a header holds."""
+    """Format a report as lines of printable characters, with the verdict in the last line."""
     lines = [("file", ", ".join(report["files"]))]
     if "memory_bytes" in report:
         lines += described(report)
@@ -87,12 +89,12 @@ def text(report: Report) -> str:
 
 
 def described(report: Report) -> list[tuple[str, str]]:
-    """The numbers of a report as (name, sentence)."""
+    """Return the lines of a report as (name, text) pairs."""
     r, ms = report, 1e3 * report["tsamp_s"]
     order = "ascending" if r["ascending"] else "descending"
     start = f"MJD {r['tstart_mjd']:.9f}, {r['start_utc']} UTC" if r["start_utc"] else "not in the header"
     saturated = "" if r["saturated_fraction"] is None else f"{r['saturated_fraction']:.2%} of the samples saturated, "
-    resolutions = "" if r["time_downsample"] == [1] else f" at {r['time_downsample']} samples a column"
+    resolutions = "" if r["time_downsample"] == [1] else f" of {r['time_downsample']} samples"
     lines = [
         ("source", r["source_name"] or "not in the header"),
         ("samples", f"{r['nbits']} bits, {r['sample_type']}, {r['nifs']} IF{'s' * (r['nifs'] > 1)}"),
@@ -104,7 +106,7 @@ def described(report: Report) -> list[tuple[str, str]]:
         ("left over", f"{r['bytes_left_over']} bytes at the end"),
         ("trial DMs", f"{r['dm_lowest']:g} to {r['dm_highest']:g} pc cm^-3, {r['ndm']} in steps of {r['dm_step']:g}"),
         ("pages", f"{r['pages']} of {r['page_samples']} columns{resolutions}, the longest {r['longest_page_s']:.4g} s"),
-        ("", "      DM     sweep: s     samples      pages  observations    in a channel: ms    samples"),
+        ("", "      DM     sweep: s     samples      pages  observations        smearing: ms    samples"),
     ]
     for s in r["sweeps"]:
         row = f"{s['dm']:8.6g} {s['sweep_s']:12.4g} {s['sweep_samples']:11.4g} {s['sweep_pages']:10.3g} "
@@ -112,8 +114,8 @@ def described(report: Report) -> list[tuple[str, str]]:
         lines.append(("", row))
     lines += [
         ("DM step", f"smears by up to {r['dm_step_smearing_ms']:.4g} ms, {r['dm_step_smearing_samples']:.3g} samples"),
-        ("lost at the end", f"the last {r['samples_swept_past_end']} samples are searched with part of the band"),
-        ("lost by width", f"pulses longer than {widest_pulse_s(r):.4g} s (page, baseline)"),
+        ("end of the file", f"the last {r['samples_swept_past_end']} samples are searched with part of the band"),
+        ("longest pulse", f"{widest_pulse_s(r):.4g} s, limited by page and baseline window"),
         ("sample values", f"{saturated}{r['not_finite_fraction']:.2%} not finite, {r['channels_dead']} dead channels"),
         ("memory", f"{size(r['memory_bytes'])} of {size(r['machine_memory_bytes'])}, threads: {r['threads']}"),
     ]
@@ -123,5 +125,5 @@ def described(report: Report) -> list[tuple[str, str]]:
 
 
 def widest_pulse_s(report: Report) -> float:
-    """Seconds beyond which a pulse does not fit into a page or is taken for the baseline."""
+    """Duration in seconds beyond which a pulse does not fit into a page or is removed with the baseline."""
     return min(report["longest_page_s"], report["baseline_window_s"] or math.inf)

@@ -1,4 +1,4 @@
-"""What searches found of the pulses that are known to be there, and how well they measured them."""
+"""Match the events of a search with known pulses, and compute recall, false events and measurement errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -10,6 +10,7 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.pulses import Pulse
 
+# Least tolerances of a match; chosen by hand, not tuned on data. 2 pc cm^-3 are four steps of the default DM grid.
 TIME_TOLERANCE_S = 0.003
 DM_TOLERANCE = 2.0  # pc cm^-3
 SNR_EDGES = (0.0, 6.0, 8.0, 10.0, 15.0, np.inf)
@@ -18,12 +19,14 @@ WIDTH_EDGES = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, np.inf)  # samples
 
 @dataclass(frozen=True)
 class Recovery:
-    """Which pulses were found, and which events are none.
+    """Assignment of events to pulses.
 
     Attributes
     ----------
-    event_of_pulse : (n_pulses,) int64, number of the event that is each pulse, -1 for a missed one
-    false_events : (n_events,) bool, events that are no pulse, or a pulse that another event is already
+    event_of_pulse : (n_pulses,) ndarray of int64
+        Number of the event that matches each pulse; -1 for a missed pulse.
+    false_events : (n_events,) ndarray of bool
+        Events without a pulse, including second events of the same pulse.
     """
 
     event_of_pulse: np.ndarray
@@ -31,14 +34,23 @@ class Recovery:
 
     @property
     def found(self) -> np.ndarray:
+        """Whether each pulse was found, (n_pulses,) bool."""
         return self.event_of_pulse >= 0
 
 
 class Matcher:
-    """Which of some pulses an event at some time and DM may be.
+    """Finds the pulses that match an event in time and DM.
 
-    They match within twice the wider width (at least 3 ms and three samples) in time, and in DM within 2 pc cm^-3 plus
-    what shifts the bottom of the band by that time.
+    The tolerance in time is twice the width of the pulse or of the event, whichever is wider, and at least 3 ms and
+    three samples. The tolerance in DM is 2 pc cm^-3 plus the error of DM that delays the bottom of the band by the
+    tolerance in time.
+
+    Parameters
+    ----------
+    pulses : sequence of Pulse
+        The known pulses.
+    grid : PageGrid
+        Band and sampling of the search.
     """
 
     def __init__(self, pulses: Sequence[Pulse], grid: PageGrid) -> None:
@@ -50,14 +62,24 @@ class Matcher:
         self.sweep_s = max(float(grid.sweep(1.0)) * grid.tsamp, 1e-9)
 
     def matches(self, time_s: float, dm: float, width_s: float, slack: float = 1.0) -> np.ndarray:
-        """(n_pulses,) bool; the tolerances are multiplied by ``slack``."""
+        """Return whether each pulse matches an event, (n_pulses,) bool, with tolerances multiplied by ``slack``."""
         tolerance = np.maximum(max(self.least_s, 2 * width_s), 2 * self.widths)
         near = np.abs(self.times - time_s) <= slack * tolerance
         return near & (np.abs(self.dms - dm) <= slack * (DM_TOLERANCE + tolerance / self.sweep_s))
 
 
 def compare(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) -> Recovery:
-    """Match events to pulses as a `Matcher` does, the brightest event first."""
+    """Assign events to pulses: the brightest event first, each to the matching unassigned pulse nearest in time.
+
+    Parameters
+    ----------
+    pulses : sequence of Pulse
+        The known pulses.
+    events : sequence of Event
+        The events of the search.
+    grid : PageGrid
+        Band and sampling of the search.
+    """
     event_of_pulse = np.full(len(pulses), -1)
     false_events = np.ones(len(events), dtype=bool)
     matcher = Matcher(pulses, grid)
@@ -72,29 +94,47 @@ def compare(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) ->
 
 
 def without_known(recovery: Recovery, events: Sequence[Event], known: Sequence[Event], grid: PageGrid) -> Recovery:
-    """The same recovery, in which events that were ``known`` before the pulses were injected are not false.
+    """Remove events that were found before the injection from the false events of a recovery.
 
-    They match as in `compare`, each known event one false event at most.
+    Parameters
+    ----------
+    recovery : Recovery
+        Result of `compare` for ``events``.
+    events : sequence of Event
+        The events of the search after the injection.
+    known : sequence of Event
+        The events of the search before the injection; each of them accounts for at most one false event, matched as in
+        `compare`.
+    grid : PageGrid
+        Band and sampling of the search.
     """
-    left = np.flatnonzero(recovery.false_events)
+    unmatched = np.flatnonzero(recovery.false_events)
     pulses = [Pulse(event.time_s, event.dm_pc_cm3, event.snr, event.width_ms) for event in known]
     false_events = np.zeros(len(events), dtype=bool)
-    false_events[left] = compare(pulses, [events[number] for number in left.tolist()], grid).false_events
+    false_events[unmatched] = compare(pulses, [events[number] for number in unmatched.tolist()], grid).false_events
     return Recovery(recovery.event_of_pulse, false_events)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the pulses of one or more observations.
+    """True and measured parameters of the pulses of one or more observations, and their false events.
 
     Attributes
     ----------
-    snr, dm_pc_cm3, width_samples : (n,) of each pulse, as it is known; the width is the intrinsic one, at half maximum
-    found_snr : (n,) S/N of the event that is the pulse; NaN, as in the next two, for a missed pulse
-    dm_error, time_error_s : (n,) event less pulse
-    tsamp : (n,) seconds, sampling time of the search
-    false_snr : (n_false,) S/N of the false events
-    duration_s : seconds searched
+    snr, dm_pc_cm3 : (n,) ndarray
+        True S/N and DM of each pulse.
+    width_samples : (n,) ndarray
+        Intrinsic full width at half maximum of each pulse, in samples.
+    found_snr : (n,) ndarray
+        Measured S/N; NaN for a missed pulse.
+    dm_error, time_error_s : (n,) ndarray
+        Measured minus true DM (pc cm^-3) and arrival time (seconds); NaN for a missed pulse.
+    tsamp : (n,) ndarray
+        Sampling time of the search in seconds.
+    false_snr : (n_false,) ndarray
+        S/N of the false events.
+    duration_s : float
+        Total time searched, in seconds.
     """
 
     snr: np.ndarray
@@ -109,16 +149,17 @@ class Outcome:
 
     @property
     def found(self) -> np.ndarray:
+        """Whether each pulse was found, (n,) bool."""
         return np.isfinite(self.found_snr)
 
 
 def outcome_of(
     pulses: Sequence[Pulse], events: Sequence[Event], recovery: Recovery, tsamp: float, duration_s: float
 ) -> Outcome:
-    """What became of the pulses of one observation."""
+    """Compare the events of one observation with its pulses, as assigned in ``recovery``."""
     true = np.array([(p.snr, p.dm_pc_cm3, p.time_s, p.width_ms / 1e3 / tsamp) for p in pulses]).reshape(-1, 4)
     measured = np.array([(e.snr, e.dm_pc_cm3, e.time_s) for e in events]).reshape(-1, 3)
-    # A missed pulse has the number -1: a row of NaN at the end.
+    # A missed pulse has the number -1, which selects the row of NaN appended here.
     found = np.pad(measured, ((0, 1), (0, 0)), constant_values=np.nan)[recovery.event_of_pulse]
     return Outcome(
         snr=true[:, 0],
@@ -134,7 +175,7 @@ def outcome_of(
 
 
 def pooled(outcomes: Sequence[Outcome]) -> Outcome:
-    """Several observations as one."""
+    """Combine the outcomes of several observations."""
     columns = {f.name: [getattr(outcome, f.name) for outcome in outcomes] for f in fields(Outcome)}
     duration_s = float(sum(columns.pop("duration_s")))
     return Outcome(**{name: np.concatenate(values) for name, values in columns.items()}, duration_s=duration_s)
@@ -157,25 +198,34 @@ def recall_by(values: np.ndarray, found: np.ndarray, edges: Sequence[float]) -> 
 
 
 def bin_label(part: dict[str, float | None]) -> str:
-    """The limits of a bin of `recall_by` in words."""
+    """Describe the limits of a bin of `recall_by`."""
     if part["to"] is None:
         return f"above {part['from']:.4g}"
     return f"{part['from']:.4g} to {part['to']:.4g}" if part["from"] else f"below {part['to']:.4g}"
 
 
 def binomial_interval(found: int, of: int) -> tuple[float, float]:
-    """Limits of a recall, one standard deviation to either side (Wilson 1927, JASA 22, 209)."""
+    """Return the limits of a recall one standard deviation to either side (Wilson 1927, JASA 22, 209, for z = 1)."""
     centre = (found + 0.5) / (of + 1)
     half = np.sqrt(found * (of - found) / of + 0.25) / (of + 1)
     return centre - half, centre + half
 
 
 def quality(outcome: Outcome, dms: np.ndarray) -> dict[str, object]:
-    """The figures of detection quality, as JSON has them; None for what no pulse tells.
+    """Compute the figures of an evaluation.
 
     Parameters
     ----------
-    dms : (n_dm,) trial DMs of the search, pc cm^-3, whose quarters are the bins in DM; the outer ones have no limit
+    outcome : Outcome
+        Pulses and false events of all observations.
+    dms : (n_dm,) ndarray
+        Trial DMs of the search in pc cm^-3. The recall by DM has one bin for each quarter of their range; the outer two
+        bins also hold pulses beyond the range.
+
+    Returns
+    -------
+    figures : dict
+        Figures by name, ready for JSON; None where no pulse or no time was searched.
     """
     quarters = np.linspace(dms[0], dms[-1], 5)[1:-1]
     n, n_found, hours = len(outcome.snr), int(outcome.found.sum()), outcome.duration_s / 3600
@@ -198,14 +248,14 @@ def quality(outcome: Outcome, dms: np.ndarray) -> dict[str, object]:
 
 
 def _median_and_90(errors: np.ndarray) -> dict[str, float | None]:
-    """Of the absolute values of the errors that are known."""
+    """Median and 90th percentile of the absolute values of the finite errors."""
     sizes = np.abs(errors[np.isfinite(errors)])
     median, most = np.percentile(sizes, (50, 90)).tolist() if len(sizes) else (None, None)
     return {"median": median, "percentile_90": most}
 
 
 def summary(pulses: Sequence[Pulse], events: Sequence[Event], recovery: Recovery, duration_s: float) -> str:
-    """Pulses found by S/N, and false events, as lines of text."""
+    """Describe the pulses found by S/N, and the false events, in a few lines of text."""
     snr = np.array([pulse.snr for pulse in pulses])
     lines = [f"{'injected pulses found':>24} {int(recovery.found.sum())} of {len(pulses)}"]
     lines += [
