@@ -1,4 +1,4 @@
-"""Noise level and running baseline of every channel, from sums over a few samples each."""
+"""Noise level and running baseline of every channel, from statistics of short bins."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,30 @@ import torch.nn.functional as F
 
 from pipeline_classifier.frontend.settings import BIN
 
-TILE = 2048  # samples worked on at once: few calls, for threads hinder each other at every one
-CLIP = 3.0  # sigma; how much one bin may weigh
+TILE = 2048
+"""Samples processed at once. Long tiles mean few calls: concurrent threads slow each other down at every call."""
+
+CLIP = 3.0
+"""Deviation, in sigma, at which one sample or bin is clipped in a mean. Chosen by hand; not tuned on data."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What is kept of a block of n samples, float32.
+    """Statistics of a block of n samples, all float32.
 
     Attributes
     ----------
-    centre : (nchans,) a value near the mean of each channel, counts
-    means : (n // BIN, nchans) means of `BIN` samples less the centre, counts
-    variances : (n // BIN, nchans) variance within each bin, counts squared
-    level : (nchans,) noise, counts: of the variances, clipped at 2.5 times their median
-    skewness, kurtosis : (nchans,) medians over the tiles, so that one pulse, however bright, leaves them as they are
+    centre : (nchans,) tensor
+        A value near the mean of each channel, in counts.
+    means : (n // BIN, nchans) tensor
+        Means over `BIN` samples, minus ``centre``, in counts.
+    variances : (n // BIN, nchans) tensor
+        Variance within each bin, in counts squared.
+    level : (nchans,) tensor
+        Noise level in counts: root of the mean variance within a bin, each clipped at 2.5 times their median. Zero if
+        the channel has no noise.
+    skewness, kurtosis : (nchans,) tensor
+        Skewness and excess kurtosis, as medians over tiles: a single pulse, however bright, does not change them.
     """
 
     centre: torch.Tensor
@@ -33,18 +42,29 @@ class Sums:
 
 
 def bin_sums(raw: torch.Tensor) -> Sums:
-    """The first pass over a block (n, nchans) of at least `TILE` / 2 samples."""
+    """Compute the statistics of a block: the first of three passes.
+
+    Parameters
+    ----------
+    raw : (n, nchans) tensor
+        Samples as read, of any real dtype; n must be at least `BIN`.
+
+    Returns
+    -------
+    Sums
+        Samples after the last whole bin do not contribute.
+    """
     n, nchans = len(raw) // BIN * BIN, raw.shape[1]
-    sample = raw[:: max(1, len(raw) // 64)].to(torch.float32)
-    centre = sample.mean(dim=0)
-    spread = (sample - centre).square_().mean(dim=0).sqrt_()
-    spread = torch.where(spread > 0, spread, 1.0)
-    scale, shift = 1.0 / spread, -centre / spread
-    n_tiles, per_tile = max(1, n // TILE), min(TILE, n) // BIN
-    # Half of the samples of half of the tiles are enough for the higher moments.
-    every, half = (2 if n_tiles > 8 else 1), per_tile // 2 * BIN
+    subset = raw[:: max(1, len(raw) // 64)].to(torch.float32)
+    centre = subset.mean(dim=0)
+    std = (subset - centre).square_().mean(dim=0).sqrt_()
+    std = torch.where(std > 0, std, 1.0)
+    scale, shift = 1.0 / std, -centre / std
+    n_tiles, bins_per_tile = max(1, n // TILE), min(TILE, n) // BIN
+    # Half of the samples of every second tile are enough for the higher moments.
+    tile_step, half = (2 if n_tiles > 8 else 1), bins_per_tile // 2 * BIN
     means, squares = torch.empty((2, n // BIN, nchans))
-    thirds, fourths = torch.empty((2, -(-n_tiles // every), nchans))
+    cubes, fourth_powers = torch.empty((2, -(-n_tiles // tile_step), nchans))
     x, y = torch.empty((2, TILE, nchans))
     for number, first in enumerate(range(0, n, TILE)):
         rows = raw[first : min(first + TILE, n)]
@@ -54,32 +74,32 @@ def bin_sums(raw: torch.Tensor) -> Sums:
         square = torch.mul(tile, tile, out=y[: len(rows)])
         torch.sum(tile.view(-1, BIN, nchans), dim=1, out=means[bins])
         torch.sum(square.view(-1, BIN, nchans), dim=1, out=squares[bins])
-        if number < n_tiles and number % every == 0:
+        if number < n_tiles and number % tile_step == 0:
             square = square[:half]
-            torch.mean(tile[:half].mul_(square), dim=0, out=thirds[number // every])
-            torch.mean(square.mul_(square), dim=0, out=fourths[number // every])
+            torch.mean(tile[:half].mul_(square), dim=0, out=cubes[number // tile_step])
+            torch.mean(square.mul_(square), dim=0, out=fourth_powers[number // tile_step])
     means, squares = means.div_(BIN), squares.div_(BIN)
-    firsts, seconds = (
-        sums[: n_tiles * per_tile].view(n_tiles, per_tile, nchans)[::every, : half // BIN].mean(dim=1)
+    tile_means, tile_squares = (
+        sums[: n_tiles * bins_per_tile].view(n_tiles, bins_per_tile, nchans)[::tile_step, : half // BIN].mean(dim=1)
         for sums in (means, squares)
     )
-    skewness, kurtosis = _shape(firsts, seconds, thirds, fourths)
+    skewness, kurtosis = _skewness_and_kurtosis(tile_means, tile_squares, cubes, fourth_powers)
     variances = squares.addcmul_(means, means, value=-1).mul_(BIN / (BIN - 1)).clamp_min_(0)
     typical = variances[:: max(1, len(variances) // 64)].median(dim=0).values
     typical = torch.where(typical > 0, typical, variances.mean(dim=0))
     level = torch.minimum(variances, 2.5 * typical).mean(dim=0).sqrt()
-    # Samples that are constant but for a few wild ones overflow: such a channel has no noise level.
+    # Channels that are constant except for a few extreme samples overflow; they have no noise level.
     usable = (level > 1e-6) & torch.isfinite(level)
     level = torch.where(usable, level, 0.0)
     if not usable.all():
         means, variances = (torch.where(usable, values, 0.0) for values in (means, variances))
-    return Sums(centre, means.mul_(spread), variances.mul_(spread**2), level * spread, skewness, kurtosis)
+    return Sums(centre, means.mul_(std), variances.mul_(std**2), level * std, skewness, kurtosis)
 
 
-def _shape(
+def _skewness_and_kurtosis(
     mean: torch.Tensor, second: torch.Tensor, third: torch.Tensor, fourth: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Skewness and excess kurtosis from the means of the first four powers, (n_tiles, nchans): medians over tiles."""
+    """Medians over tiles of skewness and excess kurtosis, from the first four raw moments (n_tiles, nchans)."""
     variance = (second - mean**2).clamp_min(1e-12)
     skewness = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
     kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2 - 3
@@ -87,27 +107,39 @@ def _shape(
 
 
 def running_baseline(sums: Sums, good: torch.Tensor, window: float) -> tuple[int, torch.Tensor]:
-    """Running mean of each channel over ``window`` samples, that interference does not pull along.
+    """Compute a running mean of each channel that is robust against interference.
 
-    Means over a fifth of the window have a running median taken; bins are clipped at `CLIP` sigma about that, and left
-    out where the whole band is off at once; the mean over five steps is the baseline.
+    Means over a fifth of the window pass through a running median. Bins are clipped at `CLIP` sigma from that median,
+    and bins in which the average channel deviates by more than half of this limit (impulses, drop-outs) are excluded.
+    The baseline is the mean over five consecutive steps.
+
+    Parameters
+    ----------
+    sums : Sums
+        Statistics of the block.
+    good : (nchans,) tensor of bool
+        Channels in use.
+    window : float
+        Length of the running mean in samples; the whole block if below 1 or longer than the block.
 
     Returns
     -------
-    step, nodes : samples between two nodes, and the baseline there, (n_steps, nchans) counts. Node k is at sample
-        (k + 1/2) * step; a single node holds for the whole block.
+    step : int
+        Samples between two nodes; node k is at sample (k + 1/2) * step.
+    nodes : (n_nodes, nchans) tensor
+        Baseline at the nodes, in counts. A single node applies to the whole block.
     """
     n_bins, nchans = sums.means.shape
     whole_block = not 1 <= window < n_bins * BIN
     step = max(1, n_bins // 5 if whole_block else round(window / 5 / BIN))
     n_steps = n_bins // step
-    parts = sums.means[: n_steps * step].view(n_steps, step, nchans)
-    rough = _running_median(parts.mean(dim=1))
+    bins = sums.means[: n_steps * step].view(n_steps, step, nchans)
+    median = running_median(bins.mean(dim=1))
     limit = CLIP / BIN**0.5 * sums.level
-    off = (parts - rough[:, None]).clamp_(-limit, limit)
-    together = off @ (torch.where(good, 1.0 / limit, 0.0) / good.sum().clamp_min(1))
-    off *= (together.abs() <= 0.5)[..., None]
-    nodes = rough + off.mean(dim=1)
+    deviation = (bins - median[:, None]).clamp_(-limit, limit)
+    band_deviation = deviation @ (torch.where(good, 1.0 / limit, 0.0) / good.sum().clamp_min(1))
+    deviation *= (band_deviation.abs() <= 0.5)[..., None]
+    nodes = median + deviation.mean(dim=1)
     if whole_block:
         nodes = nodes.mean(dim=0, keepdim=True)
     else:
@@ -115,8 +147,8 @@ def running_baseline(sums: Sums, good: torch.Tensor, window: float) -> tuple[int
     return step * BIN, nodes + sums.centre
 
 
-def _running_median(values: torch.Tensor) -> torch.Tensor:
-    """Median over five neighbours in the first dimension, the ends repeated."""
+def running_median(values: torch.Tensor) -> torch.Tensor:
+    """Median of five consecutive rows, with the first and last row repeated at the ends."""
     padded = torch.cat([values[:1], values[:1], values, values[-1:], values[-1:]])
     a, b, c, d, e = (padded[shift : shift + len(values)] for shift in range(5))
     low = torch.maximum(torch.minimum(a, b), torch.minimum(c, d))
@@ -125,33 +157,50 @@ def _running_median(values: torch.Tensor) -> torch.Tensor:
 
 
 def residual(sums: Sums, step: int, nodes: torch.Tensor) -> torch.Tensor:
-    """Means of bins (n_bins, nchans) less the baseline, counts; without what is left past the last step."""
+    """Subtract the baseline from the means of the bins.
+
+    Returns
+    -------
+    (n_bins, nchans) tensor
+        In counts. Bins after the last whole step are missing, unless a single node applies to the whole block.
+    """
     nodes = nodes - sums.centre
     if len(nodes) == 1:
         return sums.means - nodes
-    parts = sums.means[: len(nodes) * (step // BIN)].view(len(nodes), step // BIN, -1)
-    return (parts - nodes[:, None]).flatten(0, 1)
+    bins = sums.means[: len(nodes) * (step // BIN)].view(len(nodes), step // BIN, -1)
+    return (bins - nodes[:, None]).flatten(0, 1)
 
 
 class Interpolation:
-    """Which nodes, with what weight, make the baseline at every sample: linear from node to node.
+    """Linear interpolation of the baseline between nodes, constant before the first and after the last one.
+
+    Parameters
+    ----------
+    n : int
+        Samples in the block.
+    step : int
+        Samples between two nodes.
+    n_nodes : int
+        Number of nodes.
 
     Attributes
     ----------
-    first_node : (n_tiles,) list of the first node that matters in each tile of `TILE` samples
-    weights : (n_tiles, TILE, k) of that node and the next ones
+    first_node : list of int
+        Index of the first node used in each of the n_tiles tiles of `TILE` samples.
+    weights : (n_tiles, TILE, k) tensor
+        Weights, at every sample, of that node and the next k - 1.
     """
 
     def __init__(self, n: int, step: int, n_nodes: int) -> None:
         n_tiles = -(-n // TILE)
-        place = ((torch.arange(n_tiles * TILE) + 0.5) / step - 0.5).clamp_(0, n_nodes - 1).view(n_tiles, TILE)
-        first, last = place[:, 0].floor(), place[:, -1].ceil()
+        position = ((torch.arange(n_tiles * TILE) + 0.5) / step - 0.5).clamp_(0, n_nodes - 1).view(n_tiles, TILE)
+        first, last = position[:, 0].floor(), position[:, -1].ceil()
         k = int((last - first).max()) + 1
         first = first.clamp_max(n_nodes - k)
         self.first_node = first.to(torch.int64).tolist()
-        self.weights = (1 - ((place - first[:, None])[..., None] - torch.arange(k)).abs_()).clamp_min_(0)
+        self.weights = (1 - ((position - first[:, None])[..., None] - torch.arange(k)).abs_()).clamp_min_(0)
 
     def per_tile(self, nodes: torch.Tensor) -> torch.Tensor:
-        """The nodes (n_nodes, m) that matter in each tile, (n_tiles, k, m)."""
+        """Gather the nodes (n_nodes, m) that each tile uses: (n_tiles, k, m)."""
         k = self.weights.shape[2]
         return torch.stack([nodes[first : first + k] for first in self.first_node])

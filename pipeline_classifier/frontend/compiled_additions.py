@@ -1,7 +1,7 @@
-"""The additions of a dedispersion schedule as one call of machine code, where the machine has a C compiler.
+"""Compiled additions of a dedispersion schedule, for machines with a C compiler.
 
-The sums are those of numpy to the bit. What it gains: no call per addition, and no lock of the interpreter, so that
-threads do not hinder each other.
+The sums equal those of numpy to the bit. All additions are one call, which does not hold the interpreter lock, so that
+threads do not slow each other down.
 """
 
 import ctypes
@@ -38,11 +38,22 @@ ADDITIONS(int32, int32_t)
 
 @functools.cache
 def additions(dtype: np.dtype) -> Callable[[int, int, int], None]:
-    """A function of the addresses of the memory and of `Schedule.additions`, and of the number of additions.
+    """Compile the additions for one integer type.
+
+    Parameters
+    ----------
+    dtype : np.dtype
+        int16 or int32.
+
+    Returns
+    -------
+    callable
+        Takes the address of the memory, the address of `Schedule.additions` and the number of additions.
 
     Raises
     ------
-    InputError : there is no compiler, or it failed
+    InputError
+        If there is no compiler, or it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "additions.so"
@@ -52,7 +63,7 @@ def additions(dtype: np.dtype) -> Callable[[int, int, int], None]:
         except (OSError, subprocess.CalledProcessError) as error:
             reason = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
             raise InputError(
-                f"compile: the C compiler {COMPILER} does not work ({reason}); valid without one: false"
+                f"compile: must be false without a working C compiler, got true ({COMPILER}: {reason})"
             ) from error
         function = getattr(ctypes.CDLL(str(library)), dtype.name)
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]

@@ -1,30 +1,36 @@
-"""The plan of a dedispersion tree: which partial sums there are, where they lie, and in what order they are added."""
+"""Plan of a dedispersion tree: its partial sums, their place in memory, and the order of the additions."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 ALIGNMENT = 32
-"""Elements to which rows are padded, so that each begins on a cache line."""
+"""Rows are padded to multiples of this many elements, so that each begins on a cache line."""
 
 NARROW = 32
-"""Channels of the bands that are summed one after the other, each in memory small enough for the cache."""
+"""Bands of at most this many channels are summed one after the other, in memory that fits into the cache."""
 
-TOGETHER = 16
-"""Trial DMs that the wide bands are summed for at a time, so that their halves' rows are still in the cache."""
+DMS_AT_ONCE = 16
+"""Trial DMs for which wide bands are summed at once, while the rows of their halves are still in the cache."""
 
 LONGEST_STEP = 16
+"""Largest step between rows that `progressions` tries."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """Channels lo..hi-1 of the tree: which partial sums of its two halves make each of its rows.
+    """A band of the tree; each of its rows is the sum of one row of either half.
 
     Attributes
     ----------
-    halves : the upper and the lower half of the channels; None for a single channel
-    rows : (n_rows, 2, 2) int64: for each row and half, the row of the half and the samples by which it is shifted
-    delays : (n_rows, hi - lo) int64, the delay of each channel in each row
+    lo, hi : int
+        First channel and end (exclusive).
+    halves : tuple of Band, optional
+        The upper and the lower half of the channels; None for a single channel.
+    rows : (n_rows, 2, 2) ndarray of int64
+        For each row and half, the row of the half and its shift in samples.
+    delays : (n_rows, hi - lo) ndarray of int64
+        Delay of each channel in each row, in samples.
     """
 
     lo: int
@@ -35,35 +41,43 @@ class Band:
 
     @property
     def past(self) -> int:
-        """Samples past the end of a stretch that the band's channels must have."""
+        """Samples that the channels of the band need after the end of a stretch."""
         if self.halves is None:
             return 0
         return max(int(self.rows[:, k, 1].max()) + half.past for k, half in enumerate(self.halves))
 
     @property
     def additions(self) -> int:
-        """Row additions of the band and all below it."""
+        """Additions of rows in the band and all bands below it."""
         return len(self.rows) + sum(half.additions for half in self.halves) if self.halves else 0
 
     def half_widths(self, width: int) -> list[int]:
-        """Samples that the rows of either half must have for rows of ``width``."""
+        """Samples that the rows of either half need for rows of ``width`` samples."""
         return [width + int(self.rows[:, k, 1].max()) for k in range(2)]
 
 
 def plan_tree(
     wanted: np.ndarray, quanta: np.ndarray | None, lo: int = 0, is_root: bool = True
 ) -> tuple[Band, np.ndarray]:
-    """Plan the sums of a band whose channels begin at ``lo``.
+    """Plan the sums of a band and all bands below it.
 
     Parameters
     ----------
-    wanted : (n, channels) delays behind the band's first channel that are asked for, samples
-    quanta : (n,) samples; delays whose sweeps over the band differ by less share a row, which has their mean. None: the
-        rows have just these delays, which must be whole, and equal ones share a row.
+    wanted : (n, channels) ndarray
+        Required delays relative to the first channel of the band, in samples.
+    quanta : (n,) ndarray or None
+        Delay quanta in samples: delays whose sweeps over the band differ by less share a row, which has their mean.
+        None: ``wanted`` are integers, the rows have exactly these delays, and equal ones share a row.
+    lo : int
+        First channel of the band.
+    is_root : bool
+        Whether the band is the whole tree, in which every delay has a separate row if there are quanta.
 
     Returns
     -------
-    band, row : the plan, and the row of it (n,) that serves each of the wanted delays
+    band : Band
+    row : (n,) ndarray of int64
+        Row of the band for each of the required delays.
     """
     nchans = wanted.shape[1]
     if nchans == 1:
@@ -84,7 +98,7 @@ def plan_tree(
     rows = _matched(parts, (upper.delays, lower.delays), (upper_row, lower_row), near)
     lead = rows[:, :, 1].min(axis=1)
     if is_root:
-        # A row may not begin before the data do; later by a sample is not seen, the halves stay together.
+        # A row must not start before the data; if all of it is a sample late, the relative delays are still right.
         lead = np.minimum(lead, 0)
     rows[:, :, 1] -= lead[:, None]
     delays = [half.delays[rows[:, k, 0]] + rows[:, k, 1:] for k, half in enumerate((upper, lower))]
@@ -92,7 +106,7 @@ def plan_tree(
 
 
 def _shared_patterns(wanted: np.ndarray, quanta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Delays (m, channels) that stand for all that are wanted, the one for each (n,), and their quanta (m,)."""
+    """Group the required delays by their sweep: mean delays (m, channels), group of each (n,), mean quanta (m,)."""
     order = np.argsort(wanted[:, -1], kind="stable")
     key = np.empty(len(wanted), np.int64)
     key[order] = np.rint(np.cumsum(np.diff(wanted[order, -1], prepend=0.0) / quanta[order]))
@@ -109,24 +123,34 @@ def _matched(
     row: tuple[np.ndarray, np.ndarray],
     near: int,
 ) -> np.ndarray:
-    """The row and the shift of either half that together come nearest to each wanted sweep, but for its start.
+    """Find the row and the shift of either half that together best match each required sweep.
 
     Parameters
     ----------
-    parts : delays wanted in the upper and the lower half, (n, channels) samples
-    delays : those of the rows of either half, (n_rows, channels)
-    row : the rows meant for each sweep, (n,); the best of those up to ``near`` away are taken
+    parts : tuple of (n, channels) ndarray
+        Required delays in the upper and the lower half, in samples.
+    delays : tuple of (n_rows, channels) ndarray
+        Delays of the rows of either half.
+    row : tuple of (n,) ndarray
+        Row planned for each sweep; rows up to ``near`` away from it are tried too.
 
     Returns
     -------
-    (n, 2, 2) int64, row and shift of each half
+    (n, 2, 2) ndarray of int64
+        Row and shift of each half.
+
+    Notes
+    -----
+    The cost is the sum over channels of the squared error of the delays, up to a shift common to the whole band, which
+    the band above corrects. The scatter of the errors within each half adds to it directly. The mean errors of the
+    halves differ by r, after the best whole shift between them: with n_u and n_l channels, that costs
+    r^2 n_u n_l / (n_u + n_l).
     """
     offsets = np.array(sorted(range(-near, near + 1), key=abs))
     rows = [np.clip(meant[:, None] + offsets, 0, len(d) - 1) for meant, d in zip(row, delays, strict=True)]
     rest = [part[:, None] - d[r] for part, d, r in zip(parts, delays, rows, strict=True)]
     means = [r.mean(axis=2) for r in rest]
     scatter = [r.var(axis=2) * r.shape[2] for r in rest]
-    # What is wrong with the sweep as a whole is made good by the shift of the band it belongs to.
     apart = means[1][:, None, :] - means[0][:, :, None]
     weight = 1.0 / sum(1.0 / part.shape[1] for part in parts)
     cost = scatter[0][:, :, None] + scatter[1][:, None, :] + weight * (apart - np.rint(apart)) ** 2
@@ -140,7 +164,7 @@ def _matched(
 
 @dataclass(frozen=True)
 class Place:
-    """Memory for rows: row r begins at element ``offset + r % kept * pitch``."""
+    """Memory for the latest ``kept`` rows of a band: row r begins at element ``offset + r % kept * pitch``."""
 
     offset: int
     pitch: int
@@ -149,7 +173,7 @@ class Place:
 
 @dataclass
 class _Stream:
-    """The rows of a band, summed in order as they are needed."""
+    """The rows of a band, summed in order as they are needed; ``done`` counts them."""
 
     band: Band
     width: int
@@ -159,17 +183,29 @@ class _Stream:
 
 
 class Schedule:
-    """Where all rows of one stretch of samples lie in one piece of memory, and the additions in order.
+    """Memory layout of all rows for one stretch of samples, and the additions in order.
 
-    Narrow bands are summed whole, one after the other, in the same small memory. The wide ones above are summed for a
-    few trial DMs at a time, and keep a row only as long as it is needed.
+    Narrow bands are summed completely, one after the other, in the same small part of the memory. The wide bands above
+    them are summed for a few trial DMs at a time, and keep a row only as long as it is needed.
+
+    Parameters
+    ----------
+    root : Band
+        The whole tree.
+    stretch : int
+        Samples summed at once.
 
     Attributes
     ----------
-    size : elements of the memory
-    data, rows : places of the samples (nchans, stretch + ``root.past``) and of the root's rows (n_rows, stretch)
-    additions : (n, 8) int64; each adds several rows at once: how many, their width, and for the two summands and the
-        sum the element at which the first row begins and the step to the next one
+    size : int
+        Elements of the memory.
+    data : Place
+        Samples, (nchans, stretch + ``root.past``).
+    rows : Place
+        Rows of the root, (n_rows, stretch).
+    additions : (n, 8) ndarray of int64
+        Each adds several rows: their number, their width and, for the two summands and the sum, the element at which
+        the first row begins and the step to the next.
     """
 
     def __init__(self, root: Band, stretch: int) -> None:
@@ -178,7 +214,7 @@ class Schedule:
         self.data = self._reserve(root.hi - root.lo, stretch + root.past)
         self._temporary = self.size
         self.size += self._temporary_size(root, stretch)
-        edges = np.append(np.arange(TOGETHER, len(root.rows), TOGETHER), len(root.rows))
+        edges = np.append(np.arange(DMS_AT_ONCE, len(root.rows), DMS_AT_ONCE), len(root.rows))
         top = self._stream(root, stretch, len(root.rows), edges)
         for upto in edges:
             self._fill(top, upto)
@@ -191,7 +227,7 @@ class Schedule:
         return place
 
     def _temporary_size(self, band: Band, width: int, inside: bool = False) -> int:
-        """Elements that the rows below a narrow band take while it is summed; the most of all narrow bands."""
+        """Elements for the rows below a narrow band while it is summed: the maximum over all narrow bands."""
         if band.halves is None:
             return 0
         widths = band.half_widths(width)
@@ -203,7 +239,7 @@ class Schedule:
         return max(first + below[0], first + second + below[1])
 
     def _stream(self, band: Band, width: int, kept: int, edges: np.ndarray) -> _Stream:
-        """Give a band memory for ``kept`` rows; they will be asked for up to each of the ``edges`` in turn."""
+        """Reserve memory for ``kept`` rows of a band; the rows up to each of the ``edges`` are needed in turn."""
         if band.halves is None:
             return _Stream(band, width, self._channel(band), [], 1)
         if band.hi - band.lo <= NARROW:
@@ -222,8 +258,8 @@ class Schedule:
         return Place(self.data.offset + band.lo * self.data.pitch, self.data.pitch, 1)
 
     def _sum(self, band: Band, width: int, place: Place, temporary: int) -> None:
-        """Enter the additions of a narrow band and all below it, depth first."""
-        assert band.halves is not None  # a single channel is no sum
+        """Append the additions of a narrow band and all bands below it, depth first."""
+        assert band.halves is not None
         halves = []
         for half, half_width in zip(band.halves, band.half_widths(width), strict=True):
             if half.halves is None:
@@ -235,7 +271,7 @@ class Schedule:
         self._add(band, width, place, halves, 0, len(band.rows))
 
     def _fill(self, stream: _Stream, upto: int) -> None:
-        """Enter the additions for the rows of a wide band up to ``upto``, and what they need."""
+        """Append the additions for the rows of a wide band up to ``upto``, and for the rows that they need."""
         if upto <= stream.done:
             return
         band, first = stream.band, stream.done
@@ -245,7 +281,7 @@ class Schedule:
         stream.done = upto
 
     def _add(self, band: Band, width: int, place: Place, halves: list[Place], first: int, last: int) -> None:
-        """Enter the additions of rows first..last-1, those that lie at constant steps as one."""
+        """Append the additions of rows first to last - 1; rows at constant steps in memory are one addition."""
         starts = np.empty((last - first, 3), np.int64)
         for k, half in enumerate(halves):
             rows, shifts = band.rows[first:last, k, 0], band.rows[first:last, k, 1]
@@ -266,15 +302,17 @@ def _rows_size(band: Band, width: int) -> int:
 
 
 def progressions(starts: np.ndarray) -> list[tuple[int, int, int]]:
-    """Cut rows into runs of rows at constant steps, forward in memory.
+    """Divide rows into runs at constant, non-negative steps in memory.
 
     Parameters
     ----------
-    starts : (n, k) where each row's summands and sum begin
+    starts : (n, k) ndarray
+        Elements at which the summands and the sum of each row begin.
 
     Returns
     -------
-    (first, count, step) of each run: rows first, first + step, ...
+    list of (first, count, step)
+        Each run consists of the rows first, first + step, first + 2 step, ...
     """
     values = starts.tolist()
     n, free, runs = len(values), [True] * len(values), []

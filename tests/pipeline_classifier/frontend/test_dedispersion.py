@@ -1,4 +1,4 @@
-"""Dedispersion: the cold-plasma law, and the tree against the brute-force sum, bit for bit."""
+"""The cold-plasma law, and the dedispersion tree against the brute-force sum, bit for bit."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ from single_pulse_classifier_training.cli import InputError
 
 
 def test_known_delays():
-    # 4148.808 s MHz^2 * 100 * (1/1000^2 - 1/2000^2) = 414.8808 ms * 3/4
+    # 4148.808 s MHz^2 * 100 * (1 / 1000^2 - 1 / 2000^2) = 414.8808 ms * 3 / 4
     assert dispersion_delay(100.0, 1000.0, 2000.0) == pytest.approx(0.3111606)
     assert dispersion_delay(57.0, 1400.0, 1400.0) == 0.0
     delays = delays_in_samples(np.array([0.0, 100.0]), np.array([2000.0, 1000.0]), 1e-3)
@@ -48,7 +48,9 @@ def test_known_delays():
     exact=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_the_tree_is_the_brute_force_sum(nchans, top, bandwidth, lowest, step, n_dm, tsamp, n, stretch, seed, exact):
+def test_the_tree_equals_the_brute_force_sum(
+    nchans, top, bandwidth, lowest, step, n_dm, tsamp, n, stretch, seed, exact
+):
     frequencies = np.linspace(top, top * (1 - bandwidth), nchans)
     dms = lowest + step * np.arange(n_dm)
     delays = np.minimum(channel_delays(dms, frequencies, tsamp), 5000)
@@ -75,7 +77,7 @@ FREQUENCIES = 1510 - (np.arange(256) + 0.5) * 300 / 256
 
 
 def smeared_pulse(dm: float, tsamp: float, width: float, phase: float) -> np.ndarray:
-    """A noiseless boxcar pulse (256, n), ``width`` samples long and smeared inside each channel, at sample 200."""
+    """A noiseless boxcar pulse (256, n) of ``width`` samples at sample 200, smeared inside each channel."""
     n = 400 + int(channel_delays(DMS, FREQUENCIES, tsamp).max()) + 50
     edges = np.arange(n + 1) - 0.5
     pulse = np.zeros((256, n))
@@ -88,7 +90,7 @@ def smeared_pulse(dm: float, tsamp: float, width: float, phase: float) -> np.nda
 
 
 def best_snr(pulse: np.ndarray, delays: np.ndarray) -> float:
-    """Highest matched-boxcar S/N over the trial DMs given, for unit noise a channel."""
+    """Highest S/N over boxcar widths and the given trial DMs, for unit noise in each channel."""
     series = np.stack([sum(row[d : d + 400] for row, d in zip(pulse, shifts)) for shifts in delays])
     summed = np.pad(np.cumsum(series, axis=1), ((0, 0), (1, 0)))
     return max((summed[:, w:] - summed[:, :-w]).max() / np.sqrt(w) for w in range(1, 80))
@@ -97,13 +99,12 @@ def best_snr(pulse: np.ndarray, delays: np.ndarray) -> float:
 @pytest.mark.parametrize("tsamp", [128e-6, 54.6e-6])
 @pytest.mark.parametrize("dm", [30.2, 56.77, 120.0])
 @pytest.mark.parametrize(("width_s", "least"), [(1e-3, 0.98), (None, 0.95)])
-def test_the_fast_tree_keeps_the_signal(tsamp, dm, width_s, least):
-    """S/N against exact dedispersion, the worst of several phases: 0.98 for 1 ms, 0.95 for two samples."""
+def test_the_fast_tree_preserves_the_snr(tsamp, dm, width_s, least):
+    """S/N relative to exact dedispersion, the worst of several phases: 0.98 for 1 ms, 0.95 for two samples."""
     exact = delays_in_samples(DMS, FREQUENCIES, tsamp)
-    tree = DedispersionTree(
-        exact_delays := channel_delays(DMS, FREQUENCIES, tsamp), delay_quanta(DMS, FREQUENCIES, tsamp)
-    )
-    assert tree.additions < DedispersionTree(exact_delays).additions / 1.8
+    delays = channel_delays(DMS, FREQUENCIES, tsamp)
+    tree = DedispersionTree(delays, delay_quanta(DMS, FREQUENCIES, tsamp))
+    assert tree.additions < DedispersionTree(delays).additions / 1.8
     nearest = slice(max(0, round(2 * dm) - 2), round(2 * dm) + 3)
     width = width_s / tsamp if width_s else 2.0
     kept = []
@@ -125,15 +126,17 @@ def test_compiled_additions_are_the_same(nchans, exact):
     np.testing.assert_array_equal(plain(data, n), compiled(data, n))
 
 
-def test_without_a_compiler_the_key_is_named(monkeypatch):
+def test_a_missing_compiler_is_reported_with_the_key(monkeypatch):
     monkeypatch.setattr(compiled_additions, "COMPILER", "no-such-compiler")
     compiled_additions.additions.cache_clear()
-    with pytest.raises(InputError, match="compile: the C compiler no-such-compiler"):
+    with pytest.raises(
+        InputError, match=r"compile: must be false without a working C compiler, got true \(no-such-compiler: "
+    ):
         DedispersionTree(np.zeros((1, 2)), compiled=True)
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 2])
-def test_every_thread_has_memory_of_its_own(at_once):
+def test_concurrent_calls_do_not_disturb_each_other(at_once):
     delays, quanta = channel_delays(DMS, FREQUENCIES, 1e-3), delay_quanta(DMS, FREQUENCIES, 1e-3)
     tree = DedispersionTree(delays, quanta, stretch=1024, at_once=at_once)
     blocks = np.random.default_rng(0).integers(-100, 100, (8, 256, 3000 + tree.max_delay)).astype(np.int8)
@@ -161,7 +164,7 @@ def test_no_sum_of_quantised_samples_overflows(nchans, sign):
     assert (sign * exact > 0).all()
 
 
-def test_quantising_keeps_a_sample_to_a_sixteenth_of_its_noise():
+def test_quantisation_errors_are_at_most_a_sixteenth_of_the_noise():
     data = np.random.default_rng(0).standard_normal((8, 1000)).astype(np.float32)
     quantised = quantise(torch.from_numpy(data.copy()), 8, np.empty(data.shape, np.int8))
     assert np.abs(quantised / 8 - data).max() <= 1 / 16 + 1e-6
