@@ -1,14 +1,14 @@
-"""What is in a filterbank file, and will the config work on it?
+"""Describe a filterbank file and check whether it can be searched with a config.
 
   python check_input.py file.fil                      with the default config
-  python check_input.py file.fil -c config.json       with another one
-  python check_input.py a.fil b.fil c.fil             files that follow each other in time, as one observation
-  python check_input.py file.fil --json               the same numbers as one JSON object
-  python check_input.py file.fil --no-timing          without the measurement of speed, which takes some seconds
+  python check_input.py file.fil -c config.json       with another config
+  python check_input.py a.fil b.fil c.fil             consecutive files, as one observation
+  python check_input.py file.fil --json               print the same numbers as one JSON object
+  python check_input.py file.fil --no-timing          skip the measurement of speed, which takes some seconds
 
 The last line is the verdict: "OK", "OK with warnings: ..." (exit code 0) or "NOT USABLE: ..." (exit code 2).
-Samples are looked at in a few stretches of the file. The memory is that of run_inference.py, and estimated to within a
-factor of two; the speed is measured on this machine, on one block of the (first) file for each thread.
+Sample values are checked in a few stretches of the file. The memory is that of run_inference.py, estimated to within a
+factor of two. The speed is measured on this machine, on one block of the (first) file for each thread.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from pipeline_classifier.evaluation.input_report import (
     OK,
     WARNINGS,
     Report,
-    find_losses,
     find_obstacles,
+    find_warnings,
     text,
 )
 from pipeline_classifier.formats.joined import JoinedFilterbank, open_observation
@@ -50,24 +50,29 @@ from pipeline_classifier.options import add_config_option
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.cli import InputError, run_script
 
+# Size of the stretches in which sample values are checked; chosen by hand.
 STRETCHES = 4
 STRETCH_SAMPLES = 2048
 STRETCH_BYTES = 16 << 20
-FEWEST_BITS_TO_SATURATE = 4  # of fewer bits the outermost levels are in normal use
+MIN_SATURATING_BITS = 4  # with fewer bits the lowest and the highest level are in normal use
 
+# Parts of the memory estimate, in round numbers. The slow test test_memory_and_speed_are_those_of_a_run compares the
+# estimate with the resident memory of run_inference.py, within a factor of two.
 PROGRAM_BYTES = 400 << 20
 """Resident memory of Python, torch and a network before any sample is read."""
 ACTIVATIONS_PER_PIXEL = 30
 """float32 values that the network holds at once for each pixel of an image."""
 PARTIAL_SUMS = {False: 8, True: 16}
-"""Rows of partial sums that the fast and the exact dedispersion keep, in units of the channels."""
+"""Rows of partial sums per channel, with the fast (False) and the exact (True) dedispersion."""
 LARGEST_TIMED = {"nchans": 1 << 14, "ndm": 1 << 10, "block_bytes": 1 << 30, "pages": 1 << 23}
-"""Above any of these a measurement of speed would take more than some ten seconds."""
+"""Limits above which the speed is not measured, as that could take more than some ten seconds; chosen by hand."""
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="SIGPROC filterbank; several are one observation")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="SIGPROC filterbank file, or consecutive files of one observation"
+    )
     add_config_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--no-timing", action="store_true", help="do not measure the speed")
@@ -77,19 +82,24 @@ def get_parser() -> argparse.ArgumentParser:
 def check(
     files: Sequence[str | Path], config: PipelineConfig, classifier: PageClassifier, timing: bool = True
 ) -> Report:
-    """Everything about an observation that decides whether, and how well, the config can search it.
+    """Describe an observation, and judge whether it can be searched with a config.
 
     Parameters
     ----------
-    files : one SIGPROC file, or several that follow each other in time
-    config, classifier : what it is to be searched with
-    timing : whether to measure the speed
+    files : sequence of str or Path
+        One SIGPROC file, or consecutive files of one observation.
+    config : PipelineConfig
+        Settings of the search.
+    classifier : PageClassifier
+        Classifier of the search.
+    timing : bool
+        Whether to measure the speed.
 
     Returns
     -------
-    dict
-        numbers by name, with their units in the names, None where not known; ``verdict`` and its ``reasons``. A file
-        that cannot be read has nothing but these two.
+    report : dict
+        Numbers by name, with units in the names, None where unknown; and the ``verdict`` with its ``reasons``, for a
+        file that cannot be read nothing but these.
     """
     settings = config.front_end()
     dms, cleaning = settings.dms, settings.cleaning
@@ -103,13 +113,13 @@ def check(
             report |= speed(filterbank, report, config, classifier)
     except (InputError, OSError) as error:
         obstacles = [str(error)]
-    warnings = [] if obstacles else find_losses(report)
+    warnings = [] if obstacles else find_warnings(report)
     verdict = NOT_USABLE if obstacles else WARNINGS if warnings else OK
     return report | {"verdict": verdict, "reasons": obstacles or warnings}
 
 
 def header(filterbank: Filterbank | JoinedFilterbank) -> Report:
-    """What the header says, in plain units, and how many samples there really are."""
+    """Header values with their units, and the actual number of samples."""
     head = filterbank.header
     return {
         "source_name": head.source_name,
@@ -133,10 +143,11 @@ def header(filterbank: Filterbank | JoinedFilterbank) -> Report:
 def search_grid(
     filterbank: Filterbank | JoinedFilterbank, dms: np.ndarray, cleaning: Cleaning, config: PipelineConfig
 ) -> Report:
-    """Trial DMs and pages against what dispersion does in this band at this sampling.
+    """Trial DMs and pages, and the sweep and smearing of pulses at these DMs.
 
-    The smearing inside a channel is that of the bottom one, ``2 K DM width / f^3`` (Lorimer & Kramer 2005, Handbook of
-    Pulsar Astronomy, sect. 4.1.1); that by the DM step is the sweep of half a step, the most a pulse is off a trial.
+    The smearing within a channel is that of the lowest channel, ``2 K DM width / f^3`` (Lorimer & Kramer 2005, Handbook
+    of Pulsar Astronomy, sect. 4.1.1). The smearing by the DM step is the sweep of half a step, the largest difference
+    between the DM of a pulse and the nearest trial DM.
     """
     frequencies, tsamp, nsamples = filterbank_pages.after_downsampling(filterbank, cleaning)
     top, bottom = frequencies[[0, -1]]
@@ -182,22 +193,23 @@ def search_grid(
 
 
 def count_pages(nsamples: int, factor: int, config: PipelineConfig) -> int:
-    """Pages of one stack of DMs at one time resolution: the length of `pages.page_starts`, without making them."""
+    """Number of pages of one stack of DMs at one time resolution: the length of `pages.page_starts`."""
     step = max(1, round(config.page_samples * (1.0 - config.overlap())))
     return -(-max(0, -(-nsamples // factor) - config.page_samples) // step) + 1
 
 
 def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
-    """Dead channels, and samples at the ends of their range, in a few stretches over the whole observation.
+    """Dead channels, saturated samples and non-finite samples in a few stretches over the whole observation.
 
-    A channel is dead if it is constant, or not finite, in every stretch. Saturated samples are counted in the others.
+    A channel is dead if it is constant or not finite in every stretch. Samples at either end of their range are counted
+    as saturated in all other channels.
     """
     head = filterbank.header
     length = int(min(STRETCH_SAMPLES, filterbank.nsamples, max(2, STRETCH_BYTES // (8 * head.nifs * head.nchans))))
     last = filterbank.nsamples - length
     starts = sorted({last * k // (STRETCHES - 1) for k in range(STRETCHES)})
     limits = None
-    if head.dtype.kind in "iu" and head.nbits >= FEWEST_BITS_TO_SATURATE:
+    if head.dtype.kind in "iu" and head.nbits >= MIN_SATURATING_BITS:
         ifs = head.nifs if filterbank.ifs == "sum" else 1
         lowest, highest = head.sample_range
         limits = ifs * lowest, ifs * highest
@@ -227,7 +239,7 @@ def memory(
     config: PipelineConfig,
     resolution: int,
 ) -> Report:
-    """Memory that run_inference.py needs, from what filterbank_pages.py holds at once in each thread."""
+    """Memory that run_inference.py needs, estimated from the arrays that filterbank_pages.py keeps in each thread."""
     frequencies, _, nsamples = filterbank_pages.after_downsampling(filterbank, cleaning)
     nchans = len(frequencies)
     delay = math.ceil(report["sweeps"][-1]["sweep_samples"])
@@ -237,7 +249,7 @@ def memory(
     samples = min(nsamples, length if blocks > 1 else 3 * length // 2) + page
     rows = min(report["ndm"], filterbank_pages.STACK_DMS)
     integer = accumulator_dtype(nchans).itemsize
-    # While it is cleaned a block is there as it was read and, quantised, as bytes; then as bytes and summed.
+    # Cleaning keeps a block as read and quantised to bytes; dedispersion keeps the bytes and the sums.
     raw_bytes = filterbank.nchans * filterbank.header.dtype.itemsize * cleaning.td
     if cleaning.td * cleaning.fd > 1:
         raw_bytes += 4 * filterbank.nchans * cleaning.td
@@ -262,7 +274,7 @@ def memory(
 def speed(
     filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, classifier: PageClassifier
 ) -> Report:
-    """Speed of reading, cleaning, dedispersion and classification, from a block for each thread; None if too large."""
+    """Speed of the whole search, measured on one block for each thread; None if `LARGEST_TIMED` is exceeded."""
     unknown: Report = {"timed_s": None, "times_real_time": None, "expected_run_s": None}
     if any(report[key] > largest for key, largest in LARGEST_TIMED.items()):
         return unknown
@@ -278,7 +290,7 @@ def speed(
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Check, print, and leave with exit code 2 if the observation cannot be used."""
+    """Check the files and print the report; exit with code 2 if the observation cannot be searched."""
     config = load_pipeline_config(args.config)
     config.warn_of_unused_settings()
     report = check(args.files, config, load_classifiers(config).pages, not args.no_timing)

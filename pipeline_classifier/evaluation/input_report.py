@@ -34,7 +34,7 @@ def find_obstacles(report: Report) -> list[str]:
     return reasons
 
 
-def find_losses(report: Report) -> list[str]:
+def find_warnings(report: Report) -> list[str]:
     """Return what a search will miss or measure wrongly, one phrase each."""
     span = (report["dm_highest"] - report["dm_lowest"]) / report["dm_step"] * 2 * report["dm_step_smearing_samples"]
     smeared, swept = report["first_dm_smeared_past_page"], report["first_dm_swept_past_file"]

@@ -1,4 +1,4 @@
-"""Several filterbank files of one observation, read as if they were one."""
+"""Several filterbank files of one observation, read as one."""
 
 import itertools
 import math
@@ -13,45 +13,47 @@ from single_pulse_classifier_training.cli import InputError
 
 
 class JoinedFilterbank:
-    """Files that follow each other in time, read as one observation; stands in for a `Filterbank`.
+    """Consecutive files of one observation, with the interface of a `Filterbank`.
 
     Parameters
     ----------
-    paths
-        The files, in any order: the MJDs of their first samples sort them.
-    ifs
+    paths : sequence of str or Path
+        The files in any order; they are sorted by the MJD of their first sample.
+    ifs : int or "sum"
         As in `Filterbank`.
 
     Attributes
     ----------
     path, header, tstart
-        Those of the first file in time.
-    nsamples, bytes_left_over
-        Of all files together.
+        Those of the earliest file.
+    nsamples, bytes_left_over : int
+        Sums over all files.
 
     Raises
     ------
     InputError
-        As `Filterbank`; also when a file has other channels, sampling or samples than the first, or does not begin,
-        to within a sample, where the one before it ends: nothing is filled in and nothing is left out.
+        As in `Filterbank`; also if a file differs from the earliest one in channels, sampling or type of samples, or
+        does not start, to within one sample, where the previous file ends. Gaps are not filled.
     """
 
     def __init__(self, paths: Sequence[str | Path], ifs: int | str = "sum"):
         if not paths:
-            raise InputError("no filterbank file is given; valid: one or more")
+            raise InputError("filterbank: at least one file must be given, got none")
         self.files = sorted((Filterbank(path, ifs) for path in paths), key=lambda file: file.tstart)
         first = self.files[0]
         for file in self.files[1:]:
             for keyword in ("nchans", "nbits", "nifs", "signed", "tsamp", "fch1", "foff"):
-                value, valid = getattr(file.header, keyword), getattr(first.header, keyword)
-                if not math.isclose(value, valid, rel_tol=1e-9):
-                    raise InputError(f"{file.path}: {keyword} is {value!r}; valid: {valid!r}, as in {first.path}")
+                value, expected = getattr(file.header, keyword), getattr(first.header, keyword)
+                if not math.isclose(value, expected, rel_tol=1e-9):
+                    raise InputError(f"{file.path}: {keyword} must be {expected!r} as in {first.path}, got {value!r}")
         for before, after in itertools.pairwise(self.files):
             gap_s = (after.tstart - before.tstart) * SECONDS_PER_DAY - before.nsamples * before.tsamp
+            # The MJD of a present-day observation is rounded to 0.6 us, which may exceed a sample.
             if abs(gap_s) > first.tsamp + math.ulp(after.tstart) * SECONDS_PER_DAY:
+                kind = "a gap" if gap_s > 0 else "an overlap"
                 raise InputError(
-                    f"{after.path}: begins {abs(gap_s):.6g} s {'after' if gap_s > 0 else 'before'} the end of "
-                    f"{before.path}; valid: files without gap or overlap, so run these two separately"
+                    f"{after.path}: must start at the end of {before.path}, got {kind} of {abs(gap_s):.6g} s "
+                    "(search these files separately)"
                 )
         self.path, self.header, self.ifs = first.path, first.header, ifs
         self.nchans, self.tsamp, self.tstart = first.nchans, first.tsamp, first.tstart
@@ -61,7 +63,7 @@ class JoinedFilterbank:
         self.bytes_left_over = sum(file.bytes_left_over for file in self.files)
 
     def read(self, start: int, n: int) -> np.ndarray:
-        """As `Filterbank.read`, across the borders of files."""
+        """Read samples as `Filterbank.read` does, across file boundaries."""
         if start < 0 or n < 0:
             raise ValueError(f"start and n must not be negative, got {start} and {n}")
         stop, pieces = min(start + n, self.nsamples), []
@@ -75,5 +77,5 @@ class JoinedFilterbank:
 
 
 def open_observation(path: str | Path | Sequence[str | Path], ifs: int | str = "sum") -> Filterbank | JoinedFilterbank:
-    """Open a filterbank file, or several that follow each other in time."""
+    """Open a filterbank file, or a sequence of consecutive files as one observation."""
     return Filterbank(path, ifs) if isinstance(path, (str, Path)) else JoinedFilterbank(path, ifs)

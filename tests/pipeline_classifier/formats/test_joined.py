@@ -1,4 +1,4 @@
-"""Several files as one observation: the samples of one file, wherever it was split, and no sample made up."""
+"""Several files as one observation: the samples equal those of a single file, wherever it was split."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -70,9 +70,9 @@ def test_the_same_samples_as_one_file(tmp_path, splits, nbits, signed, nifs, fof
         (0.5, None),
         (-0.9, None),
         (1.0, None),
-        (1.3, "begins 0.00013312 s after the end of"),
-        (1000.0, "begins 0.1024 s after the end of"),
-        (-3.0, "begins 0.0003072 s before the end of"),
+        (1.3, "a gap of 0.00013312 s"),
+        (1000.0, "a gap of 0.1024 s"),
+        (-3.0, "an overlap of 0.0003072 s"),
     ],
 )
 def test_a_gap_or_an_overlap_of_more_than_a_sample_is_refused(tmp_path, shift, message):
@@ -82,12 +82,12 @@ def test_a_gap_or_an_overlap_of_more_than_a_sample_is_refused(tmp_path, shift, m
     if message is None:
         assert JoinedFilterbank(paths).nsamples == 2 * NSAMPLES
     else:
-        with pytest.raises(InputError, match=f"b.fil: {message} .*a.fil; valid: .*separately"):
+        with pytest.raises(InputError, match=f"b.fil: must start at the end of .*a.fil, got {message} .*separately"):
             JoinedFilterbank(paths)
 
 
-def test_the_rounding_of_an_mjd_is_no_gap(tmp_path):
-    """A day number of 59000 is good to 0.6 us, more than three of these samples."""
+def test_the_rounding_of_an_mjd_is_not_a_gap(tmp_path):
+    """An MJD of 59000 has a precision of 0.6 us, more than three of these samples."""
     header = replace(HEADER, tsamp=2e-7)
     samples = random_samples(header)
     ulp_s = np.spacing(header.tstart) * 86400
@@ -113,18 +113,18 @@ def test_files_that_differ_are_named(tmp_path, keyword, value):
         write(tmp_path / "a.fil", HEADER, random_samples(HEADER)),
         write(tmp_path / "b.fil", other, random_samples(other), NSAMPLES),
     ]
-    with pytest.raises(InputError, match=f"b.fil: {keyword} is {value}; valid: .*a.fil"):
+    with pytest.raises(InputError, match=f"b.fil: {keyword} must be .*a.fil, got {value}"):
         JoinedFilterbank(paths)
 
 
-def test_an_if_can_be_chosen_and_no_files_are_refused(tmp_path):
+def test_an_if_can_be_selected_and_an_empty_list_is_refused(tmp_path):
     header = replace(HEADER, nifs=2)
     samples = random_samples(header)
     paths = [write(tmp_path / "a.fil", header, samples[:20]), write(tmp_path / "b.fil", header, samples[20:], 20)]
     np.testing.assert_array_equal(JoinedFilterbank(paths, ifs=1).read(15, 10), samples[15:25, 1])
     with pytest.raises(InputError, match="ifs must be 'sum' or from 0 to 1, got 2"):
         JoinedFilterbank(paths, ifs=2)
-    with pytest.raises(InputError, match="no filterbank"):
+    with pytest.raises(InputError, match="filterbank: at least one file must be given"):
         JoinedFilterbank([])
 
 
