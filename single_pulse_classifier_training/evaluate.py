@@ -1,20 +1,21 @@
 """Measure a trained checkpoint, calibrate its probabilities, and store thresholds by false positives per hour in it.
 
-    python evaluate.py config.json checkpoint.pth                  the test side of the config, else the validation side
-    python evaluate.py config.json checkpoint.pth --side training --keep-checkpoint
+    python evaluate.py config.json checkpoint.pth                  the test split if the config has one, else validation
+    python evaluate.py config.json checkpoint.pth --split training --keep-checkpoint
     python evaluate.py config.json checkpoint.pth --pulse-free sky.npy --page-s 0.0262 --max-false-per-hour 30
-    python evaluate.py --predictions predictions_best_test.npz     metrics and plots again: no network, no data
+    python evaluate.py --predictions predictions_best_test.npz     metrics and plots again, without network and data
 
-Written to the output folder, each file whole or not at all:
-    predictions_<checkpoint>_<side>.npz  labels, logits and S/N: all that the other two are made from
-    metrics_<checkpoint>_<side>.json     the numbers
-    evaluation_<checkpoint>_<side>.png   confusion matrix, ROC, precision-recall, calibration, recall by S/N, thresholds
-The checkpoint gets the temperature (always fitted on the validation side), the thresholds, and the numbers
-(metrics["evaluation"]). Its default threshold moves with the temperature, so that the decision stays the same, or
-becomes that of --max-false-per-hour. --keep-checkpoint leaves the file alone.
+Written atomically to the output folder:
+    predictions_<checkpoint>_<split>.npz  labels, logits and S/N, from which the other two files are made
+    metrics_<checkpoint>_<split>.json     metrics
+    evaluation_<checkpoint>_<split>.png   plots: confusion matrix, ROC, precision-recall, calibration, recall by S/N,
+                                          thresholds
+Temperature (always fitted on the validation split), thresholds and metrics are stored in the checkpoint. Its default
+threshold is changed together with the temperature, so that the decisions stay the same, or is set to the threshold for
+--max-false-per-hour. With --keep-checkpoint the file is not changed.
 
-False positives per hour are measured on pages without a pulse: those of --pulse-free, uint8 images like a training
-set's, or else the Artefact images of the side. The latter are selected artefacts, not random sky.
+False positives per hour are measured on pages without a pulse: those of --pulse-free (uint8 images like those of a
+training set), or else the Artefact images of the split. The latter are selected artefacts, not random sky.
 """
 
 import sys
@@ -27,7 +28,7 @@ import argparse
 import json
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,62 +43,79 @@ from single_pulse_classifier_training.dataset import DMTimeImages, build_loader,
 from single_pulse_classifier_training.evaluation import Predictions, measure, read_predictions, write_predictions
 from single_pulse_classifier_training.plots import plot_evaluation
 from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device, make_output_folder
-from single_pulse_classifier_training.split import NATIVE_RESOLUTION, load_sides
+from single_pulse_classifier_training.split import NATIVE_RESOLUTION, load_splits
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
 
-FALSE_PER_HOUR = (1000.0, 200.0, 100.0, 30.0, 10.0, 1.0)
-SIDES = ("training", "validation", "test")
+FALSE_PER_HOUR = (1000.0, 200.0, 100.0, 30.0, 10.0, 1.0)  # default rates: three decades, chosen by hand
+SPLITS = ("training", "validation", "test")
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Raise InputError on options that contradict each other or have impossible values."""
-    if args.predictions:
-        given = {"config": args.config, "--side": args.side, "--pulse-free": args.pulse_free, "--device": args.device}
-        for option, value in given.items():
-            if value:
-                raise InputError(f"{option} {value} is of no use with --predictions: valid is one of the two")
-    elif not args.checkpoint:
-        raise InputError("give config.json and checkpoint.pth, or --predictions and a predictions file")
-    numbers = {"--page-s": [args.page_s], "--false-per-hour": args.false_per_hour or []}
-    numbers["--max-false-per-hour"] = [args.max_false_per_hour]
-    for option, values in numbers.items():
-        for value in values:
+@dataclass(frozen=True)
+class RateOptions:
+    """Options about false positives per hour; None where the command line does not give one.
+
+    Parameters
+    ----------
+    pulse_free : list of str, optional
+        Files of images without a pulse.
+    page_s : float, optional
+        Length of a page in seconds.
+    false_per_hour : list of float, optional
+        Rates whose thresholds are measured.
+    max_false_per_hour : float, optional
+        Rate whose threshold becomes the default threshold.
+
+    Raises
+    ------
+    InputError
+        If a number is not finite and above 0.
+    """
+
+    pulse_free: list[str] | None
+    page_s: float | None
+    false_per_hour: list[float] | None
+    max_false_per_hour: float | None
+
+    def __post_init__(self) -> None:
+        numbers = [("--page-s", self.page_s), ("--max-false-per-hour", self.max_false_per_hour)]
+        numbers += [("--false-per-hour", rate) for rate in self.false_per_hour or []]
+        for option, value in numbers:
             if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{option} {value:g}: valid are numbers above 0")
+                raise InputError(f"{option} must be finite and above 0, got {value:g}")
 
 
-def check_rates(args: argparse.Namespace, page_s: float, n_pages: int) -> None:
-    """Raise InputError when what the command line asks of false positives per hour cannot be measured."""
-    asked = {
-        "--pulse-free": args.pulse_free,
-        "--false-per-hour": args.false_per_hour,
-        "--max-false-per-hour": args.max_false_per_hour,
-    }
+def check_rates(rates: RateOptions, page_s: float, n_pages: int) -> None:
+    """Raise InputError if ``n_pages`` pulse-free pages of ``page_s`` seconds do not suffice for the options."""
     if math.isnan(page_s):
+        asked = {
+            "--pulse-free": rates.pulse_free,
+            "--false-per-hour": rates.false_per_hour,
+            "--max-false-per-hour": rates.max_false_per_hour,
+        }
         for option, value in asked.items():
             if value:
                 raise InputError(f"{option} needs the length of a page: give --page-s, or tsamp_s in the config")
-        logger.warning("no thresholds: the length of a page is unknown, give --page-s, or tsamp_s in the config")
+        logger.warning("no thresholds: the length of a page is unknown; give --page-s, or tsamp_s in the config")
         return
-    hours, rate = measured_hours(n_pages, page_s), args.max_false_per_hour
+    hours, rate = measured_hours(n_pages, page_s), rates.max_false_per_hour
     if rate and not allowed_pages(rate, hours):
         raise InputError(
-            f"--max-false-per-hour {rate:g} cannot be measured in {hours:.4g} hours of pulse-free pages: "
-            f"valid are rates from {1 / hours:.4g}"
+            f"--max-false-per-hour must be at least {1 / hours:.4g} to be measured in {hours:.4g} hours of pulse-free "
+            f"pages, got {rate:g}"
         )
 
 
-def page_length_s(args: argparse.Namespace, checkpoint: Checkpoint, config: TrainingConfig) -> float:
-    """Length of a page in seconds: the command line's, or that of the sampling time; NaN when neither is known."""
-    return args.page_s or NATIVE_RESOLUTION * (checkpoint.tsamp_s or config.tsamp_s or math.nan)
+def page_length_s(rates: RateOptions, checkpoint: Checkpoint, config: TrainingConfig) -> float:
+    """Return the length of a page in seconds, from the options or the sampling time; NaN if neither is known."""
+    return rates.page_s or NATIVE_RESOLUTION * (checkpoint.tsamp_s or config.tsamp_s or math.nan)
 
 
 def warn_of_differences(checkpoint: Checkpoint, config: TrainingConfig) -> None:
-    """Warn when the checkpoint was trained on other grey levels, or on another split of the same images."""
+    """Warn if the checkpoint was trained with another normaliser, or with another split of the same images."""
     if checkpoint.normaliser != config.normaliser:
-        message = "the checkpoint was trained on %s images, those of the config are %s"
+        message = "the checkpoint was trained on images of the normaliser %s, the config has %s"
         logger.warning(message, checkpoint.normaliser, config.normaliser)
     before, now = checkpoint.config, config.model_dump()
     labels = before.get("labels")
@@ -105,20 +123,20 @@ def warn_of_differences(checkpoint: Checkpoint, config: TrainingConfig) -> None:
         return
     for key in ("validation_fraction", "seed"):
         if before.get(key, now[key]) != now[key]:
-            message = "the checkpoint was trained with %s %s, the config has %s: it may know the validation images"
+            message = "the checkpoint was trained with %s %s, the config has %s: it may have seen the validation images"
             logger.warning(message, key, before[key], now[key])
 
 
 def open_pulse_free(paths: list[str], resolution: int) -> DMTimeImages:
-    """Images without a pulse, memory-mapped."""
+    """Open images without a pulse, memory-mapped."""
     n_images = 0
     for path in paths:
         try:
             n_images += len(np.load(path, mmap_mode="r", allow_pickle=False))
         except (ValueError, EOFError, TypeError):
-            raise InputError(f"--pulse-free {path} is not a .npy file of images") from None
+            raise InputError(f"--pulse-free {path} must be a .npy file of images") from None
     if not n_images:
-        raise InputError(f"--pulse-free {', '.join(paths)}: there is no image")
+        raise InputError(f"--pulse-free {', '.join(paths)} must hold at least one image, got none")
     return DMTimeImages(paths, np.zeros(n_images, np.int64), resolution)
 
 
@@ -126,52 +144,78 @@ def open_pulse_free(paths: list[str], resolution: int) -> DMTimeImages:
 def predict(
     checkpoint: Checkpoint, dataset: DMTimeImages, indices: np.ndarray, config: TrainingConfig, device: torch.device
 ) -> np.ndarray:
-    """Logits of the chosen images, float32 (N, 2), columns Artefact and Pulse."""
+    """Run the network on the chosen images.
+
+    Returns
+    -------
+    logits : (N, 2) ndarray of float32
+        Columns Artefact and Pulse.
+
+    Raises
+    ------
+    InputError
+        If a logit is not finite.
+    """
     loader = build_loader(dataset, ordered_batches(indices, config.batch_size), config.num_workers)
     model = checkpoint.model.to(memory_format=torch.channels_last)
     batches = tqdm(loader, desc="predict", leave=False, disable=None)
     logits = torch.cat([model(images.to(device).float()) for images, _ in batches])
     if not torch.isfinite(logits).all():
-        raise InputError("the network gives logits that are not finite: the weights of the checkpoint are damaged")
+        raise InputError("the logits of the network must be finite, got NaN or infinity: the checkpoint is damaged")
     return logits[:, [checkpoint.class_names.index(name) for name in CLASS_NAMES]].cpu().numpy()
 
 
-def predict_side(args: argparse.Namespace, config: TrainingConfig) -> Predictions:
-    """Run the network over the side to evaluate, the validation side, and the pulse-free images."""
-    device = choose_device(args.device or config.device)
-    checkpoint = load_checkpoint(args.checkpoint, device, config.model_name, config.resolution)
-    if not args.keep_checkpoint:
-        make_output_folder(Path(args.checkpoint).parent, "checkpoint")
-    page_s = page_length_s(args, checkpoint, config)
-    pulse_free = open_pulse_free(args.pulse_free, config.resolution) if args.pulse_free else None
-    warn_of_differences(checkpoint, config)
-    sides = load_sides(config)
-    name = args.side or ("test" if "test" in sides else "validation")
-    if name not in sides:
-        raise InputError(f"--side {name}: the config has no test_files, valid are {', '.join(sides)}")
-    side, validation = sides[name], sides["validation"]
-    artefacts = side.labels == 0
-    check_rates(args, page_s, int(artefacts.sum()) if pulse_free is None else len(pulse_free))
+def predict_split(
+    checkpoint: Checkpoint,
+    path: Path,
+    config: TrainingConfig,
+    name: str | None,
+    rates: RateOptions,
+    device: torch.device,
+) -> Predictions:
+    """Run the network on the split to evaluate, the validation split, and the pulse-free images.
 
-    logits = validation_logits = predict(checkpoint, side.dataset, side.indices, config, device)
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    path : Path
+        File of the checkpoint.
+    config : TrainingConfig
+    name : str or None
+        Split to evaluate; None chooses "test" if there is one, else "validation".
+    rates : RateOptions
+    device : torch.device
+    """
+    page_s = page_length_s(rates, checkpoint, config)
+    pulse_free = open_pulse_free(rates.pulse_free, config.resolution) if rates.pulse_free else None
+    warn_of_differences(checkpoint, config)
+    splits = load_splits(config)
+    name = name or ("test" if "test" in splits else "validation")
+    if name not in splits:
+        raise InputError(f"--split must be {' or '.join(splits)} for a config without test_files, got {name}")
+    split, validation = splits[name], splits["validation"]
+    artefacts = split.labels == 0
+    check_rates(rates, page_s, int(artefacts.sum()) if pulse_free is None else len(pulse_free))
+
+    logits = validation_logits = predict(checkpoint, split.dataset, split.indices, config, device)
     if name != "validation":
         validation_logits = predict(checkpoint, validation.dataset, validation.indices, config, device)
     pulse_free_logits = logits[artefacts]
     if pulse_free is not None:
         pulse_free_logits = predict(checkpoint, pulse_free, np.arange(len(pulse_free)), config, device)
     return Predictions(
-        labels=side.labels,
+        labels=split.labels,
         logits=logits,
-        snr=np.full(len(logits), np.nan, np.float32) if side.snr is None else side.snr,
+        snr=np.full(len(logits), np.nan, np.float32) if split.snr is None else split.snr,
         validation_labels=validation.labels,
         validation_logits=validation_logits,
         pulse_free_logits=pulse_free_logits,
-        pulse_free_files=np.array([Path(path).name for path in args.pulse_free or []], dtype=str),
+        pulse_free_files=np.array([Path(path).name for path in rates.pulse_free or []], dtype=str),
         page_s=page_s,
-        rates=np.array(args.false_per_hour or FALSE_PER_HOUR),
-        max_false_per_hour=args.max_false_per_hour or math.nan,
-        checkpoint=Path(args.checkpoint).name,
-        side=name,
+        rates=np.array(rates.false_per_hour or FALSE_PER_HOUR),
+        max_false_per_hour=rates.max_false_per_hour or math.nan,
+        checkpoint=path.name,
+        split=name,
         model_name=checkpoint.model_name,
         resolution=checkpoint.resolution,
         temperature=checkpoint.temperature,
@@ -179,23 +223,24 @@ def predict_side(args: argparse.Namespace, config: TrainingConfig) -> Prediction
     )
 
 
-def with_options(predictions: Predictions, args: argparse.Namespace) -> Predictions:
-    """Predictions of a file, with the page length and the rates of the command line where it has them."""
-    changes = {"page_s": args.page_s, "max_false_per_hour": args.max_false_per_hour}
-    changes["rates"] = np.array(args.false_per_hour) if args.false_per_hour else None
+def with_options(predictions: Predictions, rates: RateOptions) -> Predictions:
+    """Return predictions of a file, with the page length and the rates of the command line where they are given."""
+    changes: dict[str, Any] = {"page_s": rates.page_s, "max_false_per_hour": rates.max_false_per_hour}
+    changes["rates"] = np.array(rates.false_per_hour) if rates.false_per_hour else None
     predictions = replace(predictions, **{key: value for key, value in changes.items() if value is not None})
-    check_rates(args, predictions.page_s, len(predictions.pulse_free_logits))
+    check_rates(rates, predictions.page_s, len(predictions.pulse_free_logits))
     return predictions
 
 
 def store(path: Path, metrics: dict[str, Any]) -> None:
-    """Write temperature, thresholds and metrics into a checkpoint; all else in the file stays as it is.
+    """Write temperature, thresholds and metrics into a checkpoint; the rest of the file stays unchanged.
 
-    Without new thresholds the stored ones stay, moved so that they decide the same with the new temperature.
+    If no new thresholds could be measured, the stored ones are moved so that they give the same decisions with the new
+    temperature.
     """
     content = torch.load(path, map_location="cpu", weights_only=True)
     if "state_dict" not in content:
-        logger.warning("%s holds bare weights: there is no place for temperature and thresholds in it", path)
+        logger.warning("%s holds bare weights: temperature and thresholds cannot be stored in it", path)
         return
     before, after = content.get("temperature", 1.0), metrics["temperature"]
     thresholds = [{key: value for key, value in entry.items() if key != "recall"} for entry in metrics["thresholds"]]
@@ -210,35 +255,35 @@ def store(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def report(metrics: dict[str, Any], files: list[Path]) -> str:
-    """The numbers and the files in words."""
+    """Return the metrics and the names of the written files as text."""
     m, counts, error = metrics, metrics["confusion"], metrics["expected_calibration_error"]
-    right = f"{counts['true_positives']} Pulse and {counts['true_negatives']} Artefact right"
-    wrong = f"{counts['false_positives']} Artefact called Pulse, {counts['false_negatives']} Pulse called Artefact"
+    correct = f"{counts['true_positives']} Pulse and {counts['true_negatives']} Artefact correct"
+    wrong = f"{counts['false_positives']} Artefact classified as Pulse, {counts['false_negatives']} Pulse as Artefact"
     rates = ", ".join(f"{key} {m[key.lower()]:.4f}" for key in ("precision", "recall", "F1", "accuracy"))
     lines = [
         f"checkpoint:   {m['checkpoint']}, {m['model_name']} at {m['resolution']}",
-        f"images:       {m['images']} of the {m['side']} side, {m['pulses']} of them Pulse",
+        f"images:       {m['images']} of the {m['side']} split, {m['pulses']} of them Pulse",
         f"threshold:    {m['threshold']:.7g}",
-        f"confusion:    {right}, {wrong}",
+        f"confusion:    {correct}, {wrong}",
         f"              {rates}",
         f"ranking:      ROC AUC {m['roc_auc']:.5f}, average precision {m['average_precision']:.5f}",
     ]
     for entry in m["recall_by_snr"] or []:
         found = f"{entry['found']} of {entry['pulses']}"
         lines.append(f"S/N {entry['snr']:<6}    recall {entry['recall']:.4f}, {found} pulses")
-    lines.append(f"temperature:  {m['temperature']:.4f}, fitted on the validation side")
+    lines.append(f"temperature:  {m['temperature']:.4f}, fitted on the validation split")
     lines.append(f"calibration:  expected error {error['before']:.4f}, with the temperature {error['after']:.4f}")
     if m["pulse_free"] is not None:
         lines += report_rates(m["pulse_free"], m["thresholds"], m["side"])
     return "\n".join(lines + [f"written:      {path}" for path in files])
 
 
-def report_rates(pulse_free: dict[str, Any], thresholds: list[dict[str, float]], side: str) -> list[str]:
-    """The thresholds by false positives per hour in words."""
-    source, hours = ", ".join(pulse_free["files"]) or f"the Artefact images of the {side} side", pulse_free["hours"]
+def report_rates(pulse_free: dict[str, Any], thresholds: list[dict[str, float]], split: str) -> list[str]:
+    """Return the thresholds by false positives per hour as lines of text."""
+    source, hours = ", ".join(pulse_free["files"]) or f"the Artefact images of the {split} split", pulse_free["hours"]
     lines = [f"pulse-free:   {pulse_free['pages']} pages, {hours:.4g} h: {source}"]
     if not pulse_free["files"]:
-        lines.append("              selected artefacts, not random sky: the rates are as representative as the set")
+        lines.append("              selected artefacts, not random sky: the rates hold for this set only")
     for entry in thresholds:
         allowed = allowed_pages(entry["false_per_hour"], hours)
         values = f"threshold {entry['threshold']:.7g}, recall {entry['recall']:.4f}, at most {allowed} of the pages"
@@ -251,17 +296,27 @@ def report_rates(pulse_free: dict[str, Any], thresholds: list[dict[str, float]],
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line asks for; return the metrics."""
-    check_options(args)
+    """Evaluate as the command line says; return the metrics."""
+    rates = RateOptions(args.pulse_free, args.page_s, args.false_per_hour, args.max_false_per_hour)
     files = []
     if args.predictions:
-        predictions = with_options(read_predictions(Path(args.predictions)), args)
+        given = {"config": args.config, "--split": args.split, "--pulse-free": args.pulse_free, "--device": args.device}
+        for option, value in given.items():
+            if value:
+                raise InputError(f"{option} {value} cannot be combined with --predictions")
+        predictions = with_options(read_predictions(Path(args.predictions)), rates)
         folder = make_output_folder(Path(args.output_dir or Path(args.predictions).parent), "--output-dir")
     else:
-        config = load_config(args.config, TrainingConfig)
+        if not args.checkpoint:
+            raise InputError("give config.json and checkpoint.pth, or --predictions with a predictions file")
+        config, path = load_config(args.config, TrainingConfig), Path(args.checkpoint)
         folder = Path(args.output_dir or config.resolve(config.path_to_images))
         make_output_folder(folder, "--output-dir" if args.output_dir else "path_to_images")
-        predictions = predict_side(args, config)
+        device = choose_device(args.device or config.device)
+        checkpoint = load_checkpoint(path, device, config.model_name, config.resolution)
+        if not args.keep_checkpoint:
+            make_output_folder(path.parent, "checkpoint")
+        predictions = predict_split(checkpoint, path, config, args.split, rates, device)
         files.append(folder / f"predictions_{predictions.name}.npz")
         write_predictions(files[0], predictions)
 
@@ -282,17 +337,20 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", nargs="?", help="training config, a JSON file")
     add("checkpoint", nargs="?", help="checkpoint, a .pth file")
-    add("--predictions", metavar="FILE", help="predictions file, in place of config and checkpoint")
-    add("--side", choices=SIDES, help="which images (default: test where there are some, else validation)")
-    add("--pulse-free", nargs="+", metavar="FILE", help="images without a pulse (default: the Artefacts of the side)")
+    add("--predictions", metavar="FILE", help="predictions file, instead of config and checkpoint")
+    split = "which images (default: test if the config has test_files, else validation); --side is the old name"
+    add("--split", "--side", dest="split", choices=SPLITS, help=split)
+    add(
+        "--pulse-free", nargs="+", metavar="FILE", help="images without a pulse (default: Artefact images of the split)"
+    )
     add("--page-s", type=float, help=f"length of a page, seconds (default: {NATIVE_RESOLUTION} times tsamp_s)")
     rates = " ".join(f"{rate:g}" for rate in FALSE_PER_HOUR)
     add("--false-per-hour", nargs="+", type=float, metavar="RATE", help=f"rates of the thresholds (default: {rates})")
-    limit = "rate whose threshold becomes the default one (default: the decision stays the same)"
+    limit = "rate whose threshold becomes the default threshold (default: the decisions stay the same)"
     add("--max-false-per-hour", type=float, metavar="RATE", help=limit)
-    add("--keep-checkpoint", action="store_true", help="write nothing into the checkpoint")
-    add("--output-dir", help="where results go (default: path_to_images, or the folder of the predictions)")
-    add("--device", choices=DEVICES, help="where to predict (default: the config's device, auto)")
+    add("--keep-checkpoint", action="store_true", help="do not change the checkpoint")
+    add("--output-dir", help="folder of the results (default: path_to_images, or the folder of the predictions file)")
+    add("--device", choices=DEVICES, help="where to predict (default: device of the config, auto)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What a network said about labelled images, and the numbers of an evaluation that follow from it."""
+"""Predictions of a network for labelled images, and the metrics computed from them."""
 
 import math
 import zipfile
@@ -18,25 +18,41 @@ from single_pulse_classifier_training.calibration import (
     pulse_probability,
 )
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.metrics import average_precision, confusion_counts, recall_by_snr, roc_auc
+from single_pulse_classifier_training.metrics import average_precision, confusion_counts, recall_by, roc_auc
 from single_pulse_classifier_training.runtime import atomic_writer
+
+# Bins of the recall by S/N, chosen by hand
+SNR_EDGES = (-np.inf, 6.0, 8.0, 10.0, 15.0, np.inf)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The content of a predictions file: all that metrics and plots are made from.
+    """Content of a predictions file, from which metrics and plots are made.
 
-    Attributes
+    Parameters
     ----------
-    labels, logits, snr : int64 (N,), float32 (N, 2) columns Artefact and Pulse, float32 (N,) NaN where unknown
-    validation_labels, validation_logits : of the images that the temperature is fitted on
-    pulse_free_logits : float32 (M, 2), of pages without a pulse
-    pulse_free_files : names of their files; empty when they are the Artefact images of the side
-    page_s : length of a page, seconds; NaN when unknown
-    rates : false positives per hour whose thresholds are wanted
-    max_false_per_hour : the rate that sets the default threshold; NaN for none
-    checkpoint, side, model_name, resolution : what was evaluated
-    temperature, threshold : those that the checkpoint had
+    labels : (N,) ndarray of int64
+        1 = Pulse, 0 = Artefact.
+    logits : (N, 2) ndarray of float32
+        Columns Artefact and Pulse.
+    snr : (N,) ndarray of float32
+        S/N of the pulse in each image, NaN where unknown.
+    validation_labels, validation_logits : ndarray
+        The same for the images on which the temperature is fitted.
+    pulse_free_logits : (M, 2) ndarray of float32
+        Logits of pages without a pulse.
+    pulse_free_files : ndarray of str
+        Names of their files; empty if they are the Artefact images of the split.
+    page_s : float
+        Length of a page in seconds, NaN if unknown.
+    rates : ndarray of float
+        False positives per hour whose thresholds are measured.
+    max_false_per_hour : float
+        Rate that sets the default threshold, or NaN.
+    checkpoint, split, model_name, resolution : str, str, str, int
+        What was evaluated.
+    temperature, threshold : float
+        Values in the checkpoint.
     """
 
     labels: np.ndarray
@@ -50,7 +66,7 @@ class Predictions:
     rates: np.ndarray
     max_false_per_hour: float
     checkpoint: str
-    side: str
+    split: str
     model_name: str
     resolution: int
     temperature: float
@@ -58,17 +74,17 @@ class Predictions:
 
     @property
     def name(self) -> str:
-        """What the names of the evaluation's files end in."""
-        return f"{Path(self.checkpoint).stem}_{self.side}"
+        """End of the names of the files of this evaluation."""
+        return f"{Path(self.checkpoint).stem}_{self.split}"
 
     @property
     def margin(self) -> np.ndarray:
-        """Logit of Pulse over that of Artefact, float64 (N,): in the order of the probability, never saturated."""
+        """Logit of Pulse minus logit of Artefact, (N,) float64; ranks like the probability, but does not saturate."""
         return self.logits[:, 1].astype(np.float64) - self.logits[:, 0]
 
     @property
     def hours(self) -> float:
-        """Hours of pulse-free pages; NaN when the length of a page is unknown."""
+        """Hours of pulse-free pages; NaN if the length of a page is unknown."""
         return measured_hours(len(self.pulse_free_logits), self.page_s)
 
 
@@ -79,20 +95,27 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a predictions file; InputError when it is none."""
+    """Read a predictions file.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or has other content.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            content = {entry.name: archive[entry.name] for entry in fields(Predictions)}
+            content = {entry.name: archive[entry.name] for entry in fields(Predictions) if entry.name != "split"}
+            content["split"] = archive["split" if "split" in archive else "side"]  # "side" in files of earlier versions
     except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
-        raise InputError(f"--predictions {path} is no predictions file of evaluate.py, or damaged") from None
+        raise InputError(f"--predictions {path} must be a predictions file written by evaluate.py") from None
     return Predictions(**{key: value if value.ndim else value.item() for key, value in content.items()})
 
 
 def measure(predictions: Predictions) -> dict[str, Any]:
-    """The numbers of an evaluation, in plain values that JSON and a checkpoint hold; None for what is not known.
+    """Compute the metrics of an evaluation as plain values for JSON and a checkpoint; None where unknown.
 
-    Everything that depends on a threshold is at ``threshold``: the checkpoint's, moved so that it decides the same with
-    the new temperature, or the one of ``max_false_per_hour``.
+    Metrics that depend on a threshold are measured at ``threshold``: that of the checkpoint, moved so that it gives the
+    same decisions with the new temperature, or the threshold for ``max_false_per_hour``.
     """
     p = predictions
     temperature = fit_temperature(p.validation_labels, p.validation_logits)
@@ -106,7 +129,7 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         "checkpoint": p.checkpoint,
         "model_name": p.model_name,
         "resolution": p.resolution,
-        "side": p.side,
+        "side": p.split,
         "images": len(p.labels),
         "pulses": int(is_pulse.sum()),
         "threshold": threshold,
@@ -115,7 +138,7 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         "precision": counts.precision,
         "recall": counts.recall,
         "f1": counts.f1,
-        "recall_by_snr": recall_by_snr(p.labels, predicted, p.snr) or None,
+        "recall_by_snr": recall_by_snr(p.snr[is_pulse], predicted[is_pulse]) or None,
         "roc_auc": roc_auc(p.labels, p.margin),
         "average_precision": average_precision(p.labels, p.margin),
         "temperature": temperature,
@@ -144,8 +167,31 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     }
 
 
+def recall_by_snr(snr: np.ndarray, found: np.ndarray) -> list[dict[str, Any]]:
+    """Return the recall of pulses in bins of S/N in the format of the metrics file; empty bins are left out.
+
+    Parameters
+    ----------
+    snr : (n,) ndarray of float
+        S/N of each pulse; NaN where unknown.
+    found : (n,) ndarray of bool
+
+    Returns
+    -------
+    bins : list of dict
+        ``{"snr", "pulses", "found", "recall"}``, lowest S/N first. "8-10" means from 8 to below 10.
+    """
+    bins = []
+    for part in recall_by(snr, found, SNR_EDGES):
+        low, high, n_found, n = part["from"], part["to"], part["found"], part["of"]
+        name = f"<{high:g}" if low is None else f">{low:g}" if high is None else f"{low:g}-{high:g}"
+        if n:
+            bins.append({"snr": name, "pulses": n, "found": n_found, "recall": n_found / n})
+    return bins
+
+
 def measure_thresholds(p: Predictions, temperature: float) -> list[dict[str, float]]:
-    """Thresholds of the rates that the pulse-free pages can resolve; none when the length of a page is unknown."""
+    """Return the thresholds of the rates that the pulse-free pages can resolve; none if the page length is unknown."""
     if math.isnan(p.page_s):
         return []
     rates = p.rates.tolist()
@@ -155,13 +201,13 @@ def measure_thresholds(p: Predictions, temperature: float) -> list[dict[str, flo
 
 
 def default_threshold(p: Predictions, temperature: float, thresholds: list[dict[str, float]]) -> float:
-    """The threshold of ``max_false_per_hour``, or else the old one moved to the new temperature."""
+    """Return the threshold for ``max_false_per_hour``, or else the old one moved to the new temperature."""
     if math.isnan(p.max_false_per_hour):
         return move_threshold(p.threshold, p.temperature, temperature)
     for entry in thresholds:
         if entry["false_per_hour"] == p.max_false_per_hour:
             return entry["threshold"]
     raise InputError(
-        f"--max-false-per-hour {p.max_false_per_hour:g} is reached by no threshold: "
-        "more pulse-free pages than it allows have the probability 1"
+        f"--max-false-per-hour {p.max_false_per_hour:g} cannot be reached: more pulse-free pages than it allows have "
+        "probability 1"
     )

@@ -1,16 +1,16 @@
 """Counts, rates and ranking curves of a binary classifier; Pulse (1) is the positive class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-
-SNR_EDGES = (-np.inf, 6.0, 8.0, 10.0, 15.0, np.inf)
 
 
 @dataclass(frozen=True)
 class ConfusionCounts:
-    """Pages by truth and prediction. A rate whose denominator is zero is 0.0: nothing found, nothing earned."""
+    """Numbers of pages by true and predicted class. A rate whose denominator is zero is 0.0."""
 
     true_positives: int
     false_positives: int
@@ -45,7 +45,8 @@ def confusion_counts(labels: np.ndarray, predictions: np.ndarray) -> ConfusionCo
 
     Parameters
     ----------
-    labels, predictions : integer arrays of shape (N,), 1 = Pulse, 0 = Artefact
+    labels, predictions : (N,) ndarray of int
+        1 = Pulse, 0 = Artefact.
     """
     counts = np.bincount(2 * np.asarray(labels, np.int64) + np.asarray(predictions, np.int64), minlength=4)
     true_negatives, false_positives, false_negatives, true_positives = (int(count) for count in counts)
@@ -53,7 +54,7 @@ def confusion_counts(labels: np.ndarray, predictions: np.ndarray) -> ConfusionCo
 
 
 def _counts_by_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives, int64 (K + 1,), at no page and then at each of the K distinct scores, highest first.
+    """True and false positives, (K + 1,) int64, at no page and then at each of the K distinct scores, highest first.
 
     Pages with the same score pass a threshold together, so there is no point between them.
     """
@@ -68,30 +69,32 @@ def _counts_by_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[np.nda
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Receiver operating characteristic (Fawcett 2006, Pattern Recognition Letters 27, 861).
+    """Compute the receiver operating characteristic (Fawcett 2006, Pattern Recognition Letters 27, 861).
 
     Parameters
     ----------
-    labels : (N,) integers, 1 = Pulse, 0 = Artefact
-    scores : (N,) floats that grow with the probability of a pulse
+    labels : (N,) ndarray of int
+        1 = Pulse, 0 = Artefact.
+    scores : (N,) ndarray of float
+        Increase with the probability of a pulse.
 
     Returns
     -------
-    false_positive_rate, true_positive_rate : float64 (K + 1,), from (0, 0) to (1, 1), one point a distinct score;
-        NaN where the class is missing
+    false_positive_rate, true_positive_rate : (K + 1,) ndarray of float64
+        From (0, 0) to (1, 1), one point per distinct score; NaN if the class is missing.
     """
     true_positives, false_positives = _counts_by_threshold(labels, scores)
-    return _share_of_last(false_positives), _share_of_last(true_positives)
+    return _fraction_of_last(false_positives), _fraction_of_last(true_positives)
 
 
-def _share_of_last(counts: np.ndarray) -> np.ndarray:
+def _fraction_of_last(counts: np.ndarray) -> np.ndarray:
     return counts / counts[-1] if counts[-1] else np.full(len(counts), np.nan)
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve by trapezoids, NaN when a class is missing.
+    """Compute the area under the ROC curve with the trapezoidal rule; NaN if a class is missing.
 
-    It equals the probability that a random pulse scores higher than a random artefact, a tie counting one half
+    It equals the probability that a random pulse scores higher than a random artefact, where a tie counts one half
     (Hanley & McNeil 1982, Radiology 143, 29).
     """
     false_positive_rate, true_positive_rate = roc_curve(labels, scores)
@@ -99,47 +102,48 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def precision_recall_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision against recall (Davis & Goadrich 2006, ICML, 233).
+    """Compute precision against recall (Davis & Goadrich 2006, ICML, 233).
 
     Returns
     -------
-    precision, recall : float64 (K,), one point a distinct score, highest first; recall is NaN when there is no pulse
+    precision, recall : (K,) ndarray of float64
+        One point per distinct score, highest first; recall is NaN if there is no pulse.
     """
     true_positives, false_positives = _counts_by_threshold(labels, scores)
     precision = true_positives[1:] / (true_positives + false_positives)[1:]
-    return precision, _share_of_last(true_positives)[1:]
+    return precision, _fraction_of_last(true_positives)[1:]
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Sum of the precisions, each weighted with the step in recall that it brings; NaN when there is no pulse.
+    """Compute the average precision; NaN if there is no pulse.
 
-    AP = sum over k of (R_k - R_(k-1)) P_k: a step function, since straight lines between the points would be too
-    favourable (Davis & Goadrich 2006).
+    AP = sum over k of (R_k - R_(k-1)) P_k, the area under a step function: straight lines between the points would
+    overestimate it (Davis & Goadrich 2006).
     """
     precision, recall = precision_recall_curve(labels, scores)
     return float(np.sum(np.diff(recall, prepend=0.0) * precision)) if len(recall) else float("nan")
 
 
-def recall_by_snr(labels: np.ndarray, predictions: np.ndarray, snr: np.ndarray) -> list[dict[str, float | str]]:
-    """Share of the pulses that were found, by their S/N; bins without a pulse are left out.
+def recall_by(values: np.ndarray, found: np.ndarray, edges: Sequence[float]) -> list[dict[str, Any]]:
+    """Count the pulses that were found, in bins of a value such as S/N, width or DM.
 
     Parameters
     ----------
-    labels, predictions : (N,) integers, 1 = Pulse, 0 = Artefact
-    snr : (N,) floats, NaN where unknown; those pulses are in no bin
+    values : (n,) ndarray of float
+        Value of each pulse; NaN belongs to no bin.
+    found : (n,) ndarray of bool
+        Whether the pulse was found.
+    edges : sequence of float
+        Ascending. A bin contains its lower edge but not its upper edge.
 
     Returns
     -------
-    one dictionary a bin, lowest S/N first: snr ("8-10": from 8 to below 10), pulses, found, recall
+    bins : list of dict
+        ``{"from", "to", "found", "of"}`` for each bin, also without pulses; an infinite edge is None.
     """
-    known = (labels == 1) & np.isfinite(snr)
-    bins = np.searchsorted(SNR_EDGES, snr[known], side="right") - 1
-    pulses = np.bincount(bins, minlength=len(SNR_EDGES) - 1).tolist()
-    found = np.bincount(bins, weights=predictions[known], minlength=len(SNR_EDGES) - 1).astype(int).tolist()
-    names = [f"{low:g}-{high:g}" for low, high in pairwise(SNR_EDGES)]
-    names[0], names[-1] = f"<{SNR_EDGES[1]:g}", f">{SNR_EDGES[-2]:g}"
-    return [
-        {"snr": name, "pulses": n, "found": n_found, "recall": n_found / n}
-        for name, n, n_found in zip(names, pulses, found, strict=True)
-        if n
-    ]
+    bins = []
+    for low, high in pairwise(edges):
+        chosen = (values >= low) & (values < high)
+        limits = {"from": float(low) if low > -np.inf else None, "to": float(high) if high < np.inf else None}
+        bins.append(limits | {"found": int(found[chosen].sum()), "of": int(chosen.sum())})
+    return bins

@@ -1,4 +1,4 @@
-"""Plots of a training and of an evaluation. matplotlib is loaded when the first one is drawn."""
+"""Plots of a training and of an evaluation. matplotlib is imported when the first one is drawn."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,16 @@ PANELS = (
 
 
 def plot_training_history(history: list[dict[str, float]], best_epoch: int, title: str, path: str | Path) -> None:
-    """Draw loss and accuracy across epochs, training and validation, into a .jpg file.
+    """Plot training and validation loss and accuracy across epochs in a .jpg file.
 
     Parameters
     ----------
-    history : one dictionary an epoch: epoch, train_loss, val_loss, train_accuracy, val_accuracy
-    best_epoch : the epoch whose weights were kept
+    history : list of dict
+        One per epoch: epoch, train_loss, val_loss, train_accuracy, val_accuracy.
+    best_epoch : int
+        The epoch whose weights were kept.
+    title : str
+    path : str or Path
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -52,12 +56,14 @@ def plot_training_history(history: list[dict[str, float]], best_epoch: int, titl
 
 
 def plot_evaluation(path: str | Path, predictions: Predictions, metrics: dict[str, Any]) -> None:
-    """Draw an evaluation as one PNG: confusion matrix, ROC, precision-recall, calibration, recall by S/N, thresholds.
+    """Plot an evaluation as one PNG: confusion matrix, ROC, precision-recall, calibration, recall by S/N, thresholds.
 
     Parameters
     ----------
-    predictions : what the network said
-    metrics : the numbers that ``evaluation.measure`` found in them
+    path : str or Path
+    predictions : Predictions
+    metrics : dict
+        Result of ``evaluation.measure`` for the predictions.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,7 +81,7 @@ def plot_evaluation(path: str | Path, predictions: Predictions, metrics: dict[st
         panel.set_title(title, fontsize=11)
     figure.suptitle(
         f"{metrics['checkpoint']}   {metrics['model_name']} at {metrics['resolution']}   "
-        f"{metrics['images']} images of the {metrics['side']} side"
+        f"{metrics['images']} images of the {metrics['side']} split"
     )
     with atomic_writer(path) as file:
         figure.savefig(file, format="png", dpi=110)
@@ -89,12 +95,14 @@ def _draw_confusion(axes: "Axes", metrics: dict[str, Any]) -> None:
             [counts["false_negatives"], counts["true_positives"]],
         ]
     )
-    shares = table / table.sum(axis=1, keepdims=True)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = table / table.sum(axis=1, keepdims=True)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(table):
-        share = shares[row, column]
-        text = f"{count}\n{100 * share:.1f} %"
-        axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black", fontsize=13)
+        fraction = fractions[row, column]
+        text = f"{count}\n{100 * fraction:.1f} %"
+        axes.text(
+            column, row, text, ha="center", va="center", color="white" if fraction > 0.5 else "black", fontsize=13
+        )
     axes.set_xticks([0, 1], CLASS_NAMES)
     axes.set_yticks([0, 1], CLASS_NAMES, rotation=90, va="center")
     axes.set(xlabel=f"Prediction at the threshold {metrics['threshold']:.6g}", ylabel="Truth")
@@ -111,7 +119,7 @@ def _draw_roc(axes: "Axes", predictions: Predictions, metrics: dict[str, Any]) -
     chance = np.geomspace(lowest, 1, 100)
     axes.plot(chance, chance, ":", color="grey", label="chance")
     axes.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.02))
-    axes.set(xlabel="False-positive rate (Artefact called Pulse)", ylabel="True-positive rate (recall)")
+    axes.set(xlabel="False-positive rate (Artefact classified as Pulse)", ylabel="True-positive rate (recall)")
     axes.legend(loc="lower right")
 
 
@@ -147,7 +155,7 @@ def _draw_reliability(axes: "Axes", predictions: Predictions, metrics: dict[str,
 def _draw_recall_by_snr(axes: "Axes", metrics: dict[str, Any]) -> None:
     bins = metrics["recall_by_snr"]
     if bins is None:
-        _say(axes, "S/N of the pulses is not known")
+        _write(axes, "S/N of the pulses unknown")
         return
     recall = [entry["recall"] for entry in bins]
     bars = axes.bar([entry["snr"] for entry in bins], recall, color="tab:blue", width=0.7)
@@ -157,27 +165,27 @@ def _draw_recall_by_snr(axes: "Axes", metrics: dict[str, Any]) -> None:
 
 def _draw_thresholds(axes: "Axes", predictions: Predictions, metrics: dict[str, Any]) -> None:
     if metrics["pulse_free"] is None:
-        _say(axes, "the length of a page is not known")
+        _write(axes, "length of a page unknown")
         return
     probability = np.sort(pulse_probability(predictions.pulse_free_logits, metrics["temperature"]))[::-1]
-    # A threshold just above the next page's probability lets the pages before it through.
+    # A threshold just above the probability of a page lets the pages before it pass.
     rate = np.arange(len(probability)) / predictions.hours
     shown = (rate > 0) & (rate <= 10 * predictions.rates.max())
     label = f"{len(probability)} pages, {predictions.hours:.3g} h"
-    axes.step(rate[shown], _inside(probability[shown]), where="post", label=label)
+    axes.step(rate[shown], _clipped(probability[shown]), where="post", label=label)
     stored = metrics["thresholds"]
-    thresholds = _inside(np.array([entry["threshold"] for entry in stored]))
+    thresholds = _clipped(np.array([entry["threshold"] for entry in stored]))
     axes.plot([entry["false_per_hour"] for entry in stored], thresholds, "o", color="tab:orange", label="stored")
-    axes.axhline(float(_inside(metrics["threshold"])), color="tab:red", ls="--", label="default threshold")
+    axes.axhline(float(_clipped(metrics["threshold"])), color="tab:red", ls="--", label="default threshold")
     axes.set(xscale="log", yscale="logit", xlabel="False positives per hour", ylabel="Threshold")
     axes.legend(loc="lower left")
 
 
-def _inside(probability: np.ndarray | float) -> np.ndarray:
-    """Probabilities that a logit axis can show."""
+def _clipped(probability: np.ndarray | float) -> np.ndarray:
+    """Limit probabilities to the range that a logit axis can show."""
     return np.clip(probability, 1e-8, 1 - 1e-8)
 
 
-def _say(axes: "Axes", text: str) -> None:
+def _write(axes: "Axes", text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color="grey", transform=axes.transAxes)
     axes.set(xticks=[], yticks=[])

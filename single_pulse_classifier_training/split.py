@@ -1,6 +1,6 @@
-"""The sides of a training: which images the network learns from, and which it is judged by.
+"""Splits of the data: training, validation and test images.
 
-No event may be on two sides: shifted copies of one pulse on both make any score meaningless.
+No event may be in two splits: shifted copies of one pulse in both would make any score meaningless.
 """
 
 import logging
@@ -18,23 +18,29 @@ from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
 
-NATIVE_RESOLUTION = 256
+NATIVE_RESOLUTION = 256  # pixels, of the images from which smaller sets are downsampled
+
+# The numbers below bound memory, or balance the time of the leakage check against its sensitivity.
+# They were chosen by hand; not tuned on data.
 PAIRS_PER_CHUNK = 64
 ROWS_COMPARED = 64
 IMAGES_PER_CHUNK = 128
 MARKS_PER_IMAGE = 16
-FEWEST_LEVELS = 8
+FEWEST_LEVELS = 8  # grey levels; a column with fewer is nearly blank, and unrelated images can share it
 
 
 @dataclass(frozen=True)
-class Side:
-    """The images of one side.
+class Split:
+    """Images of one split.
 
-    Attributes
+    Parameters
     ----------
-    dataset : the set they belong to
-    indices : sorted int64, their places in the set
-    snr : float32, S/N of each one's pulse, NaN where unknown; None when the set has none
+    dataset : DMTimeImages
+        The set that holds them.
+    indices : (n,) ndarray of int64
+        Their indices in the set, sorted.
+    snr : (n,) ndarray of float32, optional
+        S/N of the pulse in each image, NaN where unknown; None if the set has no S/N file.
     """
 
     dataset: DMTimeImages
@@ -43,19 +49,21 @@ class Side:
 
     @property
     def labels(self) -> np.ndarray:
-        """int64, the class of each image."""
+        """Class of each image, (n,) int64."""
         return self.dataset.labels[self.indices]
 
 
-def load_sides(config: TrainingConfig) -> dict[str, Side]:
-    """The sides ``training`` and ``validation``, and ``test`` when the config has ``test_files``.
+def load_splits(config: TrainingConfig) -> dict[str, Split]:
+    """Return the splits "training" and "validation", and "test" if the config has ``test_files``.
 
-    Without ``validation_files`` the set is split by event: events are those of the groups file, or images that are
-    shifted copies of each other, and in both cases images that share a column of pixels belong together.
+    Without ``validation_files`` the set is split by event. An event consists of the images with one value in the groups
+    file or, without such a file, of images that are shifted copies of each other. In both cases, images that share a
+    column of pixels are joined into one event.
 
     Raises
     ------
-    InputError : unusable files, a class that is missing on a side, or an event on two sides.
+    InputError
+        If a file cannot be used, a class is missing in a split, or an event is in two splits.
     """
     dataset, snr, groups = _open_set(config, config)
     if groups is None:
@@ -63,21 +71,20 @@ def load_sides(config: TrainingConfig) -> dict[str, Side]:
     marks = {"training": column_marks(dataset)}
     if config.validation_files is None:
         groups = join_by_marks(groups, *marks["training"])
-        indices = split_by_event(dataset.labels, groups, config.validation_fraction, config.seed)
-        in_training, in_validation = indices
-        sides = {"training": _side(dataset, snr, in_training), "validation": _side(dataset, snr, in_validation)}
+        training, validation = split_by_event(dataset.labels, groups, config.validation_fraction, config.seed)
+        splits = {"training": _split(dataset, snr, training), "validation": _split(dataset, snr, validation)}
     else:
-        sides = {"training": _side(dataset, snr, np.arange(len(dataset)))}
+        splits = {"training": _split(dataset, snr, np.arange(len(dataset)))}
     for name, files in (("validation", config.validation_files), ("test", config.test_files)):
         if files is not None:
             other, other_snr, _ = _open_set(config, files)
-            sides[name] = _side(other, other_snr, np.arange(len(other)))
+            splits[name] = _split(other, other_snr, np.arange(len(other)))
             marks[name] = column_marks(other)
-            check_classes(name, sides[name].labels)
-    check_classes("training", sides["training"].labels)
+            check_classes(name, splits[name].labels)
+    check_classes("training", splits["training"].labels)
     check_no_shared_data(marks)
-    logger.info("%d events; images: %s", len(np.unique(groups)), {name: len(s.indices) for name, s in sides.items()})
-    return sides
+    logger.info("%d events; images: %s", len(np.unique(groups)), {name: len(s.indices) for name, s in splits.items()})
+    return splits
 
 
 def _open_set(config: TrainingConfig, files: ImageFiles) -> tuple[DMTimeImages, np.ndarray | None, np.ndarray | None]:
@@ -88,21 +95,24 @@ def _open_set(config: TrainingConfig, files: ImageFiles) -> tuple[DMTimeImages, 
     return dataset, snr, groups
 
 
-def _side(dataset: DMTimeImages, snr: np.ndarray | None, indices: np.ndarray) -> Side:
-    return Side(dataset, indices, None if snr is None else snr[indices])
+def _split(dataset: DMTimeImages, snr: np.ndarray | None, indices: np.ndarray) -> Split:
+    return Split(dataset, indices, None if snr is None else snr[indices])
 
 
 def column_marks(dataset: DMTimeImages) -> tuple[np.ndarray, np.ndarray]:
-    """Marks by which two images that show the same stretch of data are known, whatever their order in the files.
+    """Compute marks that identify images of the same stretch of data, whatever their order in the files.
 
-    Each column of pixels has a hash, a sum with random weights that is exact in float64. About ``MARKS_PER_IMAGE`` of
-    the columns of an image are kept, those whose hash is a multiple of a number: the choice depends on nothing but the
-    column, so that two images with a common stretch keep the same ones of it. Columns with fewer than
-    ``FEWEST_LEVELS`` grey levels are left out: they show no noise by which to know them.
+    Each column of pixels has a hash, a sum with random weights that is exact in float64. About ``MARKS_PER_IMAGE``
+    columns of an image are kept, those whose hash is a multiple of a fixed number. This choice depends only on the
+    column, so two images with a common stretch keep the same columns of it. Columns with fewer than ``FEWEST_LEVELS``
+    grey levels are left out, because they hold no noise that would identify them.
 
     Returns
     -------
-    image, mark : int64 (K,), int64 (K,)
+    image : (K,) ndarray of int64
+        Index of the image of each mark.
+    mark : (K,) ndarray of int64
+        Hash of the column.
     """
     resolution = dataset.resolution
     bits = 52 - 8 - int(np.ceil(np.log2(resolution)))
@@ -122,7 +132,20 @@ def column_marks(dataset: DMTimeImages) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join_by_marks(groups: np.ndarray, image: np.ndarray, mark: np.ndarray) -> np.ndarray:
-    """The groups, int64 (N,), after those that share a mark have become one."""
+    """Join the groups that share a mark.
+
+    Parameters
+    ----------
+    groups : (N,) ndarray of int
+        Group of each image.
+    image, mark : (K,) ndarray of int64
+        As ``column_marks`` returns them.
+
+    Returns
+    -------
+    joined : (N,) ndarray of int64
+        The new groups, counted from 0.
+    """
     marks, mark = np.unique(mark, return_inverse=True)
     groups = np.unique(groups, return_inverse=True)[1]
     n_groups = int(groups.max(initial=-1)) + 1
@@ -132,7 +155,13 @@ def join_by_marks(groups: np.ndarray, image: np.ndarray, mark: np.ndarray) -> np
 
 
 def check_no_shared_data(marks: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Raise InputError when images of two different sets show the same stretch of data."""
+    """Raise InputError if images of two sets show the same stretch of data.
+
+    Parameters
+    ----------
+    marks : dict
+        Image and mark arrays of each split, as ``column_marks`` returns them.
+    """
     names = list(marks)
     for number, name in enumerate(names):
         for other in names[number + 1 :]:
@@ -145,10 +174,15 @@ def check_no_shared_data(marks: dict[str, tuple[np.ndarray, np.ndarray]]) -> Non
 
 
 def find_events(dataset: DMTimeImages) -> np.ndarray:
-    """The event of each image, int64 (N,): neighbours in a file that are shifted copies of each other share one.
+    """Find the event of each image: neighbours in a file that are shifted copies of each other belong to one.
 
-    A candidate gives a run of pages, each one sample later (or earlier) than the one before. In a set downsampled from
-    256 pixels by a factor f, pages that lie f places apart are shifted by one column. Shuffled sets need a groups file.
+    A candidate gives a run of pages, each one sample later (or earlier) than the page before. In a set downsampled from
+    256 pixels by a factor f, pages f places apart are shifted by one column. Shuffled sets need a groups file.
+
+    Returns
+    -------
+    events : (N,) ndarray of int64
+        Counted from 0.
     """
     lags = sorted({1, max(1, NATIVE_RESOLUTION // dataset.resolution)})
     first_of_event = np.ones(len(dataset), bool)
@@ -161,7 +195,7 @@ def find_events(dataset: DMTimeImages) -> np.ndarray:
                 before, after = images[first:last], images[first + lag : last + lag]
                 shifted = shifted_copies(before, after, resampled=lag > 1)
                 forget(images)
-                # A page and its shifted copy are of one event, and so is all that lies between them.
+                # The pages between a page and its shifted copy belong to the same event.
                 for place in range(1, lag + 1):
                     joined[first + place : last + place] |= shifted
         first_of_event[start : start + len(images)] = ~joined
@@ -169,16 +203,18 @@ def find_events(dataset: DMTimeImages) -> np.ndarray:
 
 
 def shifted_copies(before: np.ndarray, after: np.ndarray, resampled: bool = False) -> np.ndarray:
-    """Which pairs of images show the same data, one column apart.
+    """Find the pairs of images that show the same data, shifted by one column.
 
     Parameters
     ----------
-    before, after : uint8 (N, H, W), compared pair by pair
-    resampled : leave the outer columns out, which resampling fills with other neighbours
+    before, after : (N, H, W) ndarray of uint8
+        Compared pair by pair.
+    resampled : bool
+        Leave out the outer columns, whose values depend on neighbours outside the image.
 
     Returns
     -------
-    bool (N,)
+    shifted : (N,) ndarray of bool
     """
     result = np.zeros(len(before), bool)
     for left, right in ((before[:, :, 1:], after[:, :, :-1]), (before[:, :, :-1], after[:, :, 1:])):
@@ -192,10 +228,10 @@ def shifted_copies(before: np.ndarray, after: np.ndarray, resampled: bool = Fals
 
 
 def _same_up_to_scale(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Which pairs agree, within truncation to integers, after a linear rescaling of the grey levels; bool (N,).
+    """Find the pairs that agree after a linear rescaling of the grey levels, within the truncation to integers.
 
-    Each page is scaled by its own extremes: when a bright column enters or leaves, the copies differ by such a scale.
-    The scale is the ratio of the standard deviations, free of the variance 1/12 of truncation (Sheppard's correction).
+    Each page is scaled by its own extremes: the scale changes when a bright column enters or leaves. It is the ratio of
+    the standard deviations, each corrected for the variance 1/12 of the truncation (Sheppard's correction).
     """
     n_pixels = left.shape[1] * left.shape[2]
     x: np.ndarray = left.reshape(-1, n_pixels).astype(np.float32)
@@ -210,11 +246,13 @@ def _same_up_to_scale(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     variance_x = (x * x).sum(axis=1, keepdims=True) / n
     variance_y = (y * y).sum(axis=1, keepdims=True) / n
     covariance = (x * y).sum(axis=1, keepdims=True) / n
+    # A correlation above 0.5 excludes unrelated noise before the exact comparison. Chosen by hand; not tuned on data.
     correlated = covariance**2 > 0.25 * variance_x * variance_y
 
     scale = np.sqrt(np.maximum(variance_y - 1 / 12, 1e-6) / np.maximum(variance_x - 1 / 12, 1e-6))
-    # Truncation moves a value by half a level to either side, in both images: twice that leaves room for the fit.
+    # Truncation changes a value by up to half a level in each image; twice that leaves room for the error of the fit.
     agree = (np.abs(y - scale * x) <= 1.0 + scale).all(axis=1, keepdims=True)
+    # At least a quarter of the pixels must be neither 0 nor 255. Chosen by hand; not tuned on data.
     enough = inside.mean(axis=1, keepdims=True) > 0.25
     return (correlated & (covariance > 0) & agree & enough)[:, 0]
 
@@ -222,25 +260,31 @@ def _same_up_to_scale(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def split_by_event(
     labels: np.ndarray, groups: np.ndarray, validation_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split images into training and validation so that no event is on both sides.
+    """Split images into training and validation without dividing an event.
 
-    Of the events that show a Pulse, and of those that do not, whole events are drawn at random until the validation
-    side holds the part of their images that comes nearest to ``validation_fraction``; both sides get at least one.
+    Among the events that show a pulse, and among the others, whole events are drawn at random until their number of
+    images is as near as possible to ``validation_fraction``. At least one event is drawn and at least one is left.
 
     Parameters
     ----------
-    labels : int (N,), 0 = Artefact, 1 = Pulse
-    groups : int (N,), the event that each image shows
-    validation_fraction : wanted part of the images, between 0 and 1
-    seed : the same seed gives the same split
+    labels : (N,) ndarray of int
+        1 = Pulse, 0 = Artefact.
+    groups : (N,) ndarray of int
+        Event of each image.
+    validation_fraction : float
+        Fraction of the images for validation, between 0 and 1.
+    seed : int
+        The same seed gives the same split.
 
     Returns
     -------
-    training, validation : sorted int64 indices, together all N images
+    training, validation : ndarray of int64
+        Sorted indices; together all N images.
 
     Raises
     ------
-    InputError : a class that cannot be on both sides, having fewer than two events.
+    InputError
+        If a class would be missing in one of the splits, for example because it has only one event.
     """
     random = np.random.default_rng(seed)
     events, event_of = np.unique(groups, return_inverse=True)
@@ -253,33 +297,32 @@ def split_by_event(
             held = np.cumsum(n_images[drawn])
             n_events = np.abs(held - validation_fraction * held[-1]).argmin() + 1
             in_validation[drawn[: min(n_events, len(drawn) - 1)]] = True
-    on_validation_side = in_validation[event_of]
-    training, validation = np.flatnonzero(~on_validation_side), np.flatnonzero(on_validation_side)
+    image_in_validation = in_validation[event_of]
+    training, validation = np.flatnonzero(~image_in_validation), np.flatnonzero(image_in_validation)
     check_split(labels, groups, training, validation)
     return training, validation
 
 
 def check_split(labels: np.ndarray, groups: np.ndarray, training: np.ndarray, validation: np.ndarray) -> None:
-    """Raise InputError when an event is on both sides of a split, or a class is missing on one."""
+    """Raise InputError if an event is in both splits, or a class is missing in one."""
     shared = np.intersect1d(groups[training], groups[validation])
     if shared.size:
-        raise InputError(f"the split leaks: {shared.size} event(s), {shared[0]} among them, are on both sides")
-    for side, indices in (("training", training), ("validation", validation)):
+        raise InputError(
+            f"the split leaks: {shared.size} event(s), such as {shared[0]}, are in both training and validation"
+        )
+    for split, indices in (("training", training), ("validation", validation)):
         missing = _missing_class(labels[indices])
         if missing is not None:
             n_events = len(np.unique(groups[labels == missing]))
             name = CLASS_NAMES[missing]
-            raise InputError(
-                f"labels: no {name} is left for the {side} side of the split, "
-                f"since the set has {n_events} {name} event(s)"
-            )
+            raise InputError(f"labels: the {split} split would have no {name}; the set has {n_events} {name} event(s)")
 
 
-def check_classes(side: str, labels: np.ndarray) -> None:
-    """Raise InputError when a class is missing among the labels of a side."""
+def check_classes(split: str, labels: np.ndarray) -> None:
+    """Raise InputError if a class is missing among the labels of a split."""
     missing = _missing_class(labels)
     if missing is not None:
-        raise InputError(f"labels: the {side} files hold no {CLASS_NAMES[missing]}")
+        raise InputError(f"labels: the {split} files must have images of both classes, got no {CLASS_NAMES[missing]}")
 
 
 def _missing_class(labels: np.ndarray) -> int | None:

@@ -1,18 +1,18 @@
-"""Train a network to tell pulses from artefacts on labelled DM-time images.
+"""Train a network to distinguish pulses from artefacts on labelled DM-time images.
 
     python training.py config.json
     python training.py config.json --device cpu --epochs 3
-    python training.py config.json --resume                     go on where a training was stopped or killed
-    torchrun --nproc-per-node=4 training.py config.json         several GPUs (or CPU processes) for one training
+    python training.py config.json --resume                     continue a training that was stopped or killed
+    torchrun --nproc-per-node=4 training.py config.json         one training on several GPUs (or CPU processes)
 
 The config names the images (uint8 .npy), their labels and the network; README.md explains every key. Training stops
 when the validation loss (or the metric that the config names) has not improved for `patience` epochs. SIGINT (Ctrl-C)
-and SIGTERM finish the step, save last.pth and end the run with exit code 130 or 143.
+and SIGTERM finish the current step, save last.pth and end the run with exit code 130 or 143.
 
 Results:
     <path_to_checkpoints>/ch_point_<model_name>_<resolution>/prot-<epoch>-<train accuracy>-<validation accuracy>.pth
-        written when the metric improves; best.pth beside it is a copy of the last of them, and last.pth is what
-        --resume goes on from
+        written when the metric improves; best.pth beside it is a copy of the latest of these, and --resume continues
+        from last.pth
     <path_to_images>/accuracy_across_epochs_for_<model_name>_<resolution>x<resolution>.jpg
         loss and accuracy across epochs
 and a report on standard output.
@@ -56,7 +56,7 @@ from single_pulse_classifier_training.runtime import (
     remove_leftovers,
     set_seed,
 )
-from single_pulse_classifier_training.split import Side, load_sides
+from single_pulse_classifier_training.split import Split, load_splits
 from single_pulse_classifier_training.training_models import build_model
 from single_pulse_classifier_training.training_state import (
     Interrupted,
@@ -71,9 +71,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gave; the values are those of the best epoch.
+    """Result of a training.
 
-    ``history`` holds one dictionary an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy.
+    Parameters
+    ----------
+    history : list of dict
+        One per epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy.
+    best : dict
+        Entry of the best epoch.
+    confusion : ConfusionCounts
+        Validation counts of the best epoch.
+    checkpoint_path, plot_path : Path
+        Checkpoint of the best epoch, plot of the history.
+    wall_time_s : float
+        Duration of the run in seconds.
     """
 
     history: list[dict[str, float]]
@@ -91,7 +102,24 @@ def train_one_epoch(
     change: nn.Module | None,
     after_step: Callable[[], None],
 ) -> tuple[float, float]:
-    """Take the steps of an epoch that are still to do; returns its mean loss and the accuracy while training."""
+    """Train on the remaining batches of an epoch.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        The remaining batches.
+    progress : Progress
+        Updated after every batch.
+    change : nn.Module or None
+        Augmentation of a batch of images.
+    after_step : callable
+        Called without arguments after every step.
+
+    Returns
+    -------
+    loss, accuracy : float
+        Means over the whole epoch, measured on the augmented images while the weights change.
+    """
     learner.network.train()
     for images, labels in tqdm(loader, desc="train", leave=False, disable=learner.ranks.hide_bar):
         images = images.to(learner.device, non_blocking=True).float()
@@ -112,7 +140,7 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(learner: Learner, loader: DataLoader, after_step: Callable[[], None]) -> tuple[float, ConfusionCounts]:
-    """The mean loss and the confusion counts of the validation images."""
+    """Return the mean loss and the confusion counts of the validation images."""
     learner.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=learner.device)
     counts = torch.zeros(4, dtype=torch.int64, device=learner.device)
@@ -129,7 +157,7 @@ def evaluate(learner: Learner, loader: DataLoader, after_step: Callable[[], None
 
 
 def describe(config: TrainingConfig, model: nn.Module, metrics: dict) -> Checkpoint:
-    """The checkpoint of a network as the config describes it."""
+    """Return the checkpoint of a network with the description in the config."""
     return Checkpoint(
         model=model,
         model_name=config.model_name,
@@ -143,7 +171,7 @@ def describe(config: TrainingConfig, model: nn.Module, metrics: dict) -> Checkpo
 
 
 def save_best(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write the checkpoint of an epoch under its own name, and a copy of it as best.pth."""
+    """Write the checkpoint of an epoch under its own name and a copy as best.pth; return the former's path."""
     metrics = checkpoint.metrics
     path = folder / f"prot-{metrics['epoch']:03d}-{metrics['train_accuracy']:.3f}-{metrics['val_accuracy']:.3f}.pth"
     save_checkpoint(path, checkpoint)
@@ -159,7 +187,15 @@ def fit(
     progress: Progress,
     folder: Path,
 ) -> None:
-    """Train until the metric stops improving, from where ``progress`` stands."""
+    """Train until the metric stops improving, continuing from ``progress``, and write checkpoints into ``folder``.
+
+    Raises
+    ------
+    InputError
+        If the loss is not finite.
+    Interrupted
+        After a signal, when the training state has been saved.
+    """
     training_loader, validation_loader = loaders
     shuffled = training_loader.batch_sampler
     assert isinstance(shuffled, TrainingBatches)
@@ -171,7 +207,7 @@ def fit(
         watch.saved()
 
     def after_step() -> None:
-        # All processes stop, or save, after the same step.
+        # All processes must stop, or save, after the same step.
         signalled, due = ranks.agree(watch.signal, watch.is_due())
         if signalled or due:
             save()
@@ -180,19 +216,19 @@ def fit(
 
     while not is_over(config, progress):
         shuffled.epoch, shuffled.first = progress.epoch, progress.n_batches
-        began, n_images = time.perf_counter(), len(training_loader) * config.batch_size
+        start, n_images = time.perf_counter(), len(training_loader) * config.batch_size
         loss, accuracy = train_one_epoch(learner, training_loader, progress, change, after_step)
-        speed = n_images / (time.perf_counter() - began)
-        # Shares of the validation side differ in length: several processes can only agree when all have ended.
+        speed = n_images / (time.perf_counter() - start)
+        # The validation batches of the processes differ in number, so they can only agree on a signal after the last.
         val_loss, counts = evaluate(learner, validation_loader, after_step if ranks.n == 1 else lambda: None)
         if not (math.isfinite(loss) and math.isfinite(val_loss)):
             raise InputError(
-                f"learning_rate {config.learning_rate} is too high: no finite loss in epoch {progress.epoch}"
+                f"learning_rate {config.learning_rate} is too high: the loss of epoch {progress.epoch} is not finite"
             )
         record = {"epoch": progress.epoch, "train_loss": loss, "train_accuracy": accuracy}
         record |= {"val_loss": val_loss, "val_accuracy": counts.accuracy}
-        words = "epoch %d: train loss %.4f accuracy %.4f, validation loss %.4f accuracy %.4f, %.0f images/s"
-        logger.info(words, *record.values(), speed)
+        message = "epoch %d: train loss %.4f accuracy %.4f, validation loss %.4f accuracy %.4f, %.0f images/s"
+        logger.info(message, *record.values(), speed)
         if progress.best is None or is_better(record, progress.best, config.early_stopping_metric):
             metrics = record | {"validation_confusion": asdict(counts)}
             metrics |= {"val_precision": counts.precision, "val_recall": counts.recall, "val_f1": counts.f1}
@@ -204,19 +240,19 @@ def fit(
 
 
 def is_over(config: TrainingConfig, progress: Progress) -> bool:
-    """Whether all epochs are done, or the metric has not improved for ``patience`` of them."""
+    """Return whether all epochs are finished, or the metric has not improved for ``patience`` epochs."""
     if progress.epoch > config.num_epochs:
         return True
     return progress.best is not None and progress.epoch - 1 - progress.best["epoch"] >= config.patience
 
 
 def is_better(record: dict[str, float], best: dict[str, float], metric: str) -> bool:
-    """Whether an epoch improves on the best one: a lower loss or a higher accuracy."""
+    """Return whether an epoch improves on the best one: a lower loss or a higher accuracy."""
     return record[metric] < best[metric] if metric.endswith("loss") else record[metric] > best[metric]
 
 
 def report(result: TrainingResult) -> str:
-    """The result of a training in words."""
+    """Return the result of a training as text."""
     best, counts = result.best, result.confusion
     return "\n".join(
         (
@@ -224,8 +260,8 @@ def report(result: TrainingResult) -> str:
             f"training:    loss {best['train_loss']:.4f}, accuracy {best['train_accuracy']:.4f}",
             f"validation:  loss {best['val_loss']:.4f}, accuracy {best['val_accuracy']:.4f}",
             f"             precision {counts.precision:.4f}, recall {counts.recall:.4f}, F1 {counts.f1:.4f}",
-            f"confusion:   {counts.true_positives} Pulse and {counts.true_negatives} Artefact right, "
-            f"{counts.false_positives} Artefact called Pulse, {counts.false_negatives} Pulse called Artefact",
+            f"confusion:   {counts.true_positives} Pulse and {counts.true_negatives} Artefact correct, "
+            f"{counts.false_positives} Artefact classified as Pulse, {counts.false_negatives} Pulse as Artefact",
             f"checkpoint:  {result.checkpoint_path}",
             f"plot:        {result.plot_path}",
             f"wall time:   {result.wall_time_s:.1f} s",
@@ -234,13 +270,16 @@ def report(result: TrainingResult) -> str:
 
 
 def build_loaders(
-    config: TrainingConfig, sides: dict[str, Side], device: torch.device, ranks: Ranks
+    config: TrainingConfig, splits: dict[str, Split], device: torch.device, ranks: Ranks
 ) -> tuple[DataLoader, DataLoader]:
-    """Batches of the training images in a new order each epoch, and of the validation images in order."""
-    training, validation = sides["training"], sides["validation"]
+    """Return loaders of the training images, in a new order each epoch, and of the validation images, in order."""
+    training, validation = splits["training"], splits["validation"]
     shuffled = TrainingBatches(training.indices, config.batch_size, config.seed, ranks.rank, ranks.n)
     if not len(shuffled):
-        raise InputError(f"{len(training.indices)} training images are too few for {ranks.n} process(es)")
+        raise InputError(
+            f"the number of training images must be at least {2 * ranks.n} for {ranks.n} process(es), "
+            f"got {len(training.indices)}"
+        )
     ordered = ordered_batches(validation.indices, max(1, config.batch_size // ranks.n), ranks.rank, ranks.n)
     pin = device.type == "cuda"
     return (
@@ -249,9 +288,24 @@ def build_loaders(
     )
 
 
-def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: bool) -> TrainingResult | None:
-    """Train on one process of all; the writer returns the result."""
-    started = time.perf_counter()
+def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: bool) -> TrainingResult | None:
+    """Run the part of a training that belongs to this process.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    device : torch.device
+    ranks : Ranks
+        This process among all.
+    resuming : bool
+        Continue from last.pth if there is one.
+
+    Returns
+    -------
+    result : TrainingResult or None
+        None in the processes that write nothing.
+    """
+    start = time.perf_counter()
     set_seed(config.seed)
     if config.initial_weights is None:
         model = build_model(config.model_name, config.resolution)
@@ -260,7 +314,7 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: boo
         model = load_checkpoint(path, device, config.model_name, config.resolution).model
     model = model.to(device).to(memory_format=torch.channels_last)
     set_seed(config.seed + ranks.rank)
-    sides = load_sides(config)
+    splits = load_splits(config)
     name = f"{config.model_name}_{config.resolution}"
     folder = config.resolve(config.path_to_checkpoints) / f"ch_point_{name}"
     images = config.resolve(config.path_to_images)
@@ -269,14 +323,14 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: boo
         make_output_folder(images, "path_to_images")
         remove_leftovers(folder)
 
-    loaders = build_loaders(config, sides, device, ranks)
-    learner = build_learner(config, model, sides["training"].labels, len(loaders[0]), device, ranks)
+    loaders = build_loaders(config, splits, device, ranks)
+    learner = build_learner(config, model, splits["training"].labels, len(loaders[0]), device, ranks)
     progress, last = Progress(sums=torch.zeros(4, dtype=torch.float64, device=device)), folder / "last.pth"
-    if go_on and last.exists():
+    if resuming and last.exists():
         progress = resume(last, config, learner)
-        logger.info("going on with epoch %d after %d batches", progress.epoch, progress.n_batches)
+        logger.info("resuming epoch %d after %d batches", progress.epoch, progress.n_batches)
     elif last.exists():
-        logger.warning("%s of an earlier training will be replaced: --resume would go on with it", last)
+        logger.warning("%s of an earlier training will be replaced; --resume would continue it", last)
     fit(config, learner, loaders, progress, folder)
     if not ranks.is_writer:
         return None
@@ -284,20 +338,31 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, go_on: boo
     assert progress.best is not None and progress.best_counts is not None and progress.best_path is not None
     plot_path = images / f"accuracy_across_epochs_for_{name}x{config.resolution}.jpg"
     plot_training_history(progress.history, int(progress.best["epoch"]), name, plot_path)
-    wall_time_s = time.perf_counter() - started
+    wall_time_s = time.perf_counter() - start
     return TrainingResult(
         progress.history, progress.best, progress.best_counts, progress.best_path, plot_path, wall_time_s
     )
 
 
+def load_training_config(path: str | Path, epochs: int | None, device: str | None) -> TrainingConfig:
+    """Read a training config, with the number of epochs and the device of the command line where they are given.
+
+    Raises
+    ------
+    InputError
+        If the config is not valid, or ``epochs`` is less than 1.
+    """
+    if epochs is not None and epochs < 1:
+        raise InputError(f"--epochs must be at least 1, got {epochs}")
+    options = {"num_epochs": epochs, "device": device}
+    config = load_config(path, TrainingConfig)
+    return config.model_copy(update={key: value for key, value in options.items() if value is not None})
+
+
 def run(args: argparse.Namespace) -> TrainingResult | None:
-    """Train as the config file says."""
-    config = load_config(args.config, TrainingConfig)
-    if args.epochs is not None and args.epochs < 1:
-        raise InputError(f"--epochs {args.epochs}: valid are whole numbers from 1")
-    config.num_epochs = args.epochs or config.num_epochs
-    device = choose_device(args.device or config.device)
-    keep_freed_memory()
+    """Train as the config file and the command line say."""
+    config = load_training_config(args.config, args.epochs, args.device)
+    device = choose_device(config.device)
     with process_group(device) as ranks:
         if not ranks.is_writer:
             logging.disable(logging.WARNING)
@@ -305,7 +370,7 @@ def run(args: argparse.Namespace) -> TrainingResult | None:
             result = train(config, device, ranks, args.resume)
         except Interrupted as interrupted:
             number = interrupted.args[0]
-            logger.warning("stopped by %s; the same command with --resume goes on", signal.Signals(number).name)
+            logger.warning("stopped by %s; the same command with --resume continues", signal.Signals(number).name)
             sys.exit(128 + number)
     if result is not None:
         print(report(result))
@@ -315,13 +380,14 @@ def run(args: argparse.Namespace) -> TrainingResult | None:
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="training config, a JSON file")
-    parser.add_argument("--device", choices=DEVICES, help="where to train (default: the config's device, auto)")
-    parser.add_argument("--epochs", type=int, help="most epochs to train (default: the config's num_epochs, 100)")
-    parser.add_argument("--resume", action="store_true", help="go on from last.pth, or start if there is none")
+    parser.add_argument("--device", choices=DEVICES, help="where to train (default: device of the config, auto)")
+    parser.add_argument("--epochs", type=int, help="maximum number of epochs (default: num_epochs of the config, 100)")
+    parser.add_argument("--resume", action="store_true", help="continue from last.pth, or start if there is none")
     return parser
 
 
 def main() -> None:
+    keep_freed_memory()
     run_script(get_parser(), run)
 
 

@@ -1,4 +1,4 @@
-"""evaluate.py on a network whose logits are known: every number it gives follows from the images."""
+"""evaluate.py on a network whose logits are known: every metric follows from the images."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def sets(tmp_path_factory) -> tuple[Path, dict, dict]:
 
 @pytest.fixture
 def job(sets, tmp_path) -> tuple[Path, Path]:
-    """A config with a test side, and a checkpoint with a training state, in a folder of their own."""
+    """A config with a test split, and a checkpoint with a training state, in a folder of their own."""
     data, training, test = sets
     config = training | {"path_to_files": str(data), "path_to_images": "out/", "resolution": RESOLUTION,
                          "model_name": MODEL_NAME, "test_files": test, "batch_size": 256,
@@ -209,13 +209,24 @@ def test_metrics_again_from_the_predictions_alone(job, options):
     assert sorted(file.suffix for file in (config.parent / "x").iterdir()) == [".json", ".png"]
 
 
-def test_without_a_test_side_the_validation_side_is_evaluated(job):
+def test_predictions_and_options_of_earlier_versions_are_read(job):
+    config, path = job
+    metrics = evaluate(config, path, "--keep-checkpoint", "--side", "validation")
+    predictions = config.parent / "out" / "predictions_grey_validation.npz"
+    with np.load(predictions) as archive:
+        content = dict(archive)
+    content["side"] = content.pop("split")
+    np.savez(predictions, **content)
+    assert evaluate("--predictions", predictions) == metrics
+
+
+def test_without_a_test_split_the_validation_split_is_evaluated(job):
     config, path = job
     metrics = evaluate(without_test(config), path, "--keep-checkpoint")
     assert metrics["side"] == "validation" and 1900 < metrics["images"] < 2100
-    training = evaluate(config, path, "--keep-checkpoint", "--side", "training")
+    training = evaluate(config, path, "--keep-checkpoint", "--split", "training")
     assert training["images"] + metrics["images"] == 4000
-    assert training["temperature"] == metrics["temperature"], "always fitted on the validation side"
+    assert training["temperature"] == metrics["temperature"], "always fitted on the validation split"
     assert (config.parent / "out" / "predictions_grey_training.npz").exists()
 
 
@@ -268,8 +279,8 @@ def mistake(kind: str, config: Path, path: Path) -> list[object]:
             change(config, model_name="resnet18")
         case "another resolution":
             change(config, resolution=64)
-        case "no test side":
-            return [without_test(config), path, "--side", "test"]
+        case "no test split":
+            return [without_test(config), path, "--split", "test"]
         case "rate without page length":
             checkpoint = load_checkpoint(path, "cpu")
             checkpoint.tsamp_s = None
@@ -311,21 +322,21 @@ def mistake(kind: str, config: Path, path: Path) -> list[object]:
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("another network", "grey.pth .*GAP.*resnet18"),
-        ("another resolution", "grey.pth .*32.*64"),
-        ("no test side", "--side test.*training, validation"),
+        ("another network", "grey.pth: model_name must be 'resnet18', got .*GAP"),
+        ("another resolution", "grey.pth: resolution must be 64, got 32"),
+        ("no test split", "--split must be training or validation .*, got test"),
         ("rate without page length", "--max-false-per-hour.*--page-s"),
-        ("rate too low", "--max-false-per-hour 0.01 .*valid are rates from 0[.]"),
+        ("rate too low", "--max-false-per-hour must be at least 0[.].*, got 0.01"),
         ("pulse-free no images", "--pulse-free .*sky.npy"),
         ("pulse-free resolution", "sky.npy .*64 x 64.*32"),
-        ("page length", "--page-s 0"),
-        ("rate", "--false-per-hour -1"),
+        ("page length", "--page-s must be .*, got 0"),
+        ("rate", "--false-per-hour must be .*, got -1"),
         ("nothing given", "config.json and checkpoint.pth"),
         ("config alone", "checkpoint.pth"),
         ("both", "config.json .*--predictions"),
-        ("predictions", "predictions.npz is no predictions file"),
-        ("predictions npy", "predictions.npy is no predictions file"),
-        ("damaged weights", "not finite"),
+        ("predictions", "predictions.npz must be a predictions file"),
+        ("predictions npy", "predictions.npy must be a predictions file"),
+        ("damaged weights", "must be finite"),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence_and_nothing_is_written(job, kind, named):

@@ -18,10 +18,11 @@ from single_pulse_classifier_training.calibration import (
     threshold_for_rate,
 )
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.evaluation import recall_by_snr
 from single_pulse_classifier_training.metrics import (
     average_precision,
     precision_recall_curve,
-    recall_by_snr,
+    recall_by,
     roc_auc,
     roc_curve,
 )
@@ -74,16 +75,27 @@ def test_a_missing_class_leaves_the_curves_undefined():
     assert math.isnan(average_precision(np.array([0, 0]), np.array([0.1, 0.2])))
 
 
-def test_recall_by_snr_puts_every_pulse_of_known_snr_into_one_bin():
-    snr = np.array([5.9, 6, 7.9, 8, 9.9, 10, 14.9, 15, 80, np.nan, 9, np.nan], np.float32)
-    labels = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0])
-    found = np.array([0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1])
-    bins = recall_by_snr(labels, found, snr)
+SNR = np.array([5.9, 6, 7.9, 8, 9.9, 10, 14.9, 15, 80, np.nan], np.float32)
+FOUND = np.array([0, 0, 1, 1, 1, 0, 0, 1, 1, 1], bool)
+
+
+def test_recall_by_puts_every_known_value_into_one_bin():
+    assert recall_by(SNR, FOUND, (-np.inf, 6.0, 8.0, 100.0, 200.0, np.inf)) == [
+        {"from": None, "to": 6.0, "found": 0, "of": 1},
+        {"from": 6.0, "to": 8.0, "found": 1, "of": 2},
+        {"from": 8.0, "to": 100.0, "found": 4, "of": 6},
+        {"from": 100.0, "to": 200.0, "found": 0, "of": 0},
+        {"from": 200.0, "to": None, "found": 0, "of": 0},
+    ]
+
+
+def test_recall_by_snr_has_the_format_of_the_metrics_file():
+    bins = recall_by_snr(SNR, FOUND)
     assert [(entry["snr"], entry["pulses"], entry["found"]) for entry in bins] == [
         ("<6", 1, 0), ("6-8", 2, 1), ("8-10", 2, 2), ("10-15", 2, 0), (">15", 2, 2)]  # fmt: skip
     assert [entry["recall"] for entry in bins] == [0, 0.5, 1, 0, 1]
-    assert recall_by_snr(labels[1:9], found[1:9], snr[1:9])[0]["snr"] == "6-8"
-    assert recall_by_snr(labels, found, np.full(12, np.nan)) == []
+    assert recall_by_snr(SNR[1:9], FOUND[1:9])[0]["snr"] == "6-8"
+    assert recall_by_snr(np.full(10, np.nan), FOUND) == []
 
 
 def test_expected_calibration_error_of_known_probabilities():

@@ -144,7 +144,7 @@ def test_a_signal_finishes_the_step_saves_and_exits(whole, config, number):
         if "epoch 2" in line:
             process.send_signal(number)
     assert process.wait() == 128 + number
-    assert "--resume goes on" in lines[-1] and not any("Traceback" in line for line in lines)
+    assert "--resume continues" in lines[-1] and not any("Traceback" in line for line in lines)
     progress = load_training_state(checkpoints(stopped) / "last.pth")[1]["progress"]
     assert progress["epoch"] == 3 and 1 <= progress["n_batches"] <= 20
     train(stopped, "--resume")

@@ -1,4 +1,4 @@
-"""Events, the split by event, and the check that nothing leaks from one side to another."""
+"""Events, the split by event, and the check that no data are in two splits."""
 
 import json
 
@@ -15,7 +15,7 @@ from single_pulse_classifier_training.split import (
     column_marks,
     find_events,
     join_by_marks,
-    load_sides,
+    load_splits,
     split_by_event,
 )
 
@@ -31,7 +31,7 @@ event_sizes = st.lists(st.integers(1, 40), min_size=2, max_size=25)
 
 @settings(max_examples=60, deadline=None)
 @given(pulses=event_sizes, artefacts=event_sizes, fraction=st.floats(0.05, 0.95), seed=st.integers(0, 2**32 - 1))
-def test_split_has_no_event_on_both_sides_and_both_classes_on_each(pulses, artefacts, fraction, seed):
+def test_split_divides_no_event_and_has_both_classes_in_each_part(pulses, artefacts, fraction, seed):
     sizes = np.array(pulses + artefacts)
     shuffled = np.random.default_rng(seed).permutation(sizes.sum())
     groups = np.repeat(np.arange(len(sizes)), sizes)[shuffled]
@@ -43,11 +43,20 @@ def test_split_has_no_event_on_both_sides_and_both_classes_on_each(pulses, artef
     for label, members in ((1, pulses), (0, artefacts)):
         held = (labels[validation] == label).sum()
         assert 0 < held < sum(members)
-        # Whole events only: the part can be off by an event, and each side keeps at least one.
+        # Whole events only: the fraction can differ by one event, and each split keeps at least one.
         assert abs(held - fraction * sum(members)) <= max(members)
 
     again = split_by_event(labels, groups, fraction, seed)
     assert np.array_equal(training, again[0]) and np.array_equal(validation, again[1])
+
+
+def test_an_event_is_left_for_training_whatever_the_validation_fraction():
+    """Two pure Artefact events beside two that show both classes: each kind is in both splits."""
+    groups = np.repeat(np.arange(4), 10)
+    labels = np.where(groups < 2, np.arange(40) % 2, 0)
+    for seed in range(5):
+        training, validation = split_by_event(labels, groups, 0.99, seed)
+        assert sorted(np.unique(groups[training]) < 2) == sorted(np.unique(groups[validation]) < 2) == [False, True]
 
 
 def test_another_seed_gives_another_split():
@@ -59,7 +68,7 @@ def test_another_seed_gives_another_split():
 
 def test_one_event_of_a_class_cannot_be_split():
     labels = np.repeat([0, 1], 10)
-    with pytest.raises(InputError, match=r"no Pulse is left for the validation side .* has 1 Pulse event\(s\)"):
+    with pytest.raises(InputError, match=r"the validation split would have no Pulse; the set has 1 Pulse event\(s\)"):
         split_by_event(labels, np.repeat([0, 1, 2], [5, 5, 10]), 0.2, 0)
     with pytest.raises(InputError, match=r"has 0 Pulse event\(s\)"):
         split_by_event(np.zeros(20, np.int64), np.arange(20), 0.2, 0)
@@ -73,9 +82,9 @@ def test_events_that_hold_both_classes_stay_whole():
 
 def test_a_leaking_split_and_a_missing_class_are_refused():
     labels, groups = np.array([0, 1, 0, 1]), np.array([5, 6, 7, 6])
-    with pytest.raises(InputError, match=r"the split leaks: 1 event\(s\), 6 among them"):
+    with pytest.raises(InputError, match=r"the split leaks: 1 event\(s\), such as 6, are in both"):
         check_split(labels, groups, np.array([0, 1]), np.array([2, 3]))
-    with pytest.raises(InputError, match="no Pulse is left for the validation side"):
+    with pytest.raises(InputError, match="the validation split would have no Pulse"):
         check_split(labels, groups, np.array([0, 1, 3]), np.array([2]))
 
 
@@ -174,16 +183,16 @@ def config(tmp_path):
     return load
 
 
-def test_sides_of_a_set_in_shards_with_groups_and_snr(tmp_path, config):
+def test_splits_of_a_set_in_shards_with_groups_and_snr(tmp_path, config):
     pages = np.load(tmp_path / "set_32x32.npy")
     save(tmp_path / "a.npy", pages[:20]), save(tmp_path / "b.npy", pages[20:])
     save(tmp_path / "groups.npy", np.arange(60) // 6)
     save(tmp_path / "snr.npy", np.arange(60.0))
-    sides = load_sides(config(files_by_resolution={"32": ["a.npy", "b.npy"]}, groups="groups.npy", snr="snr.npy"))
-    assert list(sides) == ["training", "validation"]
-    both = np.concatenate([side.indices for side in sides.values()])
+    splits = load_splits(config(files_by_resolution={"32": ["a.npy", "b.npy"]}, groups="groups.npy", snr="snr.npy"))
+    assert list(splits) == ["training", "validation"]
+    both = np.concatenate([split.indices for split in splits.values()])
     assert np.array_equal(np.sort(both), np.arange(60))
-    training, validation = sides["training"], sides["validation"]
+    training, validation = splits["training"], splits["validation"]
     assert not set(training.indices // 6) & set(validation.indices // 6)
     assert np.array_equal(validation.snr, validation.indices.astype(np.float32))
     assert np.array_equal(validation.labels, validation.indices % 2)
@@ -196,13 +205,17 @@ def test_validation_and_test_files_of_their_own(tmp_path, config):
         save(tmp_path / f"{name}.npy", sky(10, 4000, 32, seed=number)[0])
         save(tmp_path / f"{name}_labels.npy", np.arange(10) % 2)
         sets[f"{name}_files"] = {"files_by_resolution": {"32": f"{name}.npy"}, "labels": f"{name}_labels.npy"}
-    sides = load_sides(config(**sets))
-    assert {name: len(side.indices) for name, side in sides.items()} == {"training": 60, "validation": 10, "test": 10}
-    assert sides["test"].snr is None
+    splits = load_splits(config(**sets))
+    assert {name: len(split.indices) for name, split in splits.items()} == {
+        "training": 60,
+        "validation": 10,
+        "test": 10,
+    }
+    assert splits["test"].snr is None
 
     save(tmp_path / "validation_labels.npy", np.zeros(10, int))
-    with pytest.raises(InputError, match="labels: the validation files hold no Pulse"):
-        load_sides(config(**sets))
+    with pytest.raises(InputError, match="labels: the validation files must have images of both classes, got no Pulse"):
+        load_splits(config(**sets))
 
 
 @pytest.mark.parametrize("leaking", ["validation", "test"])
@@ -218,15 +231,15 @@ def test_a_shifted_copy_of_a_training_image_in_other_files_fails_the_run(tmp_pat
     files = {"files_by_resolution": {"32": "other.npy"}, "labels": "other_labels.npy"}
     message = f"the split leaks: image 4 of the {leaking} files shows the same data as image 17 of the training files"
     with pytest.raises(InputError, match=message):
-        load_sides(config(**{f"{leaking}_files": files}))
+        load_splits(config(**{f"{leaking}_files": files}))
 
 
 def test_groups_that_tear_one_stretch_of_data_apart_are_mended(tmp_path, config):
-    """Every page has a group of its own, but pages 0 to 29 are shifted copies: they end on one side."""
+    """Every page has a group of its own, but pages 0 to 29 are shifted copies: they end in one split."""
     noise = (60 + 10 * np.random.default_rng(9).normal(size=(32, 90))).astype(np.uint8)
     pages = np.load(tmp_path / "set_32x32.npy")
     pages[:30] = [noise[:, 2 * shift : 2 * shift + 32] for shift in range(30)]
     save(tmp_path / "set_32x32.npy", pages)
     save(tmp_path / "groups.npy", np.arange(60))
-    sides = load_sides(config(groups="groups.npy"))
-    assert (sides["validation"].indices < 30).all() or (sides["validation"].indices >= 30).all()
+    splits = load_splits(config(groups="groups.npy"))
+    assert (splits["validation"].indices < 30).all() or (splits["validation"].indices >= 30).all()

@@ -160,7 +160,7 @@ def test_mistakes_end_with_exit_code_2_and_one_sentence(training_set, changes, m
 
 def test_epochs_option_must_be_positive(training_set):
     done = train(*training_set, "--epochs", "0")
-    assert done.returncode == 2 and "--epochs 0" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "--epochs must be at least 1, got 0" in done.stderr.splitlines()[-1]
 
 
 def test_confusion_counts():
