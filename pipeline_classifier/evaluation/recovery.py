@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 
 import numpy as np
 
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.metrics import recall_by
 
 # Least tolerances of a match; chosen by hand, not tuned on data. 2 pc cm^-3 are four steps of the default DM grid.
 TIME_TOLERANCE_S = 0.003
@@ -179,22 +179,6 @@ def pooled(outcomes: Sequence[Outcome]) -> Outcome:
     columns = {f.name: [getattr(outcome, f.name) for outcome in outcomes] for f in fields(Outcome)}
     duration_s = float(sum(columns.pop("duration_s")))
     return Outcome(**{name: np.concatenate(values) for name, values in columns.items()}, duration_s=duration_s)
-
-
-def recall_by(values: np.ndarray, found: np.ndarray, edges: Sequence[float]) -> list[dict[str, float | None]]:
-    """Pulses found in bins of a value: ``from``, ``to`` (None: no limit), ``found``, ``of`` in every bin.
-
-    Parameters
-    ----------
-    values, found : (n,), one per pulse
-    edges : ascending; a bin has its lower edge, and not its upper one
-    """
-    bins = []
-    for low, high in pairwise(edges):
-        chosen = (values >= low) & (values < high)
-        limits = {"from": float(low) if low > -np.inf else None, "to": float(high) if high < np.inf else None}
-        bins.append(limits | {"found": int(found[chosen].sum()), "of": int(chosen.sum())})
-    return bins
 
 
 def bin_label(part: dict[str, float | None]) -> str:
