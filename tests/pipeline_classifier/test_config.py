@@ -19,13 +19,14 @@ def load(folder: Path, **keys):
 def test_the_default_config_finds_its_own_files():
     config = load_pipeline_config(DEFAULT_CONFIG)
     assert config.model_path.is_file()
-    dms, cleaning = config.front_end()
+    settings = config.front_end()
+    dms, cleaning = settings.dms, settings.cleaning
     np.testing.assert_array_equal(dms, 0.5 * np.arange(256))
     assert cleaning.zero_dm == "zdot" and cleaning.baseline_window_s == 0.2 and cleaning.zaplist == ()
 
 
 def test_an_empty_config_is_the_default_job(tmp_path):
-    np.testing.assert_array_equal(load(tmp_path).front_end()[0], 0.5 * np.arange(256))
+    np.testing.assert_array_equal(load(tmp_path).front_end().dms, 0.5 * np.arange(256))
     assert load(tmp_path).model_path == load_pipeline_config(DEFAULT_CONFIG).model_path
 
 
@@ -43,6 +44,29 @@ def test_paths_are_relative_to_the_config(tmp_path, monkeypatch):
     assert load(tmp_path, path_to_filterbanks="/data").filterbank_path.parent == Path("/data")
 
 
+def test_the_transientx_file_is_read_once(tmp_path, caplog):
+    config = front_end(tmp_path, {"rfi": {"rfilist": [["kadaneT", "4", "8"]]}, "subdedispersion": {"ndm": 8}})
+    (tmp_path / "tx.json").unlink()
+    assert len(config.trial_dms()) == len(config.front_end().dms) == 8
+    config.warn_of_unused_settings()
+    assert len(caplog.records) == 1
+
+
+def test_the_config_is_not_changed_after_it_is_loaded(tmp_path):
+    config = load(tmp_path, threads=3)
+    with pytest.raises(ValueError, match="frozen"):
+        config.threads = 1
+    assert config.threads == 3
+
+
+def test_the_old_name_of_the_candidate_classifier_is_still_read(tmp_path, caplog):
+    config = load(tmp_path, second_look="mine.pth")
+    assert config.candidate_classifier_path == tmp_path / "mine.pth" and "candidate_classifier" in caplog.text
+    assert load(tmp_path, second_look=None).candidate_classifier_path is None
+    caplog.clear()
+    assert load(tmp_path).candidate_classifier_path.is_file() and not caplog.records
+
+
 def test_the_transientx_config_is_honoured_and_our_keys_win(tmp_path):
     front_end = {
         "preprocesslite": {"td": 1, "fd": 1, "zapthre": 3.0, "filltype": "mean"},
@@ -51,11 +75,13 @@ def test_the_transientx_config_is_honoured_and_our_keys_win(tmp_path):
         "subdedispersion": {"dms": 20, "ddm": 0.25, "ndm": 128, "overlap": 0.0},
     }
     (tmp_path / "tx.json").write_text(json.dumps(front_end))
-    dms, cleaning = load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
+    settings = load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
+    dms, cleaning = settings.dms, settings.cleaning
     np.testing.assert_allclose(dms, 20 + 0.25 * np.arange(128))
     assert (cleaning.baseline_window_s, cleaning.zero_dm, cleaning.zaplist) == (0.1, None, ((1300, 1310.5),))
     ours = {"dms": 5.0, "ddm": 2.0, "ndm": 16, "zaplist": [[1400.0, 1410.0]]}
-    dms, cleaning = load(tmp_path, path_to_a_transientx_config="tx.json", **ours).front_end()
+    settings = load(tmp_path, path_to_a_transientx_config="tx.json", **ours).front_end()
+    dms, cleaning = settings.dms, settings.cleaning
     np.testing.assert_allclose(dms, 5 + 2.0 * np.arange(16))
     assert cleaning.zaplist == ((1300, 1310.5), (1400, 1410))
 
@@ -73,7 +99,7 @@ def test_every_transientx_setting_reaches_the_cleaning(tmp_path):
         "subdedispersion": {"overlap": 0.25},
     }
     config = front_end(tmp_path, content)
-    cleaning = config.front_end()[1]
+    cleaning = config.front_end().cleaning
     assert (cleaning.td, cleaning.fd, cleaning.zap_threshold, cleaning.mask_threshold) == (6, 4, 4.0, 9.0)
     assert (cleaning.zero_dm, cleaning.kadane_channels, cleaning.kadane_threshold) == ("zero", 8, 12.0)
     assert cleaning.kadane_width_s == 0.1 and config.overlap() == 0.25
@@ -87,7 +113,7 @@ def test_every_transientx_setting_reaches_the_cleaning(tmp_path):
         ({"rfilist": [["kadaneT", "4", "8"]]}, "kadaneT"),
         ({"rfilist": [["mask", "4", "8"]]}, "mask"),
         ({"rfilist": [["kadaneF", "4", "8"]]}, "averages 16 samples"),
-        ({"rfilist": [["zdot"], ["zero"]]}, "first is done"),
+        ({"rfilist": [["zdot"], ["zero"]]}, "only the first is applied"),
         ({"filltype": "rand"}, "filltype 'rand'"),
         ({"rfilist": [["zdot"]]}, None),
         ({"rfilist": []}, None),
@@ -95,7 +121,7 @@ def test_every_transientx_setting_reaches_the_cleaning(tmp_path):
     ids=str,
 )
 def test_what_is_not_done_is_said_at_the_start(tmp_path, caplog, rfi, said):
-    front_end(tmp_path, {"rfi": rfi}).front_end()
+    front_end(tmp_path, {"rfi": rfi}).warn_of_unused_settings()
     assert [said in record.getMessage() for record in caplog.records] == ([True] if said else [])
 
 
@@ -107,20 +133,20 @@ def test_what_is_not_done_is_said_at_the_start(tmp_path, caplog, rfi, said):
         ({"baseline": {"width": "long"}}, "width"),
         ({"rfi": {"zaplist": [[1, 2, 3]]}}, "zaplist"),
         ({"rfi": 3}, "rfi"),
-        ({"rfi": {"rfilist": [["zdott"]]}}, "zdott.*kadaneT"),
-        ({"rfi": {"rfilist": [["kadaneF", "4"]]}}, "whole numbers"),
+        ({"rfi": {"rfilist": [["zdott"]]}}, "kadaneT.*zdott"),
+        ({"rfi": {"rfilist": [["kadaneF", "4"]]}}, "positive integers"),
         ({"rfi": {"filltype": "median"}}, "filltype"),
         ({"preprocesslite": {"td": 0}}, "td"),
         ({"subdedispersion": {"overlap": 1.0}}, "overlap"),
         ({"preprocesslite": {"zapthre": -1}}, "zapthre"),
-        ({"rfi": {"zaplist": [[1500, 1400]]}}, "zaplist entry .1500.0, 1400.0."),
+        ({"rfi": {"zaplist": [[1500, 1400]]}}, "zaplist.*lowest, highest.*1500.0, 1400.0"),
     ],
     ids=str,
 )
 def test_a_mistake_in_the_transientx_config_is_named(tmp_path, content, named):
     (tmp_path / "tx.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=named):
-        load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
+        load(tmp_path, path_to_a_transientx_config="tx.json")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +181,7 @@ def test_a_config_that_is_missing_or_no_json(tmp_path, content):
     with pytest.raises(InputError, match="config.json"):
         load_pipeline_config(path)
     with pytest.raises(InputError, match="tx.json"):
-        load(tmp_path, path_to_a_transientx_config="tx.json").front_end()
+        load(tmp_path, path_to_a_transientx_config="tx.json")
 
 
 def test_a_config_of_the_tensorflow_pipeline_is_told_what_to_change(tmp_path):

@@ -1,4 +1,4 @@
-"""The second look: portraits that are the same for every width and sampling, and the set it is trained with."""
+"""The candidate classifier: cutouts that are the same for every width and sampling, and its training set."""
 
 from pathlib import Path
 
@@ -8,10 +8,12 @@ import torch
 
 from pipeline_classifier.create_candidate_dataset import get_parser
 from pipeline_classifier.create_candidate_dataset import run as create
-from pipeline_classifier.detection.candidate_classifier import SIDE, SecondLook, portrait, portrait_images
-from pipeline_classifier.detection.peaks import Peak, boxcar_search
+from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
+from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout, cutout_images
+from pipeline_classifier.detection.peaks import Peak
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.formats.sigproc import Header
+from pipeline_classifier.frontend.boxcar import boxcar_search
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import simulate
@@ -31,8 +33,8 @@ def plane_with_pulse(width: int, tsamp: float, snr: float, dm: float = 60.0) -> 
     grid = PageGrid(DMS, 256, tsamp, 59000.0, FREQUENCIES[0], FREQUENCIES[-1])
     late = dispersion_delay(dm - DMS[:, None], FREQUENCIES, FREQUENCIES[0]) / tsamp  # (n_dm, nchans)
     edges = np.clip(n // 2 + late[..., None] - np.arange(n + 1), 0, None)
-    shares = np.clip(np.minimum(edges, width), 0, width)
-    plane = -np.diff(shares, axis=2).sum(axis=1) / len(FREQUENCIES) * snr / np.sqrt(width)
+    parts = np.clip(np.minimum(edges, width), 0, width)
+    plane = -np.diff(parts, axis=2).sum(axis=1) / len(FREQUENCIES) * snr / np.sqrt(width)
     return plane.astype(np.float32), grid, Peak(120, n // 2 - width, width, snr)
 
 
@@ -45,22 +47,22 @@ def searched_plane(plane: np.ndarray):
     return type(with_noise)(with_noise.total - alone.total, with_noise.snr, with_noise.width)
 
 
-def test_a_portrait_does_not_depend_on_sampling_and_width():
-    portraits = []
+def test_a_cutout_does_not_depend_on_sampling_and_width():
+    cutouts = []
     for width, tsamp in ((4, 400e-6), (8, 200e-6), (16, 100e-6)):
         plane, grid, peak = plane_with_pulse(width, tsamp, 40.0)
-        portraits.append(portrait(searched_plane(plane), grid, peak))
-        assert portraits[-1].shape == (SIDE, SIDE)
+        cutouts.append(cutout(searched_plane(plane), grid, peak))
+        assert cutouts[-1].shape == (SIDE, SIDE)
         # A column is a quarter of the width, and holds a quarter of the pulse in half of the noise.
-        assert portraits[-1][MIDDLE, MIDDLE] == pytest.approx(20, rel=0.15)
-        assert np.abs(portraits[-1][MIDDLE, MIDDLE + 6 :]).max() < 3
-    for other in portraits[1:]:
-        assert np.corrcoef(portraits[0].ravel(), other.ravel())[0, 1] > 0.97
+        assert cutouts[-1][MIDDLE, MIDDLE] == pytest.approx(20, rel=0.15)
+        assert np.abs(cutouts[-1][MIDDLE, MIDDLE + 6 :]).max() < 3
+    for other in cutouts[1:]:
+        assert np.corrcoef(cutouts[0].ravel(), other.ravel())[0, 1] > 0.97
 
 
-def test_a_portrait_shows_the_band_in_use():
+def test_a_cutout_shows_the_band_in_use():
     """A pulse in the lower half of the band looks as one in a file that has no more than that half."""
-    portraits = []
+    cutouts = []
     for frequencies, zaplist in ((FREQUENCIES, ((1370.0, 2000.0),)), (FREQUENCIES[FREQUENCIES < 1370], ())):
         grid = PageGrid(DMS, 256, 200e-6, 59000.0, frequencies[0], frequencies[-1], zaplist)
         used = frequencies[frequencies < 1370]
@@ -68,44 +70,47 @@ def test_a_portrait_shows_the_band_in_use():
         plane = np.random.default_rng(0).standard_normal((256, 1200)).astype(np.float32)
         for row, delays in enumerate(late):
             np.add.at(plane[row], 600 + np.rint(delays).astype(int)[:, None] + np.arange(8), 20.0 / len(used))
-        portraits.append(portrait(boxcar_search(plane, 128), grid, Peak(120, 600, 8, 50.0)))
-    strong = portraits[1] > 4
-    assert strong.sum() > 40 and np.corrcoef(portraits[0][strong], portraits[1][strong])[0, 1] > 0.95
+        cutouts.append(cutout(boxcar_search(plane, 128), grid, Peak(120, 600, 8, 50.0)))
+    strong = cutouts[1] > 4
+    assert strong.sum() > 40 and np.corrcoef(cutouts[0][strong], cutouts[1][strong])[0, 1] > 0.95
 
 
-def test_past_the_grid_of_dms_a_portrait_is_black_and_past_the_plane_it_is_empty():
+def test_past_the_grid_of_dms_a_cutout_is_black_and_past_the_plane_it_is_empty():
     grid = PageGrid(DMS, 256, 1e-3, 59000.0, FREQUENCIES[0], FREQUENCIES[-1])
     noise = np.random.default_rng(1).standard_normal((256, 256)).astype(np.float32)
-    values = portrait(boxcar_search(noise, 128), grid, Peak(4, 8, 4, 10.0))
+    values = cutout(boxcar_search(noise, 128), grid, Peak(4, 8, 4, 10.0))
     lowest = np.flatnonzero((values == -5).all(axis=1))
     assert len(lowest) and lowest[0] == 0 and lowest[-1] < MIDDLE
     assert (values[lowest[-1] + 1 :, : MIDDLE - 10] == 0).all() and values[MIDDLE, MIDDLE] != 0
-    image = portrait_images(values[None])[0]
+    image = cutout_images(values[None])[0]
     assert (image[SIDE - 1 - lowest.max() :] == 0).all() and image[0, 0] == 51
 
 
 def network(seed: int = 3) -> Checkpoint:
     torch.manual_seed(seed)
-    model = build_model("DM_time_second_look", SIDE).eval()
-    return Checkpoint(model, "DM_time_second_look", SIDE, normaliser="noise", threshold=0.4)
+    model = build_model("DM_time_candidate_classifier", SIDE).eval()
+    return Checkpoint(model, "DM_time_candidate_classifier", SIDE, normaliser="noise", threshold=0.4)
 
 
 def test_the_probability_of_a_peak_does_not_depend_on_the_others():
     plane, grid, peak = plane_with_pulse(4, 400e-6, 30.0)
     searched = boxcar_search(plane + np.random.default_rng(2).standard_normal(plane.shape).astype(np.float32), 128)
     peaks = [peak, *(Peak(row, 100 + 3 * row, 1 + row % 7, 6.0) for row in range(20, 90, 7))]
-    look = SecondLook(network())
-    together = look.probabilities(searched, grid, peaks)
+    classifier = CandidateClassifier(network())
+    together = classifier.probabilities(searched, grid, peaks)
     assert together.shape == (len(peaks),) and ((together > 0) & (together < 1)).all()
-    assert np.array_equal(together, np.concatenate([look.probabilities(searched, grid, [one]) for one in peaks]))
-    assert len(look.probabilities(searched, grid, [])) == 0
+    assert np.array_equal(together, np.concatenate([classifier.probabilities(searched, grid, [one]) for one in peaks]))
+    assert len(classifier.probabilities(searched, grid, [])) == 0
 
 
-def test_a_network_for_pages_is_no_second_look():
+def test_a_network_for_pages_is_refused_for_candidates():
     model = build_model("DM_time_small_residual", 256)
     pages = Checkpoint(model, "DM_time_small_residual", 256, normaliser="robust")
-    with pytest.raises(InputError, match="second_look is a DM_time_small_residual at 256, normaliser robust; valid"):
-        SecondLook(pages)
+    with pytest.raises(
+        InputError,
+        match="candidate_classifier: must be .* got a DM_time_small_residual .resolution 256, normaliser robust",
+    ):
+        CandidateClassifier(pages)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +147,8 @@ def test_without_truth_there_is_no_set(observation, tmp_path):
     assert not list(tmp_path.glob("*.npy"))
 
 
-@pytest.mark.parametrize("options, message", [(["--name", "a/b"], "--name a/b: valid is a name without folders"),
-                                              (["again"], "a.fil is named twice")], ids=["name", "twice"])  # fmt: skip
+@pytest.mark.parametrize("options, message", [(["--name", "a/b"], "--name must be a name without folders .* got a/b"),
+                                              (["again"], "a.fil: every file must be given once")], ids=["name", "twice"])  # fmt: skip
 def test_a_mistake_ends_it_before_any_work(observation, tmp_path, options, message):
     options = [str(observation) if word == "again" else word for word in options]
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""The threshold of a search, chosen by false positives per hour out of those that the checkpoint stores."""
+"""The decision: thresholds from config, options and checkpoints, or by the false positives per hour stored in these."""
 
 import json
 import math
@@ -14,7 +14,9 @@ import torch
 from pipeline_classifier import run_inference
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.detection.search import SearchResult, page_interval_s
-from pipeline_classifier.frontend.sources import ArrayPages, FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.settings import FrontEndSettings
+from pipeline_classifier.frontend.sources import ArrayPages
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from single_pulse_classifier_training import evaluate
@@ -49,7 +51,7 @@ def grey_network() -> torch.nn.Module:
 def config(tmp_path) -> Path:
     """A config whose model stores three thresholds."""
     save_checkpoint(tmp_path / "grey.pth", Checkpoint(grey_network(), MODEL_NAME, 32, thresholds=STORED, threshold=0.5))
-    keys = {"path_to_models": "./", "name_of_the_model": "grey.pth", "second_look": None, "output_dir": "out"}
+    keys = {"path_to_models": "./", "name_of_the_model": "grey.pth", "candidate_classifier": None, "output_dir": "out"}
     (tmp_path / "config.json").write_text(json.dumps(keys))
     return tmp_path / "config.json"
 
@@ -92,23 +94,27 @@ def search(*options: object) -> SearchResult:
 def test_the_lowest_threshold_at_the_page_length_of_the_file(config, observation, rate, overlap, threshold, expected):
     change(config, page_overlap=overlap)
     result = search("-c", config, "--filterbank", observation, "--max-false-per-hour", rate)
-    assert result.account["threshold"] == threshold
-    assert result.account["false_per_hour"] == pytest.approx(expected)
+    assert result.summary.threshold == threshold
+    assert result.summary.false_per_hour == pytest.approx(expected)
     np.testing.assert_array_equal(result.predictions, result.probabilities >= threshold)
 
 
 def test_the_interval_of_pages(observation, tmp_path):
-    assert page_interval_s(FilterbankPages(observation, DMS)) == pytest.approx(PAGE_S)
-    assert page_interval_s(FilterbankPages(observation, DMS, 128)) == pytest.approx(PAGE_S / 2)
-    assert page_interval_s(FilterbankPages(observation, DMS, overlap=0.75)) == pytest.approx(PAGE_S / 4)
-    assert page_interval_s(FilterbankPages(observation, DMS, 2000)) == pytest.approx(2.0), "the last step is short"
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS))) == pytest.approx(PAGE_S)
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, n_time=128))) == pytest.approx(PAGE_S / 2)
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, overlap=0.75))) == pytest.approx(
+        PAGE_S / 4
+    )
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, n_time=2000))) == pytest.approx(2.0), (
+        "the last step is short"
+    )
     assert math.isnan(page_interval_s(ArrayPages(grey_pages(tmp_path / "pages.npy", np.array([9, 200])), DMS)))
 
 
 def test_a_batch_of_pages_takes_the_rates_as_stored(config, tmp_path):
     pages = grey_pages(tmp_path / "pages.npy", np.array([100, 125, 140, 150, 200]))
     result = search("-c", config, "--pages", pages, "--max-false-per-hour", 100)
-    assert result.account["threshold"] == 0.6 and result.account["false_per_hour"] == 100
+    assert result.summary.threshold == 0.6 and result.summary.false_per_hour == 100
     assert result.predictions.tolist() == [0, 0, 1, 1, 1]
     assert search("-c", config, "--pages", pages, "--max-false-per-hour", 5000).predictions.tolist() == [0, 1, 1, 1, 1]
 
@@ -117,7 +123,7 @@ def test_options_beat_the_config(config, tmp_path):
     pages = grey_pages(tmp_path / "pages.npy", np.array([100, 200]))
 
     def threshold(*options: object) -> float:
-        return search("-c", config, "--pages", pages, *options).account["threshold"]
+        return search("-c", config, "--pages", pages, *options).summary.threshold
 
     assert threshold() == 0.5, "the checkpoint's"
     change(config, max_false_per_hour=10)
@@ -137,8 +143,9 @@ def test_the_chosen_threshold_is_printed_in_full(config, tmp_path):
     command = [sys.executable, run_inference.__file__, "-c", config, "--pages", pages, "--max-false-per-hour", "3"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    account = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
-    assert float(account["threshold"]) == 0.99999976 and float(account["false_per_hour"]) == 3
+    summary = json.loads((config.parent / "out" / "summary_pages.json").read_text())
+    assert summary["threshold"] == 0.99999976 and summary["false_per_hour"] == 3
+    assert "0.99999976" in done.stdout
 
 
 def test_a_rate_out_of_reach_names_the_stored_ones(config, observation):
@@ -163,7 +170,7 @@ def test_an_impossible_rate(config, observation, rate):
 @pytest.mark.parametrize("keys", [{"max_false_per_hour": 0}, {"max_false_per_hour": "10"},
                                   {"max_false_per_hour": 10, "threshold": 0.5}], ids=str)  # fmt: skip
 def test_a_mistake_in_the_config_is_named(config, keys):
-    with pytest.raises(InputError, match="max_false_per_hour.*(valid is one|greater than 0|number)") as error:
+    with pytest.raises(InputError, match="max_false_per_hour.*(only one of|greater than 0|number)") as error:
         load_pipeline_config(change(config, **keys))
     assert "\n" not in str(error.value) and "config.json" in str(error.value)
 
@@ -207,27 +214,30 @@ def test_pages_and_events_have_thresholds_of_their_own(observation, tmp_path):
     config.write_text(json.dumps({"output_dir": "out"}))
 
     def decided(*options: object) -> tuple[float, float]:
-        account = search("-c", config, "--filterbank", observation, *options).account
-        return account["threshold"], account["event_threshold"]
+        summary = search("-c", config, "--filterbank", observation, *options).summary
+        return summary.threshold, summary.event_threshold
 
     page, event = decided()
     assert decided("--threshold", 0.5) == (0.5, event) and decided("--event-threshold", 0.75) == (page, 0.75)
     change(config, event_threshold=0.6)
     assert decided() == (page, 0.6) and decided("--event-threshold", 0.7) == (page, 0.7)
-    rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).account
-    assert rated["threshold"] == page and rated["event_threshold"] > 0.2 and rated["false_per_hour"] <= 10
-    with pytest.raises(InputError, match="the second look has stored thresholds for 1.889, "):
+    rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).summary
+    assert rated.threshold == page and rated.event_threshold > 0.2 and rated.false_per_hour <= 10
+    with pytest.raises(InputError, match="the candidate classifier has stored thresholds for 1.889, "):
         search("-c", config, "--filterbank", observation, "--max-false-per-hour", 1)
-    with pytest.raises(InputError, match="--max-false-per-hour 10 and --event-threshold"):
+    with pytest.raises(InputError, match="only one of --max-false-per-hour and --event-threshold"):
         search("-c", config, "--max-false-per-hour", 10, "--event-threshold", 0.5)
 
 
-def test_a_model_for_peaks_is_refused_for_pages(observation, tmp_path):
+def test_a_model_for_candidates_is_refused_for_pages(observation, tmp_path):
     config = tmp_path / "config.json"
     keys = {
         "path_to_models": str(Path(run_inference.__file__).with_name("models")),
-        "name_of_the_model": "second_look.pth",
+        "name_of_the_model": "candidate_classifier.pth",
     }
     config.write_text(json.dumps(keys))
-    with pytest.raises(InputError, match="second_look.pth is a DM_time_second_look for peaks; valid for pages"):
+    with pytest.raises(
+        InputError,
+        match="candidate_classifier.pth: must be a model for pages .* got a DM_time_second_look for candidates",
+    ):
         search("-c", config, "--filterbank", observation)

@@ -7,18 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger, merge_duplicates
-from pipeline_classifier.detection.peaks import BoxcarSearch, Peak, boxcar_search, boxcar_widths, find_peaks, maxima
+from pipeline_classifier.detection.peaks import Peak, find_peaks, maxima
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.evaluation.recovery import compare
 from pipeline_classifier.events import Event
+from pipeline_classifier.frontend.boxcar import BoxcarSearch, boxcar_search, boxcar_widths
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
+from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.output.candidate_lists import write_candidates, write_heimdall, write_transientx
 from pipeline_classifier.simulation.pulses import Pulse
 
 N_TIME = 64
 GRID = PageGrid(np.arange(32.0), N_TIME, tsamp=1e-3, tstart=59000.25, f_top=1500.0, f_bottom=1400.0)
+LAYER = Layer(GRID, np.empty(0, np.int64))
 
 
 def plane(n_pages: int, pulses: list[tuple[int, int, int, float]], seed: int = 0) -> np.ndarray:
@@ -33,13 +37,12 @@ def find(values: np.ndarray, positive: list[int], batch_size: int, starts: np.nd
     """Events of the pages of a plane of which ``positive`` are pulses, classified in batches."""
     starts = np.arange(0, values.shape[1], N_TIME) if starts is None else starts
     pages = np.stack([values[:, start : start + N_TIME] for start in starts])
-    predictions = np.isin(np.arange(len(starts)), positive).astype(np.int32)
-    probabilities = np.where(predictions, 0.9, 0.1).astype(np.float32)
-    finder, events = EventFinder(GRID), []
+    probabilities = np.where(np.isin(np.arange(len(starts)), positive), 0.9, 0.1).astype(np.float32)
+    finder, events = EventFinder(LAYER, Decision(threshold=0.5)), []
     for first in range(0, len(starts), batch_size):
         chosen = slice(first, first + batch_size)
         batch = PageBatch(pages[chosen], starts[chosen], first)
-        events += finder.add(batch, predictions[chosen], probabilities[chosen])
+        events += finder.add(batch, probabilities[chosen])
     return events + finder.finish()
 
 
@@ -188,27 +191,28 @@ def test_what_the_cleaning_leaves_beside_a_bright_pulse_belongs_to_it():
 
 
 class OnlyDm20:
-    """A second look for which every peak of the trial DM 20 is a pulse, with a given probability."""
-
-    threshold, min_snr = 0.9, 6.0
+    """A candidate classifier for which every peak of the trial DM 20 is a pulse, with a given probability."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
     def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: list[Peak]) -> np.ndarray:
-        assert all(peak.snr >= self.min_snr for peak in peaks)
+        assert all(peak.snr >= 6.0 for peak in peaks)
         return np.array([self.probability if grid.dms[peak.row] == 20 else 0.01 for peak in peaks])
 
 
 @pytest.mark.parametrize("probability, page_probability, found", [(0.97, 0.4, 1), (0.85, 0.4, 0), (0.97, 0.01, 0)])
-def test_the_second_look_decides_on_every_peak_of_a_page_that_may_hold_a_pulse(probability, page_probability, found):
-    """A brighter streak of interference is in the page too: only what the second look calls a pulse is an event."""
+def test_the_candidate_classifier_decides_on_every_peak_of_a_page_that_may_show_a_pulse(
+    probability, page_probability, found
+):
+    """A brighter streak of interference is in the page too: only what is classified as a pulse is an event."""
     values = plane(5, [(20, 2 * N_TIME + 5, 2, 25.0), (3, 2 * N_TIME + 40, 4, 60.0)])
-    finder = EventFinder(GRID, second_look=OnlyDm20(probability))
+    decision = Decision(threshold=0.5, event_threshold=0.9, min_snr=6.0)
+    finder = EventFinder(LAYER, decision, OnlyDm20(probability))
     pages = np.stack([values[:, first : first + N_TIME] for first in range(0, 5 * N_TIME, N_TIME)])
     batch = PageBatch(pages, N_TIME * np.arange(5), 0)
     probabilities = np.array([0, 0, page_probability, 0, 0], np.float32)
-    events = finder.add(batch, np.zeros(5, np.int32), probabilities) + finder.finish()
+    events = finder.add(batch, probabilities) + finder.finish()
     assert [(e.dm_pc_cm3, e.probability) for e in events] == [(20.0, pytest.approx(0.97))] * found
 
 
@@ -338,7 +342,7 @@ def test_maxima_of_a_profile_are_those_of_scipy(data):
     columns, shapes = peaks_of(snr, height=6.0, prominence=4.0)
     expected = columns[shapes["prominences"] >= np.float32(0.5) * snr[columns]]
     if np.diff(expected).min(initial=width) >= width:
-        assert maxima(total, width, 0, len(total)).tolist() == expected.tolist()
+        assert [column for column, _ in maxima(total, width, 0, len(total))] == expected.tolist()
 
 
 @pytest.mark.parametrize("apart", [14, 18, 24])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline_classifier.detection import many_files
-from pipeline_classifier.detection.many_files import Share, share_of_this_process
+from pipeline_classifier.detection.many_files import Part, part_of_this_process
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -114,12 +114,12 @@ def test_the_place_of_a_process():
     slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2", "SLURM_NTASKS_PER_NODE": "4"}
     array = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "2",
              "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}  # fmt: skip
-    assert share_of_this_process({}) == Share()
-    assert share_of_this_process(torchrun) == Share(3, 4, 1, 2)
-    assert share_of_this_process(slurm) == Share(2, 8, 2, 4)
-    assert share_of_this_process(array) == Share(2, 3)
+    assert part_of_this_process({}) == Part()
+    assert part_of_this_process(torchrun) == Part(3, 4, 1, 2)
+    assert part_of_this_process(slurm) == Part(2, 8, 2, 4)
+    assert part_of_this_process(array) == Part(2, 3)
     files = [Path(str(number)) for number in range(10)]
-    shares = [Share(rank, 4).of(files) for rank in range(4)]
+    shares = [Part(rank, 4).of(files) for rank in range(4)]
     assert sorted(sum(shares, [])) == files and max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

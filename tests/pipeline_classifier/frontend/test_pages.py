@@ -6,15 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.frontend.pages import (
-    PageBatch,
-    PageGrid,
-    cut_pages,
-    matched_snr,
-    page_starts,
-    resize,
-    to_images,
-)
+from pipeline_classifier.frontend.boxcar import page_snr
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid, cut_pages, page_starts, resize, to_images
 
 quick = settings(max_examples=200, deadline=None)
 
@@ -129,8 +122,8 @@ def test_resize_averages_and_repeats():
 
 @pytest.mark.parametrize("width", [1, 4, 32])
 @pytest.mark.parametrize("snr", [8.0, 30.0])
-def test_the_matched_snr_of_a_page_is_that_of_its_pulse(width, snr):
+def test_the_page_snr_of_a_page_is_that_of_its_pulse(width, snr):
     pages = np.random.default_rng(0).standard_normal((3, 256, 256)).astype(np.float32)
     pages[1, 100:104, 90 : 90 + width] += snr / np.sqrt(width)
-    faint, pulse, other = matched_snr(3.0 + 0.5 * pages)
+    faint, pulse, other = page_snr(3.0 + 0.5 * pages)
     assert pulse == pytest.approx(snr, abs=3) and pulse > max(faint, other) and max(faint, other) < 6

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline_classifier.detection.peaks import boxcar_search, find_peaks
+from pipeline_classifier.detection.peaks import find_peaks
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
-from pipeline_classifier.frontend import sources
+from pipeline_classifier.frontend import filterbank_pages
+from pipeline_classifier.frontend.boxcar import boxcar_search
 from pipeline_classifier.frontend.dedispersion import brute_force, delays_in_samples, quantise
-from pipeline_classifier.frontend.settings import Cleaning
-from pipeline_classifier.frontend.sources import ArrayPages, FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
+from pipeline_classifier.frontend.sources import ArrayPages
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -50,22 +52,22 @@ def peak_of(source: FilterbankPages) -> tuple[float, float, float]:
 
 
 def test_pages_are_in_units_of_noise_and_show_the_pulse(observation):
-    source = FilterbankPages(observation, DMS)
+    source = FilterbankPages(observation, FrontEndSettings(DMS))
     dm, time_s, snr = peak_of(source)
     assert (dm, time_s) == (pytest.approx(56, abs=2), pytest.approx(3.3, abs=1.5e-3))
     assert snr == pytest.approx(40, rel=0.15)
     assert stream(source)[:, : NSAMPLES // 3].std() == pytest.approx(1, abs=0.05)
     assert source.n_pages == -(-NSAMPLES // 256) and source.name == "a"
-    assert source.account["samples_read"] == NSAMPLES and source.account["channels"] == 64
+    assert source.summary().samples_read == NSAMPLES and source.summary().channels == 64
     # The outermost channels of the band, where the response rolls off, may be masked.
-    assert 60 <= source.account["channels_used"] <= 64
+    assert 60 <= source.summary().channels_used <= 64
     assert source.grid.tstart == 59000.0 and source.grid.f_top == 1530.0 and source.grid.f_bottom == 1215.0
 
 
 @pytest.mark.parametrize("block_samples", [2048, 5000, 1 << 20])
 def test_the_block_length_does_not_matter(observation, block_samples):
-    expected = peak_of(FilterbankPages(observation, DMS))
-    dm, time_s, snr = peak_of(FilterbankPages(observation, DMS, block_samples=block_samples))
+    expected = peak_of(FilterbankPages(observation, FrontEndSettings(DMS)))
+    dm, time_s, snr = peak_of(FilterbankPages(observation, FrontEndSettings(DMS, block_samples=block_samples)))
     assert (
         abs(dm - expected[0]) <= 2 and abs(time_s - expected[1]) <= 1e-3 and snr == pytest.approx(expected[2], rel=0.05)
     )
@@ -81,19 +83,19 @@ def scaled_only(monkeypatch):
         good = np.ones(len(data), bool)
         return data if out is None else quantise(torch.from_numpy(data), len(data), out), good
 
-    monkeypatch.setattr(sources, "clean", scale)
+    monkeypatch.setattr(filterbank_pages, "clean", scale)
 
 
 @pytest.mark.parametrize("block_samples", [2048, 3001, 8192])
 def test_dedispersion_goes_on_across_block_edges(observation, scaled_only, block_samples):
-    whole = stream(FilterbankPages(observation, DMS, block_samples=NSAMPLES))
-    source = FilterbankPages(observation, DMS, block_samples=block_samples)
+    whole = stream(FilterbankPages(observation, FrontEndSettings(DMS, block_samples=NSAMPLES)))
+    source = FilterbankPages(observation, FrontEndSettings(DMS, block_samples=block_samples))
     assert len(list(source.blocks())) > 1
     np.testing.assert_array_equal(stream(source), whole)
 
 
 def test_exact_dedispersion_is_the_brute_force_sum(observation, scaled_only):
-    source = FilterbankPages(observation, DMS, exact=True)
+    source = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
     data = source.cleaned(0, NSAMPLES)[0]
     delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)
     data = np.pad(data, ((0, 0), (0, delays.max())))
@@ -102,13 +104,15 @@ def test_exact_dedispersion_is_the_brute_force_sum(observation, scaled_only):
 
 
 def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only):
-    source = FilterbankPages(observation, DMS, n_time=128, time_downsample=(1, 4, 16), overlap=0.5, block_samples=4096)
+    source = FilterbankPages(
+        observation, FrontEndSettings(DMS, n_time=128, time_downsample=(1, 4, 16), overlap=0.5, block_samples=4096)
+    )
     assert [layer.suffix for layer in source.layers] == ["", "_x4", "_x16"]
     pages = [[], [], []]
     for block in source.blocks():
         for batch in source.pages(block):
             pages[batch.layer].append(batch)
-    fine = stream(FilterbankPages(observation, DMS, n_time=128))
+    fine = stream(FilterbankPages(observation, FrontEndSettings(DMS, n_time=128)))
     for layer, batches, factor in zip(source.layers, pages, (1, 4, 16)):
         assert layer.grid.tsamp == pytest.approx(factor * HEADER.tsamp)
         starts = np.concatenate([batch.starts for batch in batches])
@@ -124,33 +128,33 @@ def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only)
 
 
 def test_stacks_of_trial_dms_are_the_rows_of_one_grid(observation, scaled_only, monkeypatch):
-    monkeypatch.setattr(sources, "STACK_DMS", 24)
-    source = FilterbankPages(observation, DMS, exact=True)
+    monkeypatch.setattr(filterbank_pages, "STACK_DMS", 24)
+    source = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
     assert [len(layer.grid.dms) for layer in source.layers] == [24, 24, 16]
     assert [layer.suffix for layer in source.layers] == ["", "_dms1", "_dms2"]
     [block, *_] = source.blocks()
     stacked = np.concatenate([batch.pages for batch in source.pages(block)], axis=1)
-    monkeypatch.setattr(sources, "STACK_DMS", 64)
-    whole = FilterbankPages(observation, DMS, exact=True)
+    monkeypatch.setattr(filterbank_pages, "STACK_DMS", 64)
+    whole = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
     np.testing.assert_array_equal(stacked, whole.pages(next(whole.blocks()))[0].pages)
 
 
 def test_downsampling_keeps_the_pulse_and_changes_the_grid(observation):
-    source = FilterbankPages(observation, DMS, cleaning=Cleaning(td=4, fd=2))
+    source = FilterbankPages(observation, FrontEndSettings(DMS, cleaning=Cleaning(td=4, fd=2)))
     assert source.grid.tsamp == pytest.approx(4 * HEADER.tsamp)
-    assert source.grid.f_top == pytest.approx(1527.5) and source.account["channels"] == 32
+    assert source.grid.f_top == pytest.approx(1527.5) and source.summary().channels == 32
     dm, time_s, snr = peak_of(source)
     assert (dm, time_s) == (pytest.approx(56, abs=2), pytest.approx(3.3, abs=3e-3))
-    assert snr == pytest.approx(peak_of(FilterbankPages(observation, DMS))[2], rel=0.15)
-    assert source.account["samples"] == source.account["samples_read"] == NSAMPLES // 4
+    assert snr == pytest.approx(peak_of(FilterbankPages(observation, FrontEndSettings(DMS)))[2], rel=0.15)
+    assert source.summary().samples == source.summary().samples_read == NSAMPLES // 4
 
 
 def test_a_sweep_beyond_all_bounds_is_refused(tmp_path):
     header = Header(nchans=64, nbits=8, tsamp=1e-9, fch1=1.0, foff=-0.01)
     with FilterbankWriter(tmp_path / "a.fil", header) as file:
         file.write(np.zeros((100, 64), dtype=np.uint8))
-    with pytest.raises(InputError, match="a.fil: DM 126 sweeps over"):
-        FilterbankPages(tmp_path / "a.fil", DMS)
+    with pytest.raises(InputError, match="a.fil: the sweep of the highest trial DM must be below .* for DM 126"):
+        FilterbankPages(tmp_path / "a.fil", FrontEndSettings(DMS))
 
 
 def test_files_that_follow_each_other_are_one_observation(tmp_path, observation):
@@ -161,9 +165,9 @@ def test_files_that_follow_each_other_are_one_observation(tmp_path, observation)
         with FilterbankWriter(tmp_path / f"part{number}.fil", header) as file:
             file.write(whole.read(first, last - first))
         parts.append(tmp_path / f"part{number}.fil")
-    joined = FilterbankPages(parts[::-1], DMS)
+    joined = FilterbankPages(parts[::-1], FrontEndSettings(DMS))
     assert joined.name == "part0" and joined.grid.tstart == 59000.0
-    np.testing.assert_array_equal(stream(joined), stream(FilterbankPages(observation, DMS)))
+    np.testing.assert_array_equal(stream(joined), stream(FilterbankPages(observation, FrontEndSettings(DMS))))
 
 
 def test_one_of_two_ifs_is_searched_or_their_sum(tmp_path):
@@ -174,27 +178,31 @@ def test_one_of_two_ifs_is_searched_or_their_sum(tmp_path):
     for ifs in (0, 1):
         with FilterbankWriter(tmp_path / "one.fil", HEADER) as file:
             file.write(np.ascontiguousarray(samples[:, ifs]))
-        one = stream(FilterbankPages(tmp_path / "one.fil", DMS))
-        np.testing.assert_array_equal(stream(FilterbankPages(tmp_path / "two.fil", DMS, ifs=ifs)), one)
-    assert (stream(FilterbankPages(tmp_path / "two.fil", DMS)) != one).any()
+        one = stream(FilterbankPages(tmp_path / "one.fil", FrontEndSettings(DMS)))
+        np.testing.assert_array_equal(
+            stream(FilterbankPages(tmp_path / "two.fil", FrontEndSettings(DMS, ifs=ifs))), one
+        )
+    assert (stream(FilterbankPages(tmp_path / "two.fil", FrontEndSettings(DMS))) != one).any()
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_compiled_dedispersion_gives_the_same_pages(observation):
-    plain, compiled = (FilterbankPages(observation, DMS, block_samples=4096, compiled=c) for c in (False, True))
+    plain, compiled = (
+        FilterbankPages(observation, FrontEndSettings(DMS, block_samples=4096, compiled=c)) for c in (False, True)
+    )
     np.testing.assert_array_equal(stream(plain), stream(compiled))
 
 
 def test_the_memory_of_a_block_is_bounded(observation, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 4 * 64 * 4000)
-    source = FilterbankPages(observation, DMS)
+    monkeypatch.setattr(filterbank_pages, "BLOCK_BYTES", 4 * 64 * 4000)
+    source = FilterbankPages(observation, FrontEndSettings(DMS))
     edges = source.block_edges()
     assert edges[0] == 0 and edges[-1] == NSAMPLES and (np.diff(edges) > 0).all()
     assert np.diff(edges)[:-1].max() + source.max_delay <= 4000
 
 
 def test_batches_are_the_same_pages(observation):
-    few, many = (list(FilterbankPages(observation, DMS).batches(size)) for size in (3, 100))
+    few, many = (list(FilterbankPages(observation, FrontEndSettings(DMS)).batches(size)) for size in (3, 100))
     assert max(len(batch) for batch in few) == 3 and len(many) >= 1
     np.testing.assert_array_equal(*(np.concatenate([b.pages for b in batches]) for batches in (few, many)))
     assert [batch.first for batch in few][:1] == [0]
@@ -203,17 +211,20 @@ def test_batches_are_the_same_pages(observation):
 def test_an_ascending_file_gives_the_same_pages(tmp_path, observation):
     ascending = replace(HEADER, fch1=1215.0, foff=5.0)
     simulate(tmp_path / "up.fil", ascending, NSAMPLES, [PULSE], Rfi(), seed=1)
-    up, down = FilterbankPages(tmp_path / "up.fil", DMS), FilterbankPages(observation, DMS)
-    assert up.filterbank.header.foff > 0 > down.filterbank.header.foff
+    up, down = (
+        FilterbankPages(tmp_path / "up.fil", FrontEndSettings(DMS)),
+        FilterbankPages(observation, FrontEndSettings(DMS)),
+    )
+    assert up.observation.header.foff > 0 > down.observation.header.foff
     np.testing.assert_array_equal(stream(up), stream(down))
 
 
 @pytest.mark.parametrize("nsamples", [1, 40, 300])
 def test_a_file_shorter_than_the_largest_delay(tmp_path, nsamples):
     simulate(tmp_path / "short.fil", HEADER, nsamples, [], Rfi(), seed=1)
-    source = FilterbankPages(tmp_path / "short.fil", 20.0 * np.arange(64))
+    source = FilterbankPages(tmp_path / "short.fil", FrontEndSettings(20.0 * np.arange(64)))
     pages = np.concatenate([batch.pages for batch in source.batches(4)])
-    assert source.account["samples_swept_past_end"] == nsamples
+    assert source.summary().samples_swept_past_end == nsamples
     assert pages.shape == (source.n_pages, 64, 256) and source.n_pages == max(1, -(-nsamples // 256))
     assert np.isfinite(pages).all() and (pages[-1][:, nsamples:] == 0).all()
     assert nsamples < 256 or (pages[0] != 0).mean() > 0.3
@@ -222,29 +233,29 @@ def test_a_file_shorter_than_the_largest_delay(tmp_path, nsamples):
 def test_a_file_of_one_constant_gives_empty_pages(tmp_path):
     with FilterbankWriter(tmp_path / "dead.fil", HEADER) as file:
         file.write(np.full((3000, 64), 9, np.uint8))
-    source = FilterbankPages(tmp_path / "dead.fil", DMS)
-    assert (stream(source) == 0).all() and source.account["channels_used"] == 0
+    source = FilterbankPages(tmp_path / "dead.fil", FrontEndSettings(DMS))
+    assert (stream(source) == 0).all() and source.summary().channels_used == 0
 
 
 def test_chosen_starts_and_overlap(observation):
-    plane = stream(FilterbankPages(observation, DMS))
+    plane = stream(FilterbankPages(observation, FrontEndSettings(DMS)))
     starts = np.array([0, 7, 7, 3000, 10000, NSAMPLES - 256])
-    chosen = FilterbankPages(observation, DMS, starts=starts)
+    chosen = FilterbankPages(observation, FrontEndSettings(DMS)).with_starts(starts)
     pages = np.concatenate([batch.pages for batch in chosen.batches(2)])
     np.testing.assert_array_equal(pages, np.stack([plane[:, start : start + 256] for start in starts]))
-    half = FilterbankPages(observation, DMS, overlap=0.5)
+    half = FilterbankPages(observation, FrontEndSettings(DMS, overlap=0.5))
     assert (np.diff(half.starts)[:-1] == 128).all() and half.starts[-1] == NSAMPLES - 256
     np.testing.assert_array_equal(stream(half), plane)
 
 
 def test_the_zaplist_reaches_the_account(observation):
-    source = FilterbankPages(observation, DMS, cleaning=Cleaning(zaplist=((1400.0, 1480.0),)))
+    source = FilterbankPages(observation, FrontEndSettings(DMS, cleaning=Cleaning(zaplist=((1400.0, 1480.0),))))
     list(source.batches(64))
-    assert 60 - 17 <= source.account["channels_used"] <= 64 - 17
+    assert 60 - 17 <= source.summary().channels_used <= 64 - 17
 
 
 def test_a_cutout_shows_the_event_at_its_centre(observation):
-    source = FilterbankPages(observation, DMS)
+    source = FilterbankPages(observation, FrontEndSettings(DMS))
     width = round(PULSE.width_ms / 1e3 / HEADER.tsamp)
     event = Event(PULSE.time_s, 59000.0, 56.0, 40.0, 2.0, 0.9, 31, 31, width)
     cutout = source.cutout(event)
@@ -329,5 +340,7 @@ def test_a_zaplist_that_leaves_no_channel_is_refused(tmp_path):
     header = Header(nchans=8, nbits=8, tsamp=1e-3, fch1=1500.0, foff=-1.0)
     with FilterbankWriter(tmp_path / "a.fil", header) as file:
         file.write(np.zeros((100, 8), dtype=np.uint8))
-    with pytest.raises(InputError, match="leaves none of its 8 channels"):
-        FilterbankPages(tmp_path / "a.fil", np.arange(4.0), cleaning=Cleaning(zaplist=((0.0, 9000.0),)))
+    with pytest.raises(InputError, match="must leave at least one of its 8 channels"):
+        FilterbankPages(
+            tmp_path / "a.fil", FrontEndSettings(np.arange(4.0), cleaning=Cleaning(zaplist=((0.0, 9000.0),)))
+        )

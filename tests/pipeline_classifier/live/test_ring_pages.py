@@ -9,7 +9,7 @@ import pytest
 
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.live.psrdada.client import RAW_HEADER, Reader, RingTimeout, Writer, create_rings, destroy_rings
-from pipeline_classifier.live.ring_pages import RingPages, grid_of
+from pipeline_classifier.live.ring_pages import RingPages, RingSettings, grid_of
 from single_pulse_classifier_training.cli import InputError
 
 N_DM, N_TIME = 8, 16
@@ -24,7 +24,7 @@ OF_2024 = json.dumps(
 WRITER = f"""
 import json, sys
 import numpy as np
-from pipeline_classifier.live.psrdada.client import Writer
+from pipeline_classifier.live.psrdada.client import (Writer)
 key, header, counts, own_transfers, wait = json.loads(sys.argv[1])
 images = np.random.default_rng(0).standard_normal((sum(counts), {N_DM}, {N_TIME})).astype(np.float32)
 done = 0
@@ -59,7 +59,8 @@ def stream(ring_key, start):
 
 
 def source(key: int, **options) -> RingPages:
-    return RingPages(key, DMS, **{"n_time": N_TIME, "idle_timeout_s": 10.0} | options)
+    limits = {"connect_timeout_s": 10.0, "idle_timeout_s": 10.0}
+    return RingPages(key, RingSettings(DMS, N_TIME, **limits | options))
 
 
 def put_together(batches) -> tuple[np.ndarray, np.ndarray]:
@@ -78,8 +79,8 @@ def test_one_transfer_in_blocks_of_any_size(ring_key, stream, block_bytes, batch
         assert np.array_equal(got, images_of(23)) and got.flags.writeable
         assert np.array_equal(starts, N_TIME * np.arange(23)) and starts.dtype == np.int64
         assert pages.n_pages == 23 and pages.name == f"ring_{ring_key:x}"
-        assert pages.account["samples_read"] == 23 * N_TIME and pages.account["bytes_left_over"] == 0
-        assert pages.account["stopped"] == "end of data" and pages.account["transfers"] == 1
+        assert pages.summary().samples_read == 23 * N_TIME and pages.summary().bytes_left_over == 0
+        assert pages.stopped == "end of data" and pages.summary().transfers == 1
     assert writer.ends() == 0
 
 
@@ -90,8 +91,8 @@ def test_every_page_its_own_transfer(ring_key, stream, block_bytes):
     with source(ring_key, max_pages=21) as pages:
         got, starts = put_together(pages.batches(5))
         assert np.array_equal(got, images_of(21)) and np.array_equal(starts, N_TIME * np.arange(21))
-        assert pages.account["transfers"] == 21 and pages.account["blocks_read"] == 21
-        assert pages.account["stopped"] == "21 pages, as asked for"
+        assert pages.summary().transfers == 21 and pages.summary().blocks_read == 21
+        assert pages.stopped == "n_spectra of 21 pages reached"
     assert writer.ends() == 0
 
 
@@ -105,8 +106,8 @@ def test_part_of_an_image_is_not_carried_over_the_end_of_a_transfer(ring_key):
     with source(ring_key, idle_timeout_s=0.2) as pages:
         got, _ = put_together(pages.batches(64))
         assert np.array_equal(got, images)
-        assert pages.account["bytes_left_over"] == 100
-        assert pages.account["stopped"].startswith("no page for 0.2 s")
+        assert pages.summary().bytes_left_over == 100
+        assert pages.stopped.startswith("no page for 0.2 s")
 
 
 def test_a_page_waits_no_longer_than_the_latency_limit(ring_key, stream):
@@ -163,7 +164,7 @@ def test_a_run_that_begins_inside_an_image_begins_with_the_next(ring_key, block_
     with source(ring_key, stop_at_end_of_data=True) as pages:
         got, starts = put_together(pages.batches(64))
         assert np.array_equal(got, images[whole:]) and np.array_equal(starts, N_TIME * np.arange(whole, 6))
-        assert pages.account["bytes_left_over"] == whole * IMAGE - block_bytes
+        assert pages.summary().bytes_left_over == whole * IMAGE - block_bytes
 
 
 def test_pages_of_a_killed_writer_are_kept(ring_key, stream):
@@ -175,7 +176,7 @@ def test_pages_of_a_killed_writer_are_kept(ring_key, stream):
         got, _ = put_together(pages.batches(64))
         assert time.monotonic() - began < 1.0
         assert np.array_equal(got, images_of(5))
-        assert "the writer died" in pages.account["stopped"]
+        assert "the writer died" in pages.stopped
 
 
 def test_pages_of_a_destroyed_ring_are_kept(ring_key, stream):
@@ -186,7 +187,7 @@ def test_pages_of_a_destroyed_ring_are_kept(ring_key, stream):
         assert [len(next(batches)) for _ in range(3)] == [2, 2, 1]
         destroy_rings(ring_key)
         assert list(batches) == []
-        assert "destroyed" in pages.account["stopped"]
+        assert "destroyed" in pages.stopped
 
 
 def test_another_observation_is_left_for_the_next_run(ring_key):
@@ -200,7 +201,7 @@ def test_another_observation_is_left_for_the_next_run(ring_key):
     with source(ring_key) as pages:
         got, starts = put_together(pages.batches(64))
         assert np.array_equal(got, images[:3]) and np.array_equal(starts, N_TIME * np.arange(3))
-        assert pages.account["stopped"] == "another observation begins"
+        assert pages.stopped == "another observation begins"
     with source(ring_key, idle_timeout_s=0.1) as pages:
         assert pages.grid.tstart == 59001.25
         got, starts = put_together(pages.batches(64))
@@ -219,11 +220,11 @@ def test_how_full_the_ring_is(ring_key, caplog):
             assert pages.fill == (4, 8) and not caplog.records
             writer.write(images_of(4))
             next(batches)
-            assert len(caplog.records) == 1 and pages.account["ring_fullest"] == 8
+            assert len(caplog.records) == 1 and pages.summary().most_ring_blocks_full == 8
             for _ in range(5):
                 next(batches)
             assert len(caplog.records) == 1 and pages.fill == (2, 8)
-            assert pages.account["ring_blocks"] == 8
+            assert pages.summary().ring_blocks == 8
 
 
 def test_rows_come_with_the_lowest_dm_first(ring_key):
@@ -260,7 +261,7 @@ class Foreign:
 @pytest.mark.parametrize("header", [{RAW_HEADER: TODAY + "\0\0", '{"ddm":': "0.5"}, {"NDM": str(N_DM), "DDM": "0.5"}])
 def test_a_reader_of_psrdada_python_serves_too(header):
     reader = Foreign(header)
-    with RingPages(reader, 0.0 * DMS, N_TIME, name="b", stop_at_end_of_data=True) as pages:
+    with RingPages(reader, RingSettings(0.0 * DMS, N_TIME, name="b", stop_at_end_of_data=True)) as pages:
         got, _ = put_together(pages.batches(4))
         assert np.array_equal(got, images_of(6)) and pages.name == "b"
         assert np.array_equal(pages.grid.dms, 0.5 * np.arange(N_DM))
@@ -278,22 +279,38 @@ def check_grid(grid: PageGrid, dms, n_time, tsamp, tstart, top, bottom) -> None:
 
 def test_headers_of_both_versions():
     trials = 0.5 * np.arange(N_DM)
-    grid, descending = grid_of(json.loads(TODAY), DMS, N_TIME)
+    grid, descending = grid_of(json.loads(TODAY), RingSettings(DMS, N_TIME))
     check_grid(grid, trials, N_TIME, 1.024e-4, 59000.5, 1530.0, 1530.0 - 255 * 1.25)
     assert not descending
-    check_grid(grid_of(json.loads(TODAY), DMS, 64, 4)[0], trials, 64, 4.096e-4, 59000.5, 1530.0, 1211.25)
-    check_grid(grid_of(json.loads(OF_2024), DMS, 64, 4)[0], trials, N_TIME, 1e-4, np.nan, 1530.0, 1211.25)
+    check_grid(
+        grid_of(json.loads(TODAY), RingSettings(DMS, 64, samples_per_column=4))[0],
+        trials,
+        64,
+        4.096e-4,
+        59000.5,
+        1530.0,
+        1211.25,
+    )
+    check_grid(
+        grid_of(json.loads(OF_2024), RingSettings(DMS, 64, samples_per_column=4))[0],
+        trials,
+        N_TIME,
+        1e-4,
+        np.nan,
+        1530.0,
+        1211.25,
+    )
     ascending = {"obsinfo": {"fch1": "1211.25", "foff": "1.25", "nchans": "256", "tstart": "59000.5"}}
-    check_grid(grid_of(ascending, DMS, 64)[0], DMS, 64, np.nan, 59000.5, 1530.0, 1211.25)
+    check_grid(grid_of(ascending, RingSettings(DMS, 64))[0], DMS, 64, np.nan, 59000.5, 1530.0, 1211.25)
 
 
 def test_lines_of_key_and_value_and_no_header():
-    check_grid(grid_of({RAW_HEADER: ""}, DMS, 64)[0], DMS, 64, np.nan, np.nan, np.nan, np.nan)
+    check_grid(grid_of({RAW_HEADER: ""}, RingSettings(DMS, 64))[0], DMS, 64, np.nan, np.nan, np.nan, np.nan)
     dada = {"NDM": "4", "DMS": "1", "DDM": "2", "NDUMP": "32", "TSAMP": "102.4", "MJD_START": "59000.5"}
     dada |= {"FREQ": "1370.625", "BW": "-320", "NCHAN": "256"}
-    check_grid(grid_of(dada, DMS, 64)[0], [1, 3, 5, 7], 32, 1.024e-4, 59000.5, 1530.0, 1211.25)
+    check_grid(grid_of(dada, RingSettings(DMS, 64))[0], [1, 3, 5, 7], 32, 1.024e-4, 59000.5, 1530.0, 1211.25)
     names = {"ndm": "4", "tsamp": "1e-3", "FCH1": "1500", "FOFF": "-1", "NCHANS": "101"}
-    check_grid(grid_of(names, DMS, 64)[0], DMS[:4], 64, 1e-3, np.nan, 1500.0, 1400.0)
+    check_grid(grid_of(names, RingSettings(DMS, 64))[0], DMS[:4], 64, 1e-3, np.nan, 1500.0, 1400.0)
 
 
 @pytest.mark.parametrize(
