@@ -98,8 +98,8 @@ def check(
     Returns
     -------
     report : dict
-        Numbers by name, with units in the names, None where unknown; and the ``verdict`` with its ``reasons``, for a
-        file that cannot be read nothing but these.
+        Numbers by name, with units in the names (None where unknown), the ``verdict`` and its ``reasons``. Unreadable
+        files have only the last two.
     """
     settings = config.front_end()
     dms, cleaning = settings.dms, settings.cleaning
@@ -146,8 +146,8 @@ def search_grid(
     """Trial DMs and pages, and the sweep and smearing of pulses at these DMs.
 
     The smearing within a channel is that of the lowest channel, ``2 K DM width / f^3`` (Lorimer & Kramer 2005, Handbook
-    of Pulsar Astronomy, sect. 4.1.1). The smearing by the DM step is the sweep of half a step, the largest difference
-    between the DM of a pulse and the nearest trial DM.
+    of Pulsar Astronomy, sect. 4.1.1). The smearing by the DM step is the sweep of half a step, which is the largest
+    difference between the DM of a pulse and the nearest trial DM.
     """
     frequencies, tsamp, nsamples = filterbank_pages.after_downsampling(filterbank, cleaning)
     top, bottom = frequencies[[0, -1]]

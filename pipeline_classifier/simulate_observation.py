@@ -1,15 +1,15 @@
-"""Simulate an observation: a SIGPROC filterbank with pulses and interference that are known, and its truth.
+"""Simulate an observation: a SIGPROC filterbank file with pulses and interference, and a table of the pulses.
 
     python simulate_observation.py crab.fil                                  # Effelsberg, 60 s, 40 pulses, mild RFI
     python simulate_observation.py hard.fil --rfi strong --snr-min 6 --seed 7
     python simulate_observation.py low.fil --nchans 512 --fch1 400 --foff 0.2 --tsamp-us 655.36 --dm-max 40
     python simulate_observation.py noise.fil --pulses 0 --rfi none --duration-s 600
 
-Writes OUT.fil (8 bit) and OUT_truth.csv, one row per pulse: time_s and mjd at the centre of the highest channel, DM,
-S/N, width (of the intrinsic Gaussian) and best boxcar width, scattering at 1 GHz, spectral index, scintillation
-bandwidth, and the centre and width of band-limited bursts (empty: whole band). The S/N is that of the best boxcar on
-the noise-free profile, summed over the whole band: dead, noisy or masked channels lower what can be found.
-The same options and seed give the same bytes.
+Writes OUT.fil (8 bit) and the truth table OUT_truth.csv with one row per pulse: time_s and mjd at the centre of the
+highest channel, DM, S/N, width of the intrinsic Gaussian (FWHM), width of the best boxcar, scattering time at 1 GHz,
+spectral index, scintillation bandwidth, and centre and width of the spectrum of band-limited bursts (otherwise empty).
+The S/N is that of the best boxcar on the noise-free profile summed over all channels; a search finds less where
+channels are dead, noisy or masked. The same options and seed give identical files.
 """
 
 import argparse
@@ -35,9 +35,9 @@ def get_parser() -> argparse.ArgumentParser:
         parser.add_argument(name, type=type(default), default=default, help=f"{text} (default: {default})")
 
     parser.add_argument("output", metavar="OUT.fil", type=Path, help="the file to write")
-    option("--nchans", EFFELSBERG.nchans, "channels")
+    option("--nchans", EFFELSBERG.nchans, "number of channels")
     option("--fch1", EFFELSBERG.fch1, "centre of the first channel, MHz")
-    option("--foff", EFFELSBERG.foff, "step to the next channel, MHz; positive for an ascending band")
+    option("--foff", EFFELSBERG.foff, "step to the next channel, MHz; positive if the band ascends")
     option("--tsamp-us", round(EFFELSBERG.tsamp * 1e6, 6), "sampling time, microseconds")
     option("--tstart", EFFELSBERG.tstart, "MJD of the first sample")
     option("--duration-s", 60.0, "length, seconds")
@@ -49,22 +49,22 @@ def get_parser() -> argparse.ArgumentParser:
         ("width-ms", "width_ms", "width, ms"),
     ):
         low, high = getattr(ranges, key)
-        option(f"--{name}-min", low, f"least {text}")
-        option(f"--{name}-max", high, f"largest {text}")
-    option("--min-separation-s", ranges.min_separation_s, "least time between pulses, seconds")
-    option("--band-limited", ranges.band_limited, "fraction of pulses that fill only a part of the band")
-    option("--double", ranges.double, "fraction of pulses with a fainter second pulse close behind")
-    parser.add_argument("--rfi", default="mild", help=f"interference: {', '.join(RFI_LEVELS)} (default: mild)")
+        option(f"--{name}-min", low, f"lowest {text}")
+        option(f"--{name}-max", high, f"highest {text}")
+    option("--min-separation-s", ranges.min_separation_s, "shortest time between pulses, seconds")
+    option("--band-limited", ranges.band_limited, "fraction of pulses that fill only part of the band")
+    option("--double", ranges.double, "fraction of pulses shortly followed by a fainter second pulse")
+    parser.add_argument("--rfi", default="mild", help=f"level of interference: {', '.join(RFI_LEVELS)} (default: mild)")
     option("--seed", 0, "random seed")
     return parser
 
 
 def run(args: argparse.Namespace) -> Path:
-    """Simulate; return the path of the truth table."""
+    """Simulate an observation and return the path of its truth table."""
     if not 0 < args.duration_s < float("inf"):
-        raise InputError(f"--duration-s is {args.duration_s:g}; valid: above 0")
+        raise InputError(f"--duration-s must be above 0, got {args.duration_s:g}")
     if args.seed < 0:
-        raise InputError(f"--seed is {args.seed}; valid: 0 or more")
+        raise InputError(f"--seed must be at least 0, got {args.seed}")
     header = replace(
         EFFELSBERG, nchans=args.nchans, fch1=args.fch1, foff=args.foff, tsamp=args.tsamp_us * 1e-6, tstart=args.tstart
     )
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> Path:
     pulses = random_pulses(args.pulses, ranges, header, nsamples, args.seed)
     rfi = random_rfi(args.rfi, header, nsamples, args.seed)
     truth = simulate(args.output, header, nsamples, pulses, rfi, args.seed, progress=True)
-    logger.info("%s: %d samples, %d pulses; truth in %s", args.output, nsamples, len(pulses), truth)
+    logger.info("%s: %d samples, %d pulses; truth table: %s", args.output, nsamples, len(pulses), truth)
     return truth
 
 
