@@ -1,4 +1,4 @@
-"""Programs that the live pipeline starts: each in a process group of its own, with a log, stopped with its group."""
+"""Programs that the live pipeline starts: each has a log and its own process group, and the whole group is stopped."""
 
 import logging
 import os
@@ -12,15 +12,27 @@ from typing import Self
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
-"""Time that a group has to end after SIGTERM, before SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL; chosen by hand."""
 LAST_LINES = 5
+"""Largest number of lines of a log in an error message."""
 LAST_BYTES = 4096
+"""Bytes at the end of a log in which these lines are looked for."""
 POLL_S = 0.02
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: name of the program, words of the command line, and the file that takes its output."""
+    """A program to start.
+
+    Parameters
+    ----------
+    name : str
+        What messages call it.
+    words : tuple of str
+        Command line.
+    log : Path
+        File for its standard output and standard error.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -28,13 +40,12 @@ class Command:
 
 
 class Child:
-    """A program that runs.
-
-    Leaving the ``with`` block stops it: SIGTERM to its process group, then SIGKILL, and nothing of the group is left.
+    """A running program; leaving the ``with`` block stops it together with its process group.
 
     Parameters
     ----------
-    command : its output of earlier runs is overwritten
+    command : Command
+        Program to start; an earlier log is overwritten.
     """
 
     def __init__(self, command: Command) -> None:
@@ -47,15 +58,15 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; minus the number of the signal that ended it."""
-        # Not reaped: as long as it is a zombie, no other process gets its number, nor its group's.
+        """Exit code; None while the program runs, minus the signal number if a signal ended it."""
+        # WNOWAIT leaves it a zombie: until it is reaped, no other process or group can get its number.
         status = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if status is None:
             return None
         return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
     def wait(self, timeout_s: float) -> int | None:
-        """Exit code, or None if it still runs after ``timeout_s``."""
+        """Return the exit code, or None if the program still runs after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while (code := self.exit_code) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -63,7 +74,7 @@ class Child:
 
     @property
     def failure(self) -> str:
-        """How it failed, with the last lines of its output; empty while it runs, and if it ended well."""
+        """Sentence on how the program failed, with the last lines of its log; empty if it runs or succeeded."""
         code = self.exit_code
         if not code:
             return ""
@@ -71,7 +82,7 @@ class Child:
         return f"{self.command.name} ended with {how}; {last_lines(self.command.log)}"
 
     def stop(self) -> None:
-        """End the whole group; one that has ended is no error."""
+        """Stop the process group: SIGTERM, and SIGKILL after ``GRACE_S``."""
         group = self._process.pid
         if is_alive(group):
             os.killpg(group, signal.SIGTERM)
@@ -89,21 +100,21 @@ class Child:
 
 
 def is_alive(group: int) -> bool:
-    """Whether a process of the group still runs; zombies do not."""
+    """Return whether a process of the group still runs; zombies do not count."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
         except OSError:
             continue  # it has just ended
-        if int(its_group) == group and state not in "ZX":
+        if int(process_group) == group and state not in "ZX":
             return True
     return False
 
 
 def last_lines(log: Path) -> str:
-    """The last lines that a program wrote, as a part of a sentence."""
+    """Return the last lines of a log, as part of a sentence."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - LAST_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     lines = [line for line in lines if line][-LAST_LINES:]
-    return f"the last of its log {log}: {' | '.join(lines)}" if lines else f"its log {log} is empty"
+    return f"the last lines of {log}: {' | '.join(lines)}" if lines else f"{log} is empty"
