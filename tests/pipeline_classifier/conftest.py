@@ -1,4 +1,4 @@
-"""Real rings and real processes for tests; nothing of either is left behind, whatever happens."""
+"""Fixtures with real rings and real processes; both are removed when a test ends, even if it fails."""
 
 import os
 import select
@@ -18,7 +18,7 @@ PATIENCE_S = 20.0
 
 
 class Child:
-    """A Python process that runs ``code``: it says lines, and is told lines."""
+    """A Python process that runs ``code`` and exchanges lines of text with the test."""
 
     def __init__(self, code: str, *args: object) -> None:
         self.process = subprocess.Popen(
@@ -31,12 +31,13 @@ class Child:
         )
 
     def says(self) -> str:
-        """The next line; waits for it."""
+        """Wait for the next line of its output."""
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
-        assert ready, "the process says nothing"
+        assert ready, f"no output within {PATIENCE_S:g} s"
         return self.process.stdout.readline().strip()
 
     def tell(self, line: str = "go") -> None:
+        """Send a line to its input."""
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
@@ -66,7 +67,7 @@ def start() -> Iterator[Callable[..., Child]]:
 
 
 def ring_parts(key: int) -> dict[str, list[dict[str, int]]]:
-    """What the kernel has under the keys of a stream: ``shm`` and ``sem``, a dictionary of numbers each."""
+    """Segments (``shm``) and semaphore sets (``sem``) that exist under the keys of a stream, as in /proc/sysvipc."""
     found = {}
     for kind in ("shm", "sem"):
         names, *rows = (line.split() for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines())
@@ -77,17 +78,17 @@ def ring_parts(key: int) -> dict[str, list[dict[str, int]]]:
 
 @contextmanager
 def free_key() -> Iterator[int]:
-    """A key of this process alone (22 bits of its id), swept before and after."""
+    """A key derived from the process id (22 bits of it); whatever exists under it is removed before and after."""
     pid = os.getpid()
     key = 0x40000000 | (pid >> 15 & 0x7F) << 23 | (pid & 0x7FFF) << 1
-    sweep(key)
+    remove_parts(key)
     try:
         yield key
     finally:
-        sweep(key)
+        remove_parts(key)
 
 
-def sweep(key: int) -> None:
+def remove_parts(key: int) -> None:
     parts = ring_parts(key)
     for part in parts["shm"]:
         segment = Segment(part["key"])
@@ -100,7 +101,7 @@ def sweep(key: int) -> None:
 
 @pytest.fixture
 def ring_key(start) -> Iterator[int]:
-    """A key for one stream; what is made under it goes at the end."""
+    """A key for one stream; rings created under it are removed at the end."""
     with free_key() as key:
         yield key
 

@@ -1,1 +1,1 @@
-"""PSRDADA rings in shared memory, without PSRDADA."""
+"""PSRDADA ring buffers in shared memory, in pure Python: PSRDADA need not be installed."""

@@ -1,17 +1,22 @@
-"""PSRDADA rings without PSRDADA: ``Reader``, ``Writer``, ``create_rings`` and ``destroy_rings``.
+"""PSRDADA streams in pure Python: ``Reader``, ``Writer``, ``create_rings`` and ``destroy_rings``.
 
-  with Reader("2222") as reader:                    # hexadecimal, as for dada_db -k
+PSRDADA passes data between processes of one machine through ring buffers in shared memory. A *stream* is a pair of
+rings: the data ring under a key (a number, written in hexadecimal) and the header ring, with texts that describe the
+data, under key + 1. A ring is divided into blocks of equal size, which one process writes and up to eight processes
+read; the writer waits while all blocks are full. A *transfer* is a run of consecutive blocks, usually one observation;
+it begins with start of data and ends with end of data, and another one may follow in the same ring.
+
+  with Reader("2222") as reader:  # as for dada_db -k
       header = reader.getHeader()
       while reader.wait(10.0):
           page = np.frombuffer(reader.getNextPage(), np.float32)
-          reader.markCleared()                      # reader.isEndOfData says whether it was the last of its transfer
+          reader.markCleared()  # now reader.isEndOfData says whether the page was the last of its transfer
 
-Method names are those of psrdada-python, whose Reader can stand in the place of this one. What is new: nothing waits
-for ever, a writer that died or a ring that was destroyed is an error of its own (``WriterDied``, ``RingDestroyed``),
-and the page that a killed reader held is read again. A stream is a pair of rings: data under the key, headers under
-key + 1.
+The methods have the names of psrdada-python, which calls the content of a block a page (one such page can hold several
+DM-time images). In addition, every wait has a time limit, ``WriterDied`` and ``RingDestroyed`` report what happened at
+the other end, and a page that a killed reader was holding is read again by the next one.
 
-Connect in the process that reads or writes: a lock belongs to the process that took it.
+Connect in the process that reads or writes, not before a fork: a lock belongs to the process that took it.
 """
 
 import ctypes
@@ -19,35 +24,43 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import Generic, Self, TypeVar
 
-from pipeline_classifier.config import parse_key
 from pipeline_classifier.live.psrdada.protocol import RingReader, RingWriter
-from pipeline_classifier.live.psrdada.ring import (
-    MAX_READERS,
-    RingDestroyed,
-    RingError,
-    RingTimeout,
-    WriterDied,
-    make_ring,
-    remove_ring,
-)
-from single_pulse_classifier_training.cli import InputError
+from pipeline_classifier.live.psrdada.ring import RingDestroyed, RingError, RingTimeout, WriterDied
+from pipeline_classifier.live.psrdada.stream import Stream, create_rings, destroy_rings
+
+__all__ = [
+    "RAW_HEADER",
+    "Reader",
+    "RingDestroyed",
+    "RingError",
+    "RingTimeout",
+    "Writer",
+    "WriterDied",
+    "create_rings",
+    "destroy_rings",
+    "parse_header",
+]
 
 logger = logging.getLogger(__name__)
 
 RAW_HEADER = "__RAW_HEADER__"
 POLL_S = 0.25
-"""How often a wait looks whether the writer is still there."""
+"""Seconds between two checks of a waiting reader that the writer is alive; chosen by hand, for a report within 1 s."""
 
 
 def parse_header(raw: str | bytes) -> dict:
-    """Parse a header: one JSON object, or lines of ``KEY value``; zeros and text after the object do not matter.
+    """Parse a header: one JSON object, or lines of ``KEY value`` with comments after ``#``.
+
+    Parameters
+    ----------
+    raw : str or bytes
+        The header. Everything after a zero byte, and text after the JSON object, is ignored.
 
     Returns
     -------
-    dict
-        The object, or the values as strings; the text itself under ``__RAW_HEADER__``.
+    header : dict
+        The JSON object, or the values as strings; the text itself is under ``__RAW_HEADER__``.
     """
     text = raw if isinstance(raw, str) else raw.decode("utf-8", errors="replace")
     text = text.split("\0", 1)[0].strip()
@@ -61,133 +74,24 @@ def parse_header(raw: str | bytes) -> dict:
     return content | {RAW_HEADER: text}
 
 
-def create_rings(
-    key: str | int,
-    block_bytes: int,
-    n_blocks: int = 16,
-    n_readers: int = 1,
-    header_blocks: int = 8,
-    header_bytes: int = 4096,
-) -> None:
-    """Make the rings of a stream, as ``dada_db -k key -b block_bytes -n n_blocks -r n_readers`` does.
-
-    Raises
-    ------
-    RingError : the key, or one that belongs to it, is taken.
-    """
-    key = parse_key(key)
-    if not 1 <= n_readers <= MAX_READERS:
-        raise InputError(f"n_readers {n_readers}: valid are 1 to {MAX_READERS}")
-    if block_bytes < 1 or n_blocks < 1:
-        raise InputError(f"{n_blocks} blocks of {block_bytes} bytes make no ring: valid are numbers above 0")
-    try:
-        make_ring(key, n_blocks, block_bytes, n_readers)
-        try:
-            make_ring(key + 1, header_blocks, header_bytes, n_readers)
-        except BaseException:
-            remove_ring(key)
-            raise
-    except FileExistsError as error:
-        raise RingError(
-            f"ring 0x{key:x} is there already, or shares a key; destroy it (dada_db -d -k {key:x})"
-        ) from error
-
-
-def destroy_rings(key: str | int) -> None:
-    """Destroy the rings of a stream, as ``dada_db -d -k key``; rings that are not there are no error."""
-    key = parse_key(key)
-    remove_ring(key)
-    remove_ring(key + 1)
-
-
-_End = TypeVar("_End", RingReader, RingWriter)
-
-
-class _Stream(Generic[_End]):
-    """The pair of rings that both ends have: header and data, connected and disconnected together."""
-
-    _end: type[_End]
-
-    def __init__(self, key: str | int | None = None, timeout_s: float = 10.0) -> None:
-        self.timeout_s = timeout_s
-        self.isEndOfData = False
-        self.isHoldingPage = False
-        self._rings: list[_End] = []
-        if key is not None:
-            self.connect(key)
-
-    def connect(self, key: str | int) -> None:
-        """Attach and lock both rings; nothing stays attached if that fails.
-
-        Raises
-        ------
-        RingError : see ``Ring`` and ``lock``; RingTimeout after ``timeout_s``.
-        """
-        if self._rings:
-            raise RingError(f"{self._data} is connected already; disconnect first")
-        key = parse_key(key)
-        deadline = time.monotonic() + self.timeout_s
-        self.isEndOfData = self.isHoldingPage = False
-        try:
-            for ring_key in (key + 1, key):
-                self._rings.append(self._end(ring_key, key, max(0.0, deadline - time.monotonic())))
-            for ring in self._rings:
-                ring.lock(max(0.0, deadline - time.monotonic()))
-        except BaseException:
-            self._release()
-            raise
-
-    @property
-    def isConnected(self) -> bool:
-        return bool(self._rings)
-
-    @property
-    def _header(self) -> _End:
-        return self._ring(0)
-
-    @property
-    def _data(self) -> _End:
-        return self._ring(1)
-
-    def _ring(self, number: int) -> _End:
-        if not self._rings:
-            raise RingError("not connected to a ring; connect first")
-        return self._rings[number]
-
-    def _release(self) -> None:
-        """Unlock and detach, even if the rings are gone."""
-        for ring in reversed(self._rings):
-            try:
-                ring.unlock()
-            except RingDestroyed:
-                pass  # there is nothing to give back
-            finally:
-                ring.detach()
-        self._rings = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.disconnect()
-
-    def disconnect(self) -> None:
-        self._release()
-
-
-class Reader(_Stream[RingReader]):
-    """Reads a stream of pages.
+class Reader(Stream[RingReader]):
+    """Reads a stream of pages; iterating over it gives the pages of one transfer.
 
     Parameters
     ----------
-    key : of the data ring; a string is hexadecimal. None: ``connect`` later
-    timeout_s : longest wait of ``connect``, ``getHeader`` and ``getNextPage``
-    copy : hand out copies of pages; else views, which must not be touched after ``markCleared`` or ``disconnect``
+    key : str or int, optional
+        Key of the data ring; a string is hexadecimal. Without it, call ``connect``.
+    timeout_s : float
+        Longest wait of ``connect``, ``getHeader`` and ``getNextPage``.
+    copy : bool
+        Return copies of pages; otherwise views, which must not be used after ``markCleared`` or ``disconnect``.
 
     Attributes
     ----------
-    header : what ``getHeader`` gave last
-    isEndOfData : whether the page cleared last ended its transfer. Another transfer may follow.
+    header : dict
+        Last result of ``getHeader``.
+    isEndOfData : bool
+        Whether the page cleared last ended its transfer; another transfer may follow.
     """
 
     _end = RingReader
@@ -198,22 +102,29 @@ class Reader(_Stream[RingReader]):
         super().__init__(key, timeout_s)
 
     def disconnect(self) -> None:
-        """Clear a page that is held, and let go of the rings; works on destroyed ones, and twice."""
+        """Clear a page that is held, and disconnect; also after the rings were destroyed, and more than once."""
         try:
             self.markCleared()
         except RingDestroyed:
-            pass  # there is nobody to clear it for
+            pass  # no writer waits for the page
         finally:
             self._release()
 
     def getHeader(self) -> dict:
-        """The next header, parsed (``parse_header``).
+        """Read the next header.
 
-        If pages wait but no header does, the header of an earlier reader is read again, or the header is empty.
+        If there are unread pages but no unread header, the last header is read again; if none is stored in the ring,
+        the result is that of an empty header.
+
+        Returns
+        -------
+        header : dict
+            See ``parse_header``.
 
         Raises
         ------
-        RingTimeout : neither header nor page came within ``timeout_s``.
+        RingTimeout
+            If neither a header nor a page came within ``timeout_s``.
         """
         deadline = time.monotonic() + self.timeout_s
         raw = self.peekHeader()
@@ -221,7 +132,7 @@ class Reader(_Stream[RingReader]):
             self._header.wait(min(POLL_S, max(0.0, deadline - time.monotonic())))
             raw = self.peekHeader()
         if raw is None:
-            raw = self.peekHeader()  # a header is written before its pages
+            raw = self.peekHeader()  # it may have come with its first page: a header is written before its pages
         if raw is not None:
             self._header.next()
             self._header.clear()
@@ -235,7 +146,7 @@ class Reader(_Stream[RingReader]):
         return self.header
 
     def peekHeader(self) -> bytes | None:
-        """The header that waits, which is not taken; None if there is none. Empty ones are passed over."""
+        """Return the next header without taking it, or None if there is none; empty headers are skipped."""
         while (page := self._header.peek()) is not None:
             if page[1]:
                 return ctypes.string_at(*page)
@@ -244,12 +155,14 @@ class Reader(_Stream[RingReader]):
         return None
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until ``getNextPage`` has a page at once; False when none came in time.
+        """Wait for a page; return whether ``getNextPage`` has one.
 
         Raises
         ------
-        WriterDied : every page is read, and the writer went in mid-transfer; known within ``POLL_S``.
-        RingDestroyed : the ring is gone.
+        WriterDied
+            If all pages are read and the writer died in the middle of a transfer; raised within ``POLL_S``.
+        RingDestroyed
+            If the ring no longer exists.
         """
         data, deadline = self._data, time.monotonic() + timeout_s
         while True:
@@ -258,15 +171,27 @@ class Reader(_Stream[RingReader]):
                 return True
             if data.writer_died and not data.n_full:
                 raise WriterDied(
-                    f"{data}: the writer died in mid-transfer; destroy the ring and make it again before the next run"
+                    f"{data}: the writer died in the middle of a transfer; destroy the ring and create it again "
+                    "before the next run"
                 )
             if left <= POLL_S:
                 return False
 
     def getNextPage(self) -> memoryview:
-        """The next page, read-only bytes; empty ones come too. RingTimeout after ``timeout_s``; else as ``wait``."""
+        """Take the next page.
+
+        Returns
+        -------
+        page : memoryview
+            Read-only bytes, at most one block; an empty page is returned too.
+
+        Raises
+        ------
+        RingTimeout
+            If no page came within ``timeout_s``; other errors as for ``wait``.
+        """
         if self.isHoldingPage:
-            raise RingError(f"{self._data}: the page before is not cleared; call markCleared first")
+            raise RingError(f"{self._data}: the previous page must be cleared first; call markCleared")
         if not self.wait(self.timeout_s) or (page := self._data.next()) is None:
             raise RingTimeout(f"{self._data}: no page within {self.timeout_s:g} s")
         self.isHoldingPage, self.isEndOfData = True, False
@@ -276,7 +201,7 @@ class Reader(_Stream[RingReader]):
         return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B").toreadonly()
 
     def markCleared(self) -> None:
-        """Give the page back to the writer."""
+        """Return the page to the writer, which can then reuse the block."""
         if self.isHoldingPage:
             self.isHoldingPage = False
             self._data.clear()
@@ -286,7 +211,7 @@ class Reader(_Stream[RingReader]):
         return self
 
     def __next__(self) -> memoryview:
-        """The pages of one transfer, each cleared when the next one is asked for."""
+        """Return the next page of the transfer, and clear the one before."""
         self.markCleared()
         if self.isEndOfData:
             self.isEndOfData = False
@@ -295,66 +220,85 @@ class Reader(_Stream[RingReader]):
 
     @property
     def fill(self) -> tuple[int, int]:
-        """Full blocks, and all blocks of the ring. When all are full, the writer stands still."""
+        """Number of unread blocks and of all blocks of the ring; when they are equal, the writer has to wait."""
         return self._data.n_full, self._data.nbufs
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the current transfer before the next page, those that earlier readers took included."""
+        """Bytes of the current transfer before the next page, including those that earlier readers took."""
         return self._data.bytes_read
 
 
-class Writer(_Stream[RingWriter]):
+class Writer(Stream[RingWriter]):
     """Writes a stream of pages.
 
     Parameters
     ----------
-    key : of the data ring; a string is hexadecimal. None: ``connect`` later
-    timeout_s : longest wait for rings, for another writer to end, and for readers to clear a block
+    key : str or int, optional
+        Key of the data ring; a string is hexadecimal. Without it, call ``connect``.
+    timeout_s : float
+        Longest wait for the rings, for another writer to disconnect, and for readers to clear a block.
+
+    Attributes
+    ----------
+    isEndOfData : bool
+        Whether the page handed over last ended its transfer.
     """
 
     _end = RingWriter
 
     def disconnect(self) -> None:
-        """End the transfer that is under way, and let go of the rings; works on destroyed ones, and twice."""
+        """End the current transfer, and disconnect; also after the rings were destroyed, and more than once."""
         try:
             if self._rings and self._data.locked and not self._data.starting:
                 if not self.isHoldingPage:
                     self.getNextPage()
                 self.markEndOfData(0)
-        except RingError as error:  # destroyed, or no reader clears a block: readers see a writer that died
-            logger.warning("%s; the transfer is not ended", error)
+        except RingError as error:  # destroyed, or no reader clears a block; readers then raise WriterDied
+            logger.warning("%s; the transfer has no end of data", error)
         finally:
             self.isHoldingPage = False
             self._release()
 
     def setHeader(self, header: bytes | str | Mapping[str, object]) -> None:
-        """Send a header, padded with zeros to a whole block: text as it is, a mapping as lines of ``KEY value``."""
+        """Send a header, padded with zeros to a whole block.
+
+        Parameters
+        ----------
+        header : bytes, str or mapping
+            A mapping is sent as lines of ``KEY value``.
+        """
         if isinstance(header, Mapping):
             header = "".join(f"{key} {value}\n" for key, value in header.items())
         raw = header.encode() if isinstance(header, str) else header
         ring = self._header
         if len(raw) > ring.bufsz:
-            raise RingError(f"{ring}: a header of {len(raw)} bytes; valid are at most {ring.bufsz}")
+            raise RingError(f"{ring}: a header must have at most {ring.bufsz} bytes, got {len(raw)}")
         address = ring.next(self.timeout_s)
         ctypes.memmove(address, raw.ljust(ring.bufsz, b"\0"), ring.bufsz)
         ring.filled(ring.bufsz, end_of_data=False, timeout_s=self.timeout_s)
 
     def getNextPage(self) -> memoryview:
-        """The next block, to be filled. RingTimeout if the ring stays full for ``timeout_s``."""
+        """Return the next block, a writable view of its bytes.
+
+        Raises
+        ------
+        RingTimeout
+            If the ring stays full for ``timeout_s``.
+        """
         if self.isHoldingPage:
-            raise RingError(f"{self._data}: the page before is not filled; call markFilled first")
+            raise RingError(f"{self._data}: the previous page must be filled first; call markFilled")
         address = self._data.next(self.timeout_s)
         self.isHoldingPage, self.isEndOfData = True, False
         self._page = memoryview((ctypes.c_ubyte * self._data.bufsz).from_address(address)).cast("B")
         return self._page
 
     def markFilled(self, nbytes: int | None = None) -> None:
-        """Hand the page to the readers; fewer bytes than a block end the transfer, as PSRDADA has it."""
+        """Hand ``nbytes`` of the page, by default all, to the readers; as in PSRDADA, fewer end the transfer."""
         self._filled(nbytes, end_of_data=False)
 
     def markEndOfData(self, nbytes: int | None = None) -> None:
-        """Hand the page to the readers as the last one of its transfer."""
+        """Hand the page to the readers as the last one of the transfer."""
         self._filled(nbytes, end_of_data=True)
 
     def _filled(self, nbytes: int | None, end_of_data: bool) -> None:
@@ -364,14 +308,16 @@ class Writer(_Stream[RingWriter]):
             self.isEndOfData = self._data.starting
 
     def write(self, data: bytes | memoryview, end_of_data: bool = False) -> None:
-        """Send bytes in as many blocks as they need; a last block that is not full ends the transfer.
+        """Send bytes in as many blocks as necessary; a last block that is not full ends the transfer.
 
-        The end of data needs a block, be it an empty one. A RingTimeout leaves the blocks before it sent.
+        With ``end_of_data`` and no bytes, the end of data is sent with an empty block. Blocks sent before a RingTimeout
+        remain sent.
         """
         data = memoryview(data).cast("B")
         size = self._data.bufsz
         for start in range(0, max(len(data), int(end_of_data)), size):
             chunk = data[start : start + size]
-            block = self._page if self.isHoldingPage else self.getNextPage()  # held: what came before could not be sent
+            # A page is still held if it could not be handed over before.
+            block = self._page if self.isHoldingPage else self.getNextPage()
             block[: len(chunk)] = chunk
             self._filled(len(chunk), end_of_data and start + size >= len(data))

@@ -1,12 +1,23 @@
-"""The two ends of a PSRDADA ring: how ``ipcbuf`` hands blocks from one writer to up to eight readers.
+"""Protocol between the writer and the readers of one PSRDADA ring, as in PSRDADA's ``ipcbuf.c`` and ``ipcbuf.h``.
 
-Blocks are numbered from 0 for ever; block b lies in place b % nbufs. A *transfer* is a run of blocks from s_buf to
-e_buf, of which the last may be filled in part; it ends with "end of data", and another one may follow. The writer
-counts FULL up, a reader counts it down and CLEAR up, the writer counts CLEAR down before it fills a place again. Start
-and end of the last eight transfers are kept, guarded by SODACK and EODACK.
+The writer fills blocks, which are counted from 0 over the lifetime of the ring; block ``b`` is stored in buffer
+``b % nbufs``. A *transfer* consists of the blocks from its start of data (block ``s_buf``, from byte ``s_byte`` on) to
+its end of data (block ``e_buf``, of which ``e_byte`` bytes are valid, possibly none). The start and end of transfer
+``n`` are stored in transfer slot ``n % 8``, so that the writer can be at most eight transfers ahead of a reader.
 
-What a process holds when it is killed comes back by SEM_UNDO (WRITE, READ, READER_CONN), all but the page in its hands:
-``RingReader.lock`` finds that one.
+Every reader has its own semaphores (``READER_CONN``: see ``RingReader.lock``):
+
+========== =========== ====================================== ======================================
+semaphore  at creation lowered by                             raised by
+========== =========== ====================================== ======================================
+``SODACK`` 8           the writer at start of data            the reader with its first page
+``EODACK`` 8           the writer at end of data              the reader when it clears the last page
+``FULL``   0           the reader when it takes a page        the writer when it has filled a block
+``CLEAR``  0           the writer before it reuses a buffer   the reader when it clears a page
+========== =========== ====================================== ======================================
+
+The kernel releases the locks of a process that is killed (``WRITE``, ``READ`` and ``READER_CONN`` are changed with
+SEM_UNDO), but not the page that a reader was holding: ``RingReader.lock`` detects that.
 """
 
 import logging
@@ -32,11 +43,27 @@ logger = logging.getLogger(__name__)
 
 DISCON, WRITING, READING = 0, 3, 6
 REPAIR_S = 0.2
-"""How long FULL may lag behind the writer's count of blocks before a page is taken for lost."""
+"""Time in seconds for which FULL may stay below the writer's count of blocks before a page is considered lost.
+
+Chosen by hand; not tuned on data. The writer raises FULL immediately after its count.
+"""
 
 
 class RingReader(Ring):
-    """The reading end of a ring."""
+    """Reading end of a ring.
+
+    Parameters
+    ----------
+    key, stream, timeout_s
+        As for ``Ring``.
+
+    Attributes
+    ----------
+    index : int or None
+        Number of this reader, from 0 to ``n_readers - 1``; None while it is not locked.
+    reading : bool
+        Whether it is inside a transfer: it has taken the first page and has not yet cleared the last one.
+    """
 
     def __init__(self, key: int, stream: int, timeout_s: float) -> None:
         super().__init__(key, stream, timeout_s, read_only=True)
@@ -44,33 +71,39 @@ class RingReader(Ring):
         self.reading = False
 
     def lock(self, timeout_s: float) -> None:
-        """Take one of the ring's places for readers, in the process that will read.
+        """Become one of the ring's ``n_readers`` readers (``ipcbuf_lock_read``); call it in the process that reads.
+
+        READ counts the readers that can still connect, READER_CONN is 1 for each reader number that is free. A reader
+        continues where the previous one with its number stopped.
 
         Raises
         ------
-        RingTimeout : all places were taken.
+        RingTimeout
+            If no reader number became free within ``timeout_s``.
+        RingError
+            If the sync segment is corrupt.
         """
         deadline = time.monotonic() + timeout_s
         while self.change(self.connection, (READ, -1, SEM_UNDO), timeout_s=max(0.0, deadline - time.monotonic())):
-            # The one that lags most comes first, as in PSRDADA.
+            # As in PSRDADA, the reader that is furthest behind comes first.
             for index in sorted(range(self.n_readers), key=lambda reader: self.sync.r_bufs[reader]):
                 if self.change(self.readers[index], (READER_CONN, -1, IPC_NOWAIT | SEM_UNDO)):
                     self.index, self.semaphores = index, self.readers[index]
                     self.reading = self.sync.r_states[index] == READING
                     self._repair()
                     return
-            # The maker of a ring raises READ before READER_CONN.
+            # Whoever creates a ring raises READ before READER_CONN.
             self.change(self.connection, (READ, 1, SEM_UNDO))
             if time.monotonic() >= deadline:
                 break
             time.sleep(RETRY_S)
         raise RingTimeout(
-            f"{self}: all {self.n_readers} places for readers are taken after {timeout_s:g} s; end the other reader, "
-            "or make the ring with more (dada_db -r)"
+            f"{self}: no reader slot (of {self.n_readers}) became free within {timeout_s:g} s; stop another reader, "
+            "or create the ring with more readers (dada_db -r)"
         )
 
     def unlock(self) -> None:
-        """Give the place back; the transfer may be taken up by the next reader."""
+        """Disconnect (``ipcbuf_unlock_read``); the next reader continues the transfer."""
         if self.index is not None:
             self.sync.r_states[self.index] = READING if self.reading else DISCON
             self.change(self.semaphores, (READER_CONN, 1, SEM_UNDO))
@@ -78,28 +111,29 @@ class RingReader(Ring):
             self.index = None
 
     def _position(self) -> tuple[int, int]:
-        """Slot of the current transfer, and number of the next block in it; it must have begun."""
+        """Return the slot of the current transfer and the next block to read in it; the transfer must have begun."""
         slot = self.sync.r_xfers[self.index] % MAX_TRANSFERS
         return slot, self.sync.r_bufs[self.index] if self.reading else self.sync.s_buf[slot]
 
     def _repair(self) -> None:
-        """Put right what a killed reader left half done, and give back the page that it held.
+        """Complete what a killed reader left unfinished, so that the page it was holding is read again.
 
-        FULL is then one short of the blocks that are not read. If CLEAR has not been raised, the page was held, and is
-        read again; else only the state was not brought up to date.
+        A reader lowers FULL and then stores its position; later it raises CLEAR and again stores its position. After a
+        kill in between, FULL is one less than the number of unread blocks. If CLEAR has not been raised for the missing
+        page, the reader was holding it, and FULL is raised again; otherwise only the stored position is out of date.
         """
         sync = self.sync
         begun = sync.w_xfer + (sync.w_state == WRITING) - sync.r_xfers[self.index]
         slot, block = self._position()
         if self.reading and (begun < 1 or block < sync.s_buf[slot] and begun <= MAX_TRANSFERS):
-            self._state(sync.r_xfers[self.index], block + 1, False)  # the transfer before this one was ended
+            self._state(sync.r_xfers[self.index], block + 1, False)  # the kill came while it was ending a transfer
             block = sync.s_buf[slot]
         if begun < 1:
             return
         if not self.reading and begun > MAX_TRANSFERS:
-            block = sync.r_bufs[self.index]  # begun by the dead reader: its slot says the start of a later one
+            block = sync.r_bufs[self.index]  # the dead reader began it, and its slot now holds a later transfer
         expected = self._blocks_filled() - block
-        # The writer raises its count of blocks just before FULL: only a difference that stays is a lost page.
+        # The writer raises its count of blocks just before FULL: only a lasting difference means a lost page.
         while self.n_full < expected and self.change(
             self.semaphores, (FULL, -expected), (FULL, expected), timeout_s=REPAIR_S
         ):
@@ -107,26 +141,29 @@ class RingReader(Ring):
         full = self.n_full
         lost, held = expected - full, sum(self.count) - full - self.value(self.semaphores, CLEAR)
         if expected > self.nbufs + 1:
-            raise RingError(f"{self}: {expected} blocks wait in a ring of {self.nbufs}: garbage in its sync segment")
+            raise RingError(
+                f"{self}: the number of unread blocks must be at most {self.nbufs}, got {expected}: "
+                "the sync segment is corrupt"
+            )
         if lost > held and self.reading:
-            # Eight transfers later, slot and EODACK of the one that it ended are used again.
+            # If the writer is eight transfers ahead, it has already reused the slot of the transfer that ended here.
             self._advance(block, self.is_last(slot, block) or block < sync.s_buf[slot] <= sync.e_buf[slot])
             lost -= 1
         if lost > 0:
-            logger.warning("%s: a reader died with %d page(s) in its hands; they are read again", self, lost)
+            logger.warning("%s: a reader was killed while it held %d page(s), which will be read again", self, lost)
             if not self.reading:
                 self._state(sync.r_xfers[self.index], block, True)
             self.change(self.semaphores, (FULL, lost))
 
     def _blocks_filled(self) -> int:
-        """Blocks given to the readers so far. Between transfers, w_buf_curr may count some that were not."""
+        """Return the number of blocks handed to the readers; between transfers, w_buf_curr may be larger."""
         sync = self.sync
-        if sync.w_state == WRITING or sync.w_xfer == 0:
+        if sync.w_state == WRITING:
             return sync.w_buf_curr
         return sync.e_buf[(sync.w_xfer - 1) % MAX_TRANSFERS] + 1
 
     def _state(self, transfer: int, block: int, reading: bool) -> None:
-        """Say where this reader is, in the order that ``_repair`` relies on."""
+        """Store the position of this reader, in the order that ``_repair`` relies on."""
         self.sync.r_xfers[self.index] = transfer
         if not reading:
             self.sync.r_states[self.index] = DISCON
@@ -137,29 +174,35 @@ class RingReader(Ring):
 
     @property
     def n_full(self) -> int:
-        """Blocks that wait to be read."""
+        """Number of unread blocks."""
         return self.value(self.semaphores, FULL)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until a page can be taken; False when there was none in time."""
+        """Wait until a page can be taken; return False if there was none within ``timeout_s``."""
         return self.change(self.semaphores, (FULL, -1), (FULL, 1), timeout_s=timeout_s)
 
     def peek(self) -> tuple[int, int] | None:
-        """Address and bytes of the next page, which is not taken; None if there is none."""
+        """Return address and size in bytes of the next page without taking it; None if there is none."""
         return self._page(*self._position()) if self.n_full else None
 
     def previous(self) -> tuple[int, int] | None:
-        """Address and bytes of the page read last that was not empty; None if it is overwritten."""
+        """Return address and size of the last page read that was not empty; None if it may have been overwritten."""
         sync = self.sync
         for block in range(sync.r_bufs[self.index] - 1, max(-1, sync.w_buf_next - self.nbufs - 1), -1):
             ends = [sync.e_byte[slot] for slot in range(MAX_TRANSFERS) if self.is_last(slot, block)]
-            size = ends[0] if ends and block else self.bufsz  # slots that were never used say block 0, byte 0
+            size = ends[0] if ends and block else self.bufsz  # a slot that was never used holds block 0, byte 0
             if size:
                 return self.addresses[block % self.nbufs], min(size, self.bufsz)
         return None
 
     def next(self) -> tuple[int, int] | None:
-        """Take the next page: its address and bytes; None if there is none. It may be empty."""
+        """Take the next page (``ipcbuf_get_next_read``).
+
+        Returns
+        -------
+        page : (int, int) or None
+            Address and size in bytes, which may be 0; None if there is no page.
+        """
         if not self.n_full:
             return None
         slot, block = self._position()
@@ -175,11 +218,14 @@ class RingReader(Ring):
         start = self.sync.s_byte[slot] if block == self.sync.s_buf[slot] else 0
         end = self.sync.e_byte[slot] if self.is_last(slot, block) else self.bufsz
         if not start <= end <= self.bufsz:
-            raise RingError(f"{self}: a page from byte {start} to {end} of {self.bufsz}: garbage in its sync segment")
+            raise RingError(
+                f"{self}: a page must lie within the {self.bufsz} bytes of its block, got bytes {start} to {end}: "
+                "the sync segment is corrupt"
+            )
         return self.addresses[block % self.nbufs] + start, end - start
 
     def clear(self) -> None:
-        """Give the page back to the writer; ``reading`` is False afterwards if it was the last of its transfer."""
+        """Return the page to the writer (``ipcbuf_mark_cleared``); after the last one, ``reading`` is False."""
         slot, block = self._position()
         last = self.is_last(slot, block)
         self.change(self.semaphores, (CLEAR, 1), *([(EODACK, 1)] if last else []))
@@ -190,65 +236,110 @@ class RingReader(Ring):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the current transfer before the next page."""
+        """Bytes of the current transfer before the next page (``ipcbuf_tell_read``)."""
         slot, block = self._position()
         blocks = block - self.sync.s_buf[slot] if self.reading else 0
-        # Eight transfers ahead, the writer puts the start of another one into the slot: this one is short, then.
+        # Negative if the writer is eight transfers ahead and has reused the slot.
         return blocks * self.bufsz - self.sync.s_byte[slot] if blocks > 0 else 0
 
     @property
     def writer_died(self) -> bool:
-        """Whether a transfer is under way which no process writes."""
-        # A writer that ends says so before it lets go; the second look is for one that ended between the first two.
+        """Whether the current transfer was left unfinished by a writer that is gone."""
+        # A writer resets w_state before it disconnects. It may do both between the first two checks, hence the third.
         under_way = self.sync.w_state == WRITING and self.value(self.connection, WRITE) > 0
         return under_way and self.sync.w_state == WRITING
 
 
 class RingWriter(Ring):
-    """The writing end of a ring."""
+    """Writing end of a ring.
+
+    Parameters
+    ----------
+    key, stream, timeout_s
+        As for ``Ring``.
+
+    Attributes
+    ----------
+    locked : bool
+        Whether this is the writer of the ring.
+    starting : bool
+        Whether the next block will begin a transfer.
+    """
 
     def __init__(self, key: int, stream: int, timeout_s: float) -> None:
         super().__init__(key, stream, timeout_s, read_only=False)
         self.locked = False
 
     def lock(self, timeout_s: float) -> None:
-        """Become the writer. RingTimeout if there is another one."""
+        """Become the writer (``ipcbuf_lock_write``); a transfer that a killed writer left unfinished is continued.
+
+        Raises
+        ------
+        RingTimeout
+            If another writer was still connected after ``timeout_s``.
+        """
         if not self.change(self.connection, (WRITE, -1, SEM_UNDO), timeout_s=timeout_s):
-            raise RingTimeout(f"{self}: still has another writer after {timeout_s:g} s; valid is one")
+            raise RingTimeout(f"{self}: another writer is still connected after {timeout_s:g} s; a ring has only one")
         self.locked = True
         self.starting = self.sync.w_state == DISCON
-        self.sync.w_buf_next = self.sync.w_buf_curr  # a writer that died may have held a block
+        self.sync.w_buf_next = self.sync.w_buf_curr  # a killed writer may have taken a block
 
     def unlock(self) -> None:
-        """Let another process write."""
+        """Disconnect (``ipcbuf_unlock_write``); another process can become the writer."""
         if self.locked:
             self.change(self.connection, (WRITE, 1, SEM_UNDO))
             self.locked = False
 
     def next(self, timeout_s: float) -> int:
-        """Address of the next block to fill. RingTimeout if the readers clear none."""
+        """Take the next block to fill (``ipcbuf_get_next_write``).
+
+        Returns
+        -------
+        address : int
+            Address of the block, which has ``bufsz`` bytes.
+
+        Raises
+        ------
+        RingTimeout
+            If a reader is eight transfers behind, or does not clear the buffer, for ``timeout_s``.
+        """
         sync = self.sync
         if self.starting:
-            self._take(SODACK, timeout_s, "does not begin to read")
+            self._take(SODACK, timeout_s, "did not begin a transfer")
             slot = sync.w_xfer % MAX_TRANSFERS
             sync.s_buf[slot], sync.s_byte[slot] = sync.w_buf_curr, 0
             if sync.w_buf_curr == 0:
                 sync.eod[slot] = 0
             sync.w_state = WRITING
             self.starting = False
-        place = sync.w_buf_next % self.nbufs
-        while self.count[place]:
-            self._take(CLEAR, timeout_s, "clears no block")
-            self.count[place] -= 1
+        buffer = sync.w_buf_next % self.nbufs
+        while self.count[buffer]:
+            self._take(CLEAR, timeout_s, "did not clear a block")
+            self.count[buffer] -= 1
         sync.w_buf_next += 1
-        return self.addresses[place]
+        return self.addresses[buffer]
 
     def filled(self, nbytes: int, end_of_data: bool, timeout_s: float) -> None:
-        """Hand the block to the readers; fewer bytes than it holds end the transfer, as ``end_of_data`` does."""
+        """Hand the block to the readers (``ipcbuf_mark_filled``).
+
+        Parameters
+        ----------
+        nbytes : int
+            Valid bytes in the block. Fewer than ``bufsz`` end the transfer.
+        end_of_data : bool
+            End the transfer even if the block is full.
+        timeout_s : float
+            Longest wait for a reader that is eight transfers behind.
+
+        Raises
+        ------
+        RingTimeout
+            If a reader did not finish a transfer within ``timeout_s``.
+        """
         sync = self.sync
         end_of_data = end_of_data or nbytes < self.bufsz
         if end_of_data:
-            self._take(EODACK, timeout_s, "does not end its transfers")
+            self._take(EODACK, timeout_s, "did not finish a transfer")
             slot = sync.w_xfer % MAX_TRANSFERS
             sync.e_buf[slot], sync.e_byte[slot], sync.eod[slot] = sync.w_buf_curr, nbytes, 1
             sync.w_xfer += 1
@@ -259,10 +350,10 @@ class RingWriter(Ring):
             self.change(semaphores, (FULL, 1))
         self.starting = end_of_data
 
-    def _take(self, number: int, timeout_s: float, complaint: str) -> None:
-        """Take one from a semaphore of every reader, or from none."""
+    def _take(self, number: int, timeout_s: float, failure: str) -> None:
+        """Lower a semaphore of every reader by one, or of none if a reader does not allow it within ``timeout_s``."""
         for index, semaphores in enumerate(self.readers):
             if not self.change(semaphores, (number, -1), timeout_s=timeout_s):
                 for taken in self.readers[:index]:
                     self.change(taken, (number, 1))
-                raise RingTimeout(f"{self}: reader {index} {complaint} for {timeout_s:g} s")
+                raise RingTimeout(f"{self}: reader {index} {failure} within {timeout_s:g} s")

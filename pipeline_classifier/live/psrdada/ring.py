@@ -1,8 +1,15 @@
-"""One PSRDADA ring, ``ipcbuf``: its layout (PSRDADA 2018-11-15 to 1.1.0); made, attached, destroyed.
+"""Memory of one PSRDADA ring (``ipcbuf.c``, ``ipcbuf.h``): create, attach and destroy it.
 
-The sync segment has the ring's key and holds ``ipcsync_t`` (528 bytes), then ``count`` (uint8 per block: times
-it was filled and not taken back), then the key of each block (int32, maybe unaligned). Its other keys follow in steps
-of 0x10000: the connection semaphores, eight places for the semaphores of a reader, the data blocks.
+The layout is that of PSRDADA from 2018-11-15 to 1.1.0 on 64-bit Linux. A ring consists of
+
+- the sync segment, under the key of the ring: ``ipcsync_t`` (528 bytes), then ``count`` (uint8 per buffer: how often it
+  was filled and not yet reclaimed by the writer), then the keys of the buffers (int32 each, possibly unaligned);
+- the connection semaphores, ``WRITE`` and ``READ``;
+- for each reader, the semaphores ``SODACK``, ``EODACK``, ``FULL``, ``CLEAR`` and ``READER_CONN``;
+- the buffers, one shared memory segment each.
+
+Their keys are those of the ring plus 0x10000 (connection), plus 0x10000 * (2 + reader), for eight readers at most, and
+plus 0x10000 * (10 + buffer). They are also stored in the sync segment, and are read from there.
 """
 
 import ctypes
@@ -18,10 +25,16 @@ KEY_STEP = 0x10000
 WRITE, READ = 0, 1
 SODACK, EODACK, FULL, CLEAR, READER_CONN = range(5)
 RETRY_S = 0.02
+"""Seconds between two attempts to attach or lock a ring; chosen by hand."""
 
 
 class IpcSync(ctypes.Structure):
-    """``ipcsync_t``, 528 bytes; PSRDADA's own names."""
+    """``ipcsync_t`` of ``ipcbuf.h``, 528 bytes, with its field names.
+
+    Arrays have one element per reader (``semkey_data``, ``r_``) or per transfer slot (``s_``, ``e_``, ``eod``). ``w_``
+    and ``r_`` fields are positions and states of the writer and of the readers; ``s_`` and ``e_`` fields are the first
+    and the last block and byte of a transfer; ``on_device_id`` is a GPU, or -1 for host memory.
+    """
 
     _fields_ = [
         ("semkey_connect", ctypes.c_int32),
@@ -47,19 +60,20 @@ class IpcSync(ctypes.Structure):
 
 SYNC_BYTES = ctypes.sizeof(IpcSync)
 OLDER_SYNC_BYTES = (512, 520)
+"""Sizes of ``ipcsync_t`` in PSRDADA before 2018-11-15."""
 NBUFS_OFFSET = IpcSync.nbufs.offset
 
 
 class RingError(InputError):
-    """A ring that is not as it should be."""
+    """A ring cannot be used."""
 
 
 class RingTimeout(RingError):
-    """A ring, a place in it or a page that did not come in time."""
+    """A ring, a connection to it or a page was not available in time."""
 
 
 class WriterDied(RingError):
-    """The writer went in the middle of a transfer."""
+    """The writer died in the middle of a transfer."""
 
 
 class RingDestroyed(RingError):
@@ -67,41 +81,70 @@ class RingDestroyed(RingError):
 
 
 class _NotReady(Exception):
-    """The ring is being made; the text says what is missing."""
+    """The ring is still being created; the text says what is missing."""
 
 
 def blocks_of(segment: Segment, name: str) -> int:
-    """Blocks of the ring whose sync segment this is, if its size fits to them."""
+    """Return the number of blocks of a ring.
+
+    Parameters
+    ----------
+    segment : Segment
+        The sync segment.
+    name : str
+        What error messages call the ring.
+
+    Raises
+    ------
+    RingError
+        If the size of the segment is not that of a sync segment with so many blocks.
+    """
     nbufs = 0
     if segment.size >= NBUFS_OFFSET + 8:
         nbufs = ctypes.c_uint64.from_address(segment.address + NBUFS_OFFSET).value
         if nbufs == 0:
-            raise _NotReady("it is still being made")
+            raise _NotReady("it is still being created")
     if segment.size != SYNC_BYTES + 5 * nbufs:
-        what = "not of a PSRDADA ring"
+        what = "not a PSRDADA ring"
         if segment.size - 5 * nbufs in OLDER_SYNC_BYTES:
-            what = "the layout of a PSRDADA before 2018-11-15"
+            what = "a ring of PSRDADA before 2018-11-15"
         raise RingError(
-            f"{name}: a sync segment of {segment.size} bytes is {what}; valid are {SYNC_BYTES} "
-            "and 5 more for each block"
+            f"{name}: the sync segment must have {SYNC_BYTES} bytes and 5 more per block, got {segment.size}: {what}"
         )
     return nbufs
 
 
 class Ring:
-    """A ring, attached: memory and semaphores, and what reader and writer have in common.
+    """An attached ring: memory and semaphores, and what reader and writer have in common.
 
     Parameters
     ----------
-    key : of the sync segment
-    stream : key of the stream that the ring belongs to, which messages name
-    timeout_s : how long to wait for a ring that is not there, or not ready
-    read_only : attach the blocks for reading only
+    key : int
+        Key of the ring, that is, of its sync segment.
+    stream : int
+        Key of the stream to which the ring belongs; error messages name this one.
+    timeout_s : float
+        Longest wait for a ring that does not exist or is still being created.
+    read_only : bool
+        Attach the blocks for reading only.
+
+    Attributes
+    ----------
+    nbufs, bufsz, n_readers : int
+        Number of blocks, size of a block in bytes, number of readers.
+    sync : IpcSync
+        The sync segment in shared memory.
+    count : (nbufs,) array of uint8
+        How often each buffer was filled and not yet reclaimed.
+    addresses : list of int
+        Address of each buffer in this process.
 
     Raises
     ------
-    RingTimeout : it was not there, or not ready, in time.
-    RingError : it is no ring of this layout, or lies on a GPU.
+    RingTimeout
+        If the ring did not exist, or was incomplete, after ``timeout_s``.
+    RingError
+        If the ring has another layout, is in the memory of a GPU, or may not be attached.
     """
 
     def __init__(self, key: int, stream: int, timeout_s: float, read_only: bool) -> None:
@@ -115,15 +158,15 @@ class Ring:
             except (_NotReady, FileNotFoundError) as error:
                 self.detach()
                 if time.monotonic() >= deadline:
-                    reason = error if isinstance(error, _NotReady) else "it is not there, or not whole"
+                    reason = error if isinstance(error, _NotReady) else "it does not exist, or is incomplete"
                     raise RingTimeout(
-                        f"{self}: no ring after {timeout_s:g} s ({reason}); make it with dada_db -k {stream:x}, or "
-                        "give the key of one that is there (hexadecimal)"
+                        f"{self}: no ring to attach to within {timeout_s:g} s ({reason}); create it with "
+                        f"dada_db -k {stream:x}, or give the key of an existing ring in hexadecimal"
                     ) from None
             except PermissionError as error:
                 self.detach()
                 raise RingError(
-                    f"{self}: not allowed to attach; valid is a ring of one's own, or of mode 0666"
+                    f"{self}: permission denied; the ring must belong to this user or have mode 0666"
                 ) from error
             except BaseException:
                 self.detach()
@@ -138,11 +181,14 @@ class Ring:
         self.nbufs = blocks_of(segment, str(self))
         self.sync = sync = IpcSync.from_address(segment.address)
         if not (sync.n_readers and sync.bufsz and sync.semkey_connect):
-            raise _NotReady("it is still being made")
+            raise _NotReady("it is still being created")
         if sync.on_device_id >= 0:
-            raise RingError(f"{self}: its blocks lie on GPU {sync.on_device_id}; valid is a ring in host memory")
+            raise RingError(f"{self}: its blocks must be in host memory, got GPU {sync.on_device_id}")
         if sync.n_readers > MAX_READERS:
-            raise RingError(f"{self}: says {sync.n_readers} readers, valid are 1 to {MAX_READERS}: not a PSRDADA ring")
+            raise RingError(
+                f"{self}: the number of readers must be between 1 and {MAX_READERS}, got {sync.n_readers}: "
+                "not a PSRDADA ring"
+            )
         self.bufsz, self.n_readers = sync.bufsz, sync.n_readers
         self.count = (ctypes.c_uint8 * self.nbufs).from_address(segment.address + SYNC_BYTES)
         keys = (ctypes.c_int32 * self.nbufs).from_address(segment.address + SYNC_BYTES + self.nbufs)
@@ -151,13 +197,13 @@ class Ring:
             self.readers = [Semaphores(key, 5) for key in sync.semkey_data[: self.n_readers]]
         except OSError as error:
             if is_gone(error):
-                raise RingError(f"{self}: its semaphores are too few: not a PSRDADA ring") from error
+                raise RingError(f"{self}: a set has too few semaphores: not a PSRDADA ring") from error
             raise
         if 0 in keys[:]:
-            raise _NotReady("its blocks are still being made")
+            raise _NotReady("its blocks are still being created")
         blocks = [self._segment(key, read_only) for key in keys]
-        if any(block.size < self.bufsz for block in blocks):
-            raise RingError(f"{self}: blocks smaller than the {self.bufsz} bytes it says: not a PSRDADA ring")
+        if (smallest := min(block.size for block in blocks)) < self.bufsz:
+            raise RingError(f"{self}: blocks must have {self.bufsz} bytes, got {smallest}: not a PSRDADA ring")
         self.addresses = [block.address for block in blocks]
 
     def _segment(self, key: int, read_only: bool = False) -> Segment:
@@ -166,8 +212,8 @@ class Ring:
         return segment
 
     def detach(self) -> None:
-        """Let go of all memory; the ring itself stays."""
-        self.sync = self.count = None  # type: ignore[assignment] # they would dangle
+        """Detach all memory; the ring itself remains."""
+        self.sync = self.count = None  # type: ignore[assignment] # they point to detached memory
         for segment in self._segments:
             segment.detach()
         self._segments = []
@@ -175,29 +221,50 @@ class Ring:
     def change(
         self, semaphores: Semaphores, *operations: tuple[int, int] | tuple[int, int, int], timeout_s: float = 0.0
     ) -> bool:
-        """``Semaphores.change`` with operations (number, change[, flags]); RingDestroyed if the ring is gone."""
+        """Apply operations (number, change[, flags]) to a set, all or none; see ``Semaphores.change``.
+
+        Raises
+        ------
+        RingDestroyed
+            If the ring no longer exists.
+        """
         try:
             return semaphores.change(*[(*operation, 0)[:3] for operation in operations], timeout_s=timeout_s)
         except OSError as error:
             raise self._gone(error) from error
 
     def value(self, semaphores: Semaphores, number: int) -> int:
-        """Value of a semaphore; RingDestroyed if the ring is gone."""
+        """Return the value of a semaphore, or raise RingDestroyed if the ring no longer exists."""
         try:
             return semaphores[number]
         except OSError as error:
             raise self._gone(error) from error
 
     def _gone(self, error: OSError) -> Exception:
-        return RingDestroyed(f"{self}: destroyed while it was in use") if is_gone(error) else error
+        return RingDestroyed(f"{self}: destroyed while in use") if is_gone(error) else error
 
     def is_last(self, slot: int, block: int) -> bool:
-        """Whether ``block`` ends the transfer in ``slot``; eod alone is stale in a slot that is used again."""
+        """Return whether ``block`` ends the transfer in ``slot``; eod alone may be of an earlier transfer there."""
         return bool(self.sync.eod[slot]) and self.sync.e_buf[slot] == block
 
 
 def make_ring(key: int, nbufs: int, bufsz: int, n_readers: int) -> None:
-    """Make a ring of ``nbufs`` blocks of ``bufsz`` bytes, all of it or nothing. FileExistsError if the key is taken."""
+    """Create a ring completely or not at all (``ipcbuf_create``).
+
+    Parameters
+    ----------
+    key : int
+        Key of the ring.
+    nbufs, bufsz : int
+        Number of blocks, and their size in bytes.
+    n_readers : int
+        Number of readers, 1 to 8.
+
+    Raises
+    ------
+    FileExistsError
+        If the key, or one derived from it, is in use.
+    """
     made: list[Segment | Semaphores] = []
     try:
         segment = Segment(key, SYNC_BYTES + 5 * nbufs)
@@ -229,7 +296,13 @@ def make_ring(key: int, nbufs: int, bufsz: int, n_readers: int) -> None:
 
 
 def remove_ring(key: int) -> None:
-    """Destroy the ring; what is missing of it is no error. RingError if there is something else under the key."""
+    """Destroy a ring (``ipcbuf_destroy``), or the parts of it that exist.
+
+    Raises
+    ------
+    RingError
+        If the segment under the key is not that of a ring.
+    """
     try:
         segment = Segment(key)
     except FileNotFoundError:

@@ -11,20 +11,17 @@ from pipeline_classifier.live.psrdada.client import Reader, RingError
 from pipeline_classifier.live.psrdada.sysv import Segment, Semaphores
 
 BLOCK = 1000
-
-
 STEP = 0x10000
-
-
 IMPORTS = "import sys, numpy as np; from pipeline_classifier.live.psrdada.client import *; key = int(sys.argv[1]);"
 
 
 def page(number: int, nbytes: int = BLOCK) -> bytes:
+    """Random bytes, the same ones for the same number."""
     return np.random.default_rng(number).bytes(nbytes)
 
 
 def fields(key: int) -> dict:
-    """The sync segment as the facts about PSRDADA have it, by offset; not by the code under test."""
+    """The sync segment, read by the offsets of ``ipcsync_t`` in ipcbuf.h, independently of the code under test."""
     segment = Segment(key)
     raw = ctypes.string_at(segment.address, segment.size)
     segment.detach()
@@ -43,6 +40,7 @@ def fields(key: int) -> dict:
 
 
 def put(key: int, offset: int, code: str, value: int) -> None:
+    """Overwrite a number in the sync segment."""
     segment = Segment(key)
     ctypes.memmove(segment.address + offset, struct.pack(f"<{code}", value), struct.calcsize(code))
     segment.detach()
@@ -54,7 +52,7 @@ def semaphores(key: int, n: int) -> list[int]:
 
 
 def attached() -> int:
-    """Shared memory segments that this process has attached."""
+    """Number of shared memory segments that this process has attached."""
     return Path("/proc/self/maps").read_text().count("/SYSV")
 
 
@@ -63,7 +61,7 @@ def read_transfer(reader: Reader) -> bytes:
 
 
 def in_thread(function, *args) -> tuple[threading.Thread, list]:
-    """Run in a thread; what it returns or raises comes in the list."""
+    """Run in a thread; the list receives the result, or the RingError that was raised."""
     results: list = []
 
     def work() -> None:

@@ -13,7 +13,7 @@ from tests.pipeline_classifier.live.psrdada.conftest import BLOCK, STEP, attache
 
 
 @pytest.mark.parametrize("n_readers", [1, 3])
-def test_a_ring_is_made_to_the_byte(ring_key, parts_of, n_readers):
+def test_a_ring_has_the_layout_of_psrdada(ring_key, parts_of, n_readers):
     create_rings(ring_key, BLOCK, n_blocks=5, n_readers=n_readers)
     for key, nbufs, bufsz in ((ring_key, 5, BLOCK), (ring_key + 1, 8, 4096)):
         made = fields(key)
@@ -37,7 +37,7 @@ def test_a_ring_is_made_to_the_byte(ring_key, parts_of, n_readers):
     destroy_rings(ring_key)
 
 
-def test_a_ring_is_made_whole_or_not_at_all(ring_key, parts_of):
+def test_a_ring_is_created_completely_or_not_at_all(ring_key, parts_of):
     create_rings(ring_key, BLOCK, n_blocks=4)
     before = parts_of(ring_key)
     with pytest.raises(RingError, match=f"{ring_key:x}"):
@@ -54,7 +54,7 @@ def test_a_ring_is_made_whole_or_not_at_all(ring_key, parts_of):
         other.remove()
 
 
-def test_a_ring_that_comes_later_is_waited_for(ring_key, monkeypatch):
+def test_attaching_waits_for_a_ring_that_is_created_later(ring_key, monkeypatch):
     tried = threading.Event()
     attach = psrdada_ring.Ring._attach
 
@@ -73,8 +73,10 @@ def test_a_ring_that_comes_later_is_waited_for(ring_key, monkeypatch):
         assert reader.fill == (0, 16)
 
 
-@pytest.mark.parametrize("made", ["nothing", "empty sync", "no semaphores", "no blocks", "no header ring", "no places"])
-def test_a_ring_that_is_not_there_or_not_whole(ring_key, made):
+@pytest.mark.parametrize(
+    "made", ["nothing", "empty sync", "no semaphores", "no blocks", "no header ring", "no reader slots"]
+)
+def test_a_missing_or_incomplete_ring_is_a_timeout(ring_key, made):
     if made != "nothing":
         create_rings(ring_key, BLOCK, n_blocks=4)
     if made == "empty sync":
@@ -90,14 +92,14 @@ def test_a_ring_that_is_not_there_or_not_whole(ring_key, made):
         segment.detach()
     elif made == "no header ring":
         psrdada_ring.remove_ring(ring_key + 1)
-    elif made == "no places":  # the maker raises READ before READER_CONN
+    elif made == "no reader slots":  # whoever creates a ring raises READ before READER_CONN
         Semaphores(ring_key + 2 * STEP, 5).change((4, -1, 0))
     began = time.monotonic()
     with pytest.raises(RingTimeout, match=f"ring 0x{ring_key:x}"):
         Reader(f"{ring_key:x}", timeout_s=0.2)
     assert 0.15 < time.monotonic() - began < 2.0
     assert attached() == 0
-    if made == "no places":
+    if made == "no reader slots":
         assert semaphores(ring_key + STEP, 2) == [1, 1]
 
 
@@ -105,14 +107,14 @@ def test_a_ring_that_is_not_there_or_not_whole(ring_key, made):
     ("offset", "code", "value", "says"),
     [
         (520, "i", 0, "GPU 0"),
-        (40, "Q", 77, "not of a PSRDADA ring"),
-        (40, "Q", 1 << 63, "not of a PSRDADA ring"),
-        (248, "I", 77, "77 readers"),
-        (48, "Q", 1 << 40, "blocks smaller"),
+        (40, "Q", 77, "not a PSRDADA ring"),
+        (40, "Q", 1 << 63, "not a PSRDADA ring"),
+        (248, "I", 77, "readers must be between 1 and 8, got 77"),
+        (48, "Q", 1 << 40, f"blocks must have {1 << 40} bytes, got {BLOCK}"),
     ],
 )
 @pytest.mark.parametrize("end", [Reader, Writer])
-def test_garbage_in_the_sync_segment(ring_key, end, offset, code, value, says):
+def test_a_corrupt_sync_segment_is_refused(ring_key, end, offset, code, value, says):
     create_rings(ring_key, BLOCK, n_blocks=4)
     put(ring_key, offset, code, value)
     began = time.monotonic()
@@ -124,9 +126,10 @@ def test_garbage_in_the_sync_segment(ring_key, end, offset, code, value, says):
 
 
 @pytest.mark.parametrize(
-    ("size", "says"), [(512 + 20, "before 2018"), (520 + 20, "before 2018"), (8, "not of a"), (4096, "not of a")]
+    ("size", "says"),
+    [(512 + 20, "before 2018"), (520 + 20, "before 2018"), (8, "not a PSRDADA ring"), (4096, "not a PSRDADA ring")],
 )
-def test_another_layout(ring_key, size, says):
+def test_another_layout_is_refused(ring_key, size, says):
     create_rings(ring_key, BLOCK, n_blocks=4)
     old = Segment(ring_key)
     old.remove()
