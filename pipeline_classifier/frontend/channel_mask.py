@@ -39,7 +39,8 @@ class ChannelFigures:
     log_noise : ndarray
         Natural logarithm of the noise level in counts.
     impulsiveness : ndarray
-        Standard deviation divided by the noise level, which outliers do not raise.
+        Root of the variance within and between bins, divided by the noise level, which outliers do not raise: 1.03 in
+        white noise.
     low_frequency_excess : ndarray
         Low-frequency excess variance: variance of the bin means divided by that of white noise.
     skewness, kurtosis : ndarray

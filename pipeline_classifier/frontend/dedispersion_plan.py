@@ -98,7 +98,7 @@ def plan_tree(
     rows = _matched(parts, (upper.delays, lower.delays), (upper_row, lower_row), near)
     lead = rows[:, :, 1].min(axis=1)
     if is_root:
-        # A row must not start before the data; if all of it is a sample late, the relative delays are still right.
+        # A row must not start before the data. Starting late does not change its relative delays.
         lead = np.minimum(lead, 0)
     rows[:, :, 1] -= lead[:, None]
     delays = [half.delays[rows[:, k, 0]] + rows[:, k, 1:] for k, half in enumerate((upper, lower))]

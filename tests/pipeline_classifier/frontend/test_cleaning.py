@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline_classifier.frontend.cleaning import clean, downsample
+from pipeline_classifier.frontend.baseline import TILE, bin_sums, residual, running_baseline
+from pipeline_classifier.frontend.channel_mask import ChannelFigures
+from pipeline_classifier.frontend.cleaning import SMOOTHING, clean, downsample, figures_of_merit, impulse_samples
 from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, brute_force, delays_in_samples
-from pipeline_classifier.frontend.settings import Cleaning
+from pipeline_classifier.frontend.settings import BIN, Cleaning
 from pipeline_classifier.simulation.observation import EFFELSBERG
 from pipeline_classifier.simulation.pulses import Injector, Pulse
 
@@ -96,6 +99,136 @@ def test_zero_dm_removes_an_undispersed_impulse():
     assert np.abs(dedispersed(removed, 0.0)).max() < 1
     for dm in (2.0, 5.0, 20.0):
         assert dedispersed(removed, dm)[7000:9000].max() < max(5.5, 0.6 * dedispersed(kept, dm)[7000:9000].max())
+
+
+@pytest.mark.parametrize("zero_dm", ["zdot", "zero"])
+def test_channels_have_unit_noise_after_undispersed_noise_is_subtracted(zero_dm):
+    """Subtracting the mean of eight channels removes an eighth of the variance of each, and that of the common noise."""
+    rng = np.random.default_rng(0)
+    response = np.linspace(0.2, 1.0, 8)
+    signal = rng.standard_normal((60_000, 8)) + 0.5 * rng.standard_normal((60_000, 1)) * response
+    block = (100 + 10 * signal).astype(np.float32)
+    data, good = clean(block, FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))
+    assert good.all()
+    np.testing.assert_allclose(data.std(axis=1), 1, atol=0.012)
+
+
+def test_the_regression_coefficients_are_those_of_least_squares():
+    """A channel with response r to common noise of standard deviation s, among n channels with a mean response of 1.
+
+    Its covariance with the mean z is r s^2 + 1/n, the variance of z is s^2 + 1/n. "zero" takes 1 for the ratio.
+    """
+    rng = np.random.default_rng(0)
+    n, s, response = 64, 0.15, np.linspace(0.5, 1.5, 64)
+    common = s * rng.standard_normal(60_000)
+    signal = rng.standard_normal((60_000, n)) + common[:, None] * response
+    signal[20_000:20_010] += 3 * response[::-1]  # one impulse must not dominate the coefficients
+    block = (100 + 10 * signal).astype(np.float32)
+    for zero_dm, coefficient in (("zdot", (response * s**2 + 1 / n) / (s**2 + 1 / n)), ("zero", 1)):
+        data, good = clean(block, FREQUENCIES[:n], TSAMP, Cleaning(zero_dm=zero_dm))
+        assert good.all() and (data[:, 20_000:20_010] == 0).all()
+        remaining = data @ common / (common @ common)
+        np.testing.assert_allclose(remaining, response - coefficient, atol=0.1)
+        assert np.abs(remaining - (response - coefficient)).mean() < 0.03
+
+
+@pytest.mark.parametrize("n", [300, 4 * TILE, 4 * TILE + 5, 4 * TILE + BIN + 3, 5 * TILE - 1])
+@pytest.mark.parametrize("zero_dm", ["zdot", "zero", None])
+def test_the_ends_of_a_block_are_cleaned_like_the_rest(n, zero_dm):
+    """Samples after the last whole tile, bin and step of the baseline included."""
+    signal = noise(n) + 5e-4 * np.arange(n, dtype=np.float32)[:, None]
+    if zero_dm:
+        signal += 0.15 * np.random.default_rng(9).standard_normal((n, 1), dtype=np.float32)
+    data, good = cleaned(observe(signal), zero_dm=zero_dm, baseline_window_s=100 * TSAMP)
+    assert good.mean() > 0.95
+    for part in (data[good][:, :100], data[good][:, -100:], data[good][:, -5:]):
+        assert part.std() == pytest.approx(1, abs=0.06)
+        assert abs(part.mean()) < 0.1
+        assert not zero_dm or np.abs(part.mean(axis=0)).max() < 0.01, "undispersed noise remains"
+
+
+@pytest.mark.parametrize("n", [4 * TILE, 4 * TILE + 5, 4 * TILE + 105])
+@pytest.mark.parametrize("first", [0, 1, 2 * TILE - 5, -11, -10])
+def test_an_impulse_is_blanked_wherever_it_is_in_the_block(n, first):
+    first %= n
+    signal = noise(n)
+    signal[first : first + 10] += 3.0
+    blanked = (cleaned(observe(signal))[0] == 0).all(axis=0)
+    near = np.zeros(n, bool)
+    near[max(0, first - SMOOTHING // 2) : first + 10 + SMOOTHING // 2] = True
+    assert blanked[first : first + 10].all() and not blanked[~near].any()
+
+
+def test_samples_of_a_few_channels_of_pure_noise_are_not_blanked():
+    """The mean of eight channels exceeds the impulse threshold in one sample of thirty."""
+    block = (100 + 10 * np.random.default_rng(0).standard_normal((50_000, 8))).astype(np.float32)
+    data, good = clean(block, FREQUENCIES[:8], TSAMP, Cleaning())
+    assert good.all() and (data != 0).any(axis=0).all()
+
+
+def test_a_burst_in_a_few_channels_is_not_blanked():
+    """Its mean over the band is far above the threshold, but not if each channel is clipped."""
+    signal = noise()
+    signal[8000:8004, :32] += 30.0
+    data, _ = cleaned(observe(signal))
+    assert (data[32:, 8000:8004] != 0).any(axis=0).all()
+
+
+@pytest.mark.parametrize("first, last", [(0, 30), (50, 80), (170, 200)])
+def test_impulses_extend_to_the_edges_of_the_smoothed_series(first, last):
+    series = torch.zeros(200)
+    series[first:last] = 1.0
+    series[110:140] = 1.0  # as bright, but no sample of it is an impulse
+    impulses = torch.zeros(200, dtype=torch.bool)
+    impulses[first + 12] = True
+    n_good = 400  # the edge is where the mean of nine samples is 4 / sqrt(3600) = 0.067: one of nine samples
+    found = impulse_samples(series, impulses, n_good).nonzero()[:, 0].tolist()
+    assert found == list(range(max(0, first - SMOOTHING // 2), min(200, last + SMOOTHING // 2)))
+    assert not impulse_samples(series, torch.zeros_like(impulses), n_good).any()
+
+
+def figures_of(signal: np.ndarray) -> ChannelFigures:
+    sums = bin_sums(torch.from_numpy(observe(signal)))
+    good = torch.ones(256, dtype=torch.bool)
+    step, nodes = running_baseline(sums, good, 2000.0)
+    return figures_of_merit(sums, residual(sums, step, nodes), good)
+
+
+def test_figures_of_merit_of_white_noise():
+    figures = figures_of(noise())
+    np.testing.assert_allclose(np.exp(figures.log_noise), 10 * np.linspace(0.5, 1.5, 256), rtol=0.03)
+    np.testing.assert_allclose(figures.impulsiveness, np.sqrt(1 + 1 / BIN), atol=0.02)
+    np.testing.assert_allclose(figures.low_frequency_excess, 1, atol=0.2)
+    np.testing.assert_allclose(figures.skewness, 0, atol=0.2)
+    np.testing.assert_allclose(figures.kurtosis, 0, atol=0.4)
+
+
+def test_figures_of_merit_of_interference_in_one_channel():
+    signal = noise()
+    signal[:, 100] += 0.5 * np.sin(2 * np.pi * np.arange(N) / 512)  # an excess power of 1/8 in every sample
+    signal[::400, 150] += 20.0
+    figures = figures_of(signal)
+    assert figures.low_frequency_excess[100] == pytest.approx(1 + BIN / 8, rel=0.1)
+    assert figures.impulsiveness[100] == pytest.approx(np.sqrt(1 + 1 / BIN + 1 / 8), rel=0.01)
+    assert figures.impulsiveness[150] == pytest.approx(np.sqrt(1 + 20**2 / 400), rel=0.1)
+
+
+def test_figures_of_merit_exclude_what_the_whole_band_has_at_once():
+    signal = noise()
+    quiet = figures_of(signal)
+    signal[8000:8064] += 10.0
+    loud = figures_of(signal)
+    np.testing.assert_allclose(loud.impulsiveness, quiet.impulsiveness, atol=0.02)
+    np.testing.assert_allclose(loud.low_frequency_excess, quiet.low_frequency_excess, atol=0.1)
+
+
+def test_one_bright_bin_counts_no_more_than_five_sigma_in_the_low_frequency_excess():
+    signal = noise()
+    quiet = figures_of(signal)
+    signal[8000:8016, 100] += 100.0
+    loud = figures_of(signal)
+    change = loud.low_frequency_excess[100] - quiet.low_frequency_excess[100]
+    assert change == pytest.approx(25 * BIN / N, abs=0.01)
 
 
 NO_RFI_CLEANING = {"zero_dm": None, "zap_threshold": 1e9, "mask_threshold": 1e9}
@@ -230,6 +363,19 @@ def test_a_short_block_is_cleaned_too(n, zero_dm):
     data, good = cleaned(observe(noise(n)), zero_dm=zero_dm)
     assert data.shape == (256, n) and np.isfinite(data).all() and good.dtype == bool
     assert n < 100 or good.mean() > 0.9
+
+
+@pytest.mark.parametrize("zero_dm", ["zdot", "zero", None])
+def test_channels_of_a_short_block_have_zero_mean_and_unit_noise(zero_dm):
+    signal = noise(200)
+    signal[100:110] += 1.0
+    signal[:, 7] = 3.0
+    data, good = cleaned(observe(signal), zero_dm=zero_dm, zaplist=((FREQUENCIES[9], FREQUENCIES[9]),))
+    assert np.flatnonzero(~good).tolist() == [7, 9] and (data[~good] == 0).all()
+    np.testing.assert_allclose(data[good].mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(data[good].std(axis=1), 1, atol=1e-4)
+    impulse = data[good, 100:110].mean()
+    assert abs(impulse) < 0.02 if zero_dm else impulse > 0.8
 
 
 def test_a_block_without_a_single_good_channel_is_all_zero():
