@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pipeline_classifier.check_input import check
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.search import load_classifier, open_filterbank
+from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.evaluation.input_report import text
 from pipeline_classifier.formats.sigproc import FilterbankWriter, Header, write_header
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 
 SCRIPT = Path(DEFAULT_CONFIG).with_name("check_input.py")
 HEADER = Header(nchans=64, nbits=8, tsamp=4.096e-4, fch1=1530.0, foff=-5.0, tstart=59000.48386574)
@@ -41,7 +42,7 @@ def config_with(folder: Path, **keys) -> PipelineConfig:
 
 @pytest.fixture(scope="module")
 def classifier():
-    return load_classifier(load_pipeline_config(DEFAULT_CONFIG), "cpu")
+    return load_classifiers(load_pipeline_config(DEFAULT_CONFIG, {"device": "cpu"})).pages
 
 
 @pytest.fixture
@@ -108,11 +109,11 @@ def test_the_numbers_are_those_of_the_pipeline(report_of, tmp_path, keys):
     path = write(tmp_path / "a.fil", replace(HEADER, nifs=2, foff=5.0), noise(replace(HEADER, nifs=2)))
     path.write_bytes(path.read_bytes()[:-50])
     report = report_of(path, **keys)
-    source = open_filterbank(path, config_with(tmp_path, **keys))
+    source = FilterbankPages(path, config_with(tmp_path, **keys).front_end())
     assert report["pages"] == sum(len(layer.starts) for layer in source.layers)
-    assert report["nsamples"] == source.filterbank.nsamples == NSAMPLES - 1
-    assert report["bytes_left_over"] == source.account["bytes_left_over"] == 2 * 64 - 50
-    assert report["samples_swept_past_end"] == pytest.approx(source.account["samples_swept_past_end"], abs=4)
+    assert report["nsamples"] == source.observation.nsamples == NSAMPLES - 1
+    assert report["bytes_left_over"] == source.summary().bytes_left_over == 2 * 64 - 50
+    assert report["samples_swept_past_end"] == pytest.approx(source.summary().samples_swept_past_end, abs=4)
     assert report["block_samples"] == pytest.approx(np.diff(source.block_edges()).max(), rel=0.5)
     assert report["ascending"] and report["f_top_mhz"] == source.grid.f_top
     assert report["verdict"] == "OK with warnings"
@@ -126,7 +127,7 @@ def test_averaged_samples_and_channels_are_reckoned_with(report_of, tmp_path):
     (tmp_path / "transientx.json").write_text(json.dumps({"preprocesslite": {"td": 2}, "downsample": {"fd": 4}}))
     keys = {"path_to_a_transientx_config": "transientx.json", "page_samples": 64}
     plain, averaged = report_of(path, page_samples=64), report_of(path, **keys)
-    source = open_filterbank(path, config_with(tmp_path, **keys))
+    source = FilterbankPages(path, config_with(tmp_path, **keys).front_end())
     assert averaged["pages"] == source.n_pages < plain["pages"]
     assert averaged["longest_page_s"] == pytest.approx(2 * plain["longest_page_s"])
     ratio = averaged["sweeps"][-1]["channel_smearing_ms"] / plain["sweeps"][-1]["channel_smearing_ms"]
@@ -180,14 +181,20 @@ def test_samples_that_are_not_finite(report_of, tmp_path):
     "header, nsamples, keys, verdict, sentence",
     [
         ({}, NSAMPLES, {"zaplist": [[0, 1e5]]}, "NOT USABLE", "zaplist removes all 64"),
-        ({}, 300, {"dms": 1000.0}, "NOT USABLE", "even the lowest trial DM, 1000, sweeps over 1.04 s"),
+        ({}, 300, {"dms": 1000.0}, "NOT USABLE", "the lowest trial DM, 1000, has a sweep of 1.04 s"),
         ({"fch1": 1.0, "foff": -0.01, "tsamp": 1e-9}, NSAMPLES, {}, "NOT USABLE", "of memory are needed"),
-        ({}, 300, {"ddm": 1.0}, "OK with warnings", "pulses from DM 119 sweep over longer"),
-        ({"foff": -20.0}, NSAMPLES, {"ddm": 100.0, "page_samples": 32}, "OK with warnings", "smeared inside a channel"),
-        ({}, NSAMPLES, {"page_samples": 2048}, "OK with warnings", "taken for the baseline"),
+        ({}, 300, {"ddm": 1.0}, "OK with warnings", "from DM 119 on, the sweep is longer"),
+        (
+            {"foff": -20.0},
+            NSAMPLES,
+            {"ddm": 100.0, "page_samples": 32},
+            "OK with warnings",
+            "smearing within a channel",
+        ),
+        ({}, NSAMPLES, {"page_samples": 2048}, "OK with warnings", "removed with the baseline"),
         ({}, 200, {}, "OK with warnings", "shorter than a page"),
-        ({}, 200, {}, "OK with warnings", "no channel can be masked"),
-        ({"fch1": 30000.0}, NSAMPLES, {}, "OK with warnings", "no page can tell a pulse from interference"),
+        ({}, 200, {}, "OK with warnings", "no channel is masked"),
+        ({"fch1": 30000.0}, NSAMPLES, {}, "OK with warnings", "too little to distinguish pulses from interference"),
         ({"tstart": 0.0}, NSAMPLES, {}, "OK with warnings", "no start time"),
     ],
 )
@@ -216,7 +223,7 @@ def test_several_files_are_one_observation(report_of, tmp_path):
     assert report_of(b, a) | {"files": 0} == whole | {"files": 0}
     late = write(tmp_path / "late.fil", replace(later, tstart=later.tstart + 2 / 86400), samples[4000:])
     report = report_of(a, late)
-    assert report["verdict"] == "NOT USABLE" and "begins 2 s after" in report["reasons"][0]
+    assert report["verdict"] == "NOT USABLE" and "a gap of 2 s" in report["reasons"][0]
 
 
 VALUES = {
@@ -314,6 +321,7 @@ def test_memory_and_speed_are_those_of_a_run(report_of, tmp_path, header, nsampl
     measure = f"import resource, subprocess; print(subprocess.run({list(map(str, run))}, stdout=-1, text=True).stdout, "
     measure += "'rss', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
     done = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True).stdout
-    account = dict(line.split()[:2] for line in done.splitlines() if len(line.split()) >= 2)
-    assert 0.5 < estimate["memory_bytes"] / float(account["rss"]) < 2
-    assert 1 / 3 < estimate["times_real_time"] / float(account["times_real_time"]) < 3
+    rss_bytes = float(done.split("rss")[1])
+    summary = json.loads((tmp_path / "out" / "summary_a.json").read_text())
+    assert 0.5 < estimate["memory_bytes"] / rss_bytes < 2
+    assert 1 / 3 < estimate["times_real_time"] / summary["times_real_time"] < 3

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline_classifier import create_dataset as script
 from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import to_images
-from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate, write_truth
 from pipeline_classifier.simulation.pulses import Pulse
@@ -88,7 +89,7 @@ def test_an_image_is_what_the_pipeline_sees(observation, tmp_path):
     assert done.returncode == 0, done.stderr
     images = load(tmp_path, "crab")["training"]
     starts = np.array([int(pulse.time_s / HEADER.tsamp) for pulse in PULSES])
-    source = FilterbankPages(observation, 0.5 * np.arange(256), starts=starts)
+    source = FilterbankPages(observation, FrontEndSettings(0.5 * np.arange(256))).with_starts(starts)
     [batch] = source.batches(64)
     np.testing.assert_array_equal(images, to_images(batch.pages, "robust", 256)[0].numpy())
 
@@ -263,7 +264,7 @@ def test_a_bad_observation_or_truth(observation, tmp_path, kind):
         "wrong truth": "snr",
         "no observation": "b.fil",
         "no filterbank": "a.fil",
-        "two lists": "--cands names 2 lists",
+        "two lists": "--cands must name a list for each",
     }[kind]
     assert done.returncode == 2 and named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []

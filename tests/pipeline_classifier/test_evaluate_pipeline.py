@@ -10,8 +10,9 @@ import pytest
 
 from pipeline_classifier import evaluate_pipeline
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.detection.page_classifier import Classifier
-from pipeline_classifier.detection.search import EVENT_THRESHOLDS, load_classifier, open_filterbank, search
+from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
+from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
+from pipeline_classifier.detection.search import page_interval_s, search
 from pipeline_classifier.evaluation.recovery import (
     binomial_interval,
     compare,
@@ -22,6 +23,7 @@ from pipeline_classifier.evaluation.recovery import (
 )
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.interference import Rfi, random_rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, read_truth, simulate
@@ -52,19 +54,19 @@ def observation(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifier() -> Classifier:
-    return load_classifier(PipelineConfig(), "cpu")
+def classifiers() -> Classifiers:
+    return load_classifiers(PipelineConfig(device="cpu"))
 
 
-def test_the_report_is_what_compare_says(observation, classifier, tmp_path):
+def test_the_report_is_what_compare_says(observation, classifiers, tmp_path):
     done = evaluate(observation, "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.png"}
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
 
     config = PipelineConfig()
-    source = open_filterbank(observation, config)
-    result = search(source, classifier)
+    source = FilterbankPages(observation, config.front_end())
+    result = search(source, classifiers, decide(config, classifiers, source.grid, page_interval_s(source)))
     pulses = read_truth(observation.with_name("a_truth.csv"))
     recovery = compare(pulses, result.events, source.grid)
     assert recovery.found.all() and evaluation["found"] == evaluation["pulses"] == len(PULSES)
@@ -141,7 +143,7 @@ def test_a_kept_file_is_an_observation_with_truth(tmp_path):
 def test_a_file_that_was_not_made_here_is_not_overwritten(tmp_path):
     noise(tmp_path / "mine.fil", GEOMETRY, 4000)
     (tmp_path / "mine_injected.fil").write_bytes(b"precious")
-    with pytest.raises(InputError, match="mine_injected.fil has no truth table"):
+    with pytest.raises(InputError, match="mine_injected.fil must not exist or have a truth table"):
         evaluate_here("--inject", tmp_path / "mine.fil", "--pulses", 1, "--output-dir", tmp_path, "--keep")
     assert {path.name for path in tmp_path.iterdir()} == {"mine.fil", "mine_injected.fil"}
     assert (tmp_path / "mine_injected.fil").read_bytes() == b"precious"
@@ -197,12 +199,12 @@ def test_a_binomial_interval_holds_the_recall_and_is_a_share(found, of):
 @pytest.mark.parametrize(
     "options, names",
     [
-        ((), "no observation"),
-        (("a.fil", "--inject", "a.fil"), "--inject a.fil and a.fil"),
+        ((), "or --inject FILE, must be given"),
+        (("a.fil", "--inject", "a.fil"), "only one of --inject and observations"),
         (("a.fil", "--pulses", 5), "--pulses"),
         (("a.fil", "--keep"), "--keep"),
-        (("--inject", "a.fil", "--pulses", 0), "--pulses is 0"),
-        (("--inject", "a.fil", "--seed", -1), "--seed is -1"),
+        (("--inject", "a.fil", "--pulses", 0), "--pulses must be 1 to 100000, got 0"),
+        (("--inject", "a.fil", "--seed", -1), "--seed must be 0 or more, got -1"),
         (("--inject", "absent.fil"), "absent.fil"),
         (("--inject", "a.fil", "--snr-min", 40), "got 40 to 30"),
         (("--inject", "a.fil", "--dm-max", "nan"), "dm_pc_cm3"),

@@ -13,8 +13,9 @@ import torch
 from pipeline_classifier import run_inference as script
 from pipeline_classifier.config import DEFAULT_CONFIG
 from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import to_images
-from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -52,7 +53,7 @@ def pages(observation) -> np.ndarray:
     """Pages (8, 256, 256) of the observation: four with a pulse in the middle, four without."""
     middles = [round(pulse.time_s / EFFELSBERG.tsamp) for pulse in PULSES]
     starts = np.sort(np.array([middle - 128 for middle in middles] + [middle - 5000 for middle in middles]))
-    source = FilterbankPages(observation, DMS, starts=starts)
+    source = FilterbankPages(observation, FrontEndSettings(DMS)).with_starts(starts)
     return np.concatenate([batch.pages for batch in source.batches(64)])
 
 
@@ -79,7 +80,7 @@ def test_dm_time_and_snr_of_every_pulse(observation, tmp_path):
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
     pictures = sorted((tmp_path / "out").glob("event_pulses_*.png"))
     assert len(pictures) == len(PULSES) and all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
-    assert len(list((tmp_path / "out").iterdir())) == 5 + len(PULSES), "no temporary file is left"
+    assert len(list((tmp_path / "out").iterdir())) == 6 + len(PULSES), "no temporary file is left"
 
 
 def test_the_gate_spares_the_network_and_keeps_the_pulses(observation, tmp_path):
@@ -87,10 +88,11 @@ def test_the_gate_spares_the_network_and_keeps_the_pulses(observation, tmp_path)
     done = run_inference(
         "-c", tmp_path / "config.json", "--filterbank", observation, "--output-dir", tmp_path, "--no-plots"
     )
-    account = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
-    assert int(account["pages"]) * 0.8 < int(account["pages_gated"]) < int(account["pages"]) - len(PULSES) + 1
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary_pulses.json").read_text())
+    assert summary["pages"] * 0.8 < summary["pages_gated"] < summary["pages"] - len(PULSES) + 1
     probabilities = np.load(tmp_path / "probabilities_pulses.npy")
-    assert (probabilities == 0).sum() >= int(account["pages_gated"])
+    assert (probabilities == 0).sum() >= summary["pages_gated"]
     assert len(candidates(tmp_path / "candidates_pulses.csv")) == len(PULSES)
 
 
@@ -101,7 +103,9 @@ def test_noise_alone_gives_nothing(tmp_path):
     done = run_inference("--filterbank", tmp_path / "noise.fil", "--output-dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert candidates(tmp_path / "out" / "candidates_noise.csv") == []
-    assert (np.load(tmp_path / "out" / "predictions_noise.npy") == 1).mean() < 0.01, "but for a page that a look denies"
+    assert (np.load(tmp_path / "out" / "predictions_noise.npy") == 1).mean() < 0.01, (
+        "except for a page whose peaks are refused"
+    )
     assert list((tmp_path / "out").glob("*.png")) == []
 
 
@@ -135,7 +139,8 @@ def test_constant_and_non_finite_pages_are_not_classified(pages, tmp_path):
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "predictions_batch.npy").tolist() == [-1, 1, -1, 1, -1, 1, 0, 1]
     assert (np.load(tmp_path / "probabilities_batch.npy")[[0, 2, 4]] == -1).all()
-    assert any(line.split() == ["pages_unusable", "3"] for line in done.stdout.splitlines())
+    assert json.loads((tmp_path / "summary_batch.json").read_text())["pages_unusable"] == 3
+    assert any(line.split()[-2:] == ["finite", "3"] for line in done.stdout.splitlines())
     np.save(tmp_path / "batch.npy", np.full((3, 256, 256), 7, np.uint8))
     assert run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path).returncode == 0
     assert np.load(tmp_path / "predictions_batch.npy").tolist() == [-1, -1, -1]
@@ -251,7 +256,7 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         ("no bytes", "wrong.npy"),
         ("npz", "wrong.npy"),
         ("folder as filterbank", ""),
-        ("threshold", "--threshold 2"),
+        ("threshold", "--threshold must be a probability"),
         ("unknown key", "tresholds"),
         ("h5 model", "convert_to_pytorch.py"),
         ("h5 in disguise", "convert_to_pytorch.py"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pipeline_classifier.config import load_pipeline_config
-from pipeline_classifier.detection.search import load_classifier
+from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
 from pipeline_classifier.simulation.interference import Rfi
@@ -35,7 +35,7 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 here, name, words = Path(__file__).parent, Path(__file__).name, sys.argv[1:]
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline_classifier.live.psrdada.client import Reader, Writer, create_rings
+from pipeline_classifier.live.psrdada.client import (Reader, Writer, create_rings)
 sleeper = subprocess.Popen(["sleep", "1000"]).pid if name.startswith("dada_fildb") else 0
 with open(here / "started", "a") as file:
     file.write(json.dumps([name, os.getpid(), sleeper, words]) + "\\n")
@@ -176,7 +176,7 @@ def sweep_rings(site: Site) -> None:
 
 
 def expected(site: Site) -> np.ndarray:
-    classifier = load_classifier(load_pipeline_config(site.config), "cpu")
+    classifier = load_classifiers(load_pipeline_config(site.config, {"device": "cpu"}))
     return classifier.classify(PageBatch(site.images, np.arange(N_PAGES) * SIDE, 0))[0]
 
 
@@ -205,7 +205,7 @@ def test_from_a_filterbank_to_predictions(site, rings, image):
 
 
 def test_mjds_come_from_the_filterbank_when_the_ring_does_not_say(site):
-    site.change(min_snr=0, second_look=None)
+    site.change(min_snr=0, candidate_classifier=None)
     code, _, errors = site.run("--threshold", "0")
     assert code == 0, errors
     names, *rows = (site.out / "candidates_ob's.csv").read_text().splitlines()

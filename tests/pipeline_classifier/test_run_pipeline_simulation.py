@@ -14,7 +14,8 @@ from pipeline_classifier import run_pipeline_simulation as script
 from pipeline_classifier.evaluation.recovery import compare
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.frontend.sources import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.simulation.observation import read_truth
 from tests.command_line import run_here
 
@@ -47,7 +48,7 @@ def test_what_is_simulated_is_found(tmp_path):
     assert list(tmp_path.glob("*.fil")) == [], "simulated in the output folder, not where the config points"
 
     pulses = read_truth(out / "absent_truth.csv")
-    source = FilterbankPages(out / "absent.fil", 0.5 * np.arange(256))
+    source = FilterbankPages(out / "absent.fil", FrontEndSettings(0.5 * np.arange(256)))
     events = read_events(out / "candidates_absent.csv")
     recovery = compare(pulses, events, source.grid)
     bright = np.array([pulse.snr >= 10 for pulse in pulses])

@@ -1,6 +1,7 @@
 """The report of a search and the saliency overlay: what is in the page is what was found, and nothing is fetched."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 
 from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
-from pipeline_classifier.detection.search import load_classifier, open_filterbank, search
-from pipeline_classifier.frontend.sources import FilterbankPages
-from pipeline_classifier.output import html_report as report
-from pipeline_classifier.output.saliency import looks, occlusion
+from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
+from pipeline_classifier.detection.decision import Decision
+from pipeline_classifier.detection.search import search
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.run_summary import RunSummary
+from pipeline_classifier.frontend.settings import FrontEndSettings
+from pipeline_classifier.output import html_report
+from pipeline_classifier.output.saliency import occlusion, saliency_of_events
 from pipeline_classifier.run_inference import get_parser, run
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
@@ -81,7 +86,7 @@ def observation(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier():
-    return load_classifier(load_pipeline_config(DEFAULT_CONFIG), "cpu")
+    return load_classifiers(load_pipeline_config(DEFAULT_CONFIG, {"device": "cpu"})).pages
 
 
 def run_inference(*options: object):
@@ -94,7 +99,7 @@ def test_a_page_of_its_own_through_the_command_line(observation, tmp_path):
     done = subprocess.run([sys.executable, script, *options], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     path = tmp_path / f"report_{NAME}.html"
-    assert f"written {path}\n" in done.stdout
+    assert f"written  {path}\n" in done.stdout
     page = Page(path)
     check_nothing_is_fetched(path, page)
     with open(tmp_path / f"candidates_{NAME}.csv", newline="") as file:
@@ -107,12 +112,13 @@ def test_a_page_of_its_own_through_the_command_line(observation, tmp_path):
             decimals = len(row[column].partition(".")[2])
             assert float(row[column]) == pytest.approx(float(event[key]), abs=0.51 * 10**-decimals), head[column]
         assert row[7].split("–")[0] == event["first_page"]
-    account = {label: (number, unit) for label, number, unit in page.rows[1]}
-    for line in done.stdout.splitlines():
-        words = line.split()
-        if words[0] in report.ACCOUNT:
-            label, unit = report.ACCOUNT[words[0]]
-            assert float(account[label][0].replace(",", "")) == float(words[1]) and account[label][1] == unit
+    summary = RunSummary(**json.loads((tmp_path / f"summary_{NAME}.json").read_text()))
+    assert summary.events == 3 and summary.duration_s == pytest.approx(2.2, abs=1e-3)
+    assert page.rows[1] == [
+        [label, f"{int(value):,}" if value.isdigit() else value, unit] for label, value, unit in summary.rows()
+    ]
+    printed = [line.strip() for line in done.stdout.splitlines()]
+    assert all(f"{label}  {value} {unit}".strip() in printed for label, value, unit in summary.rows())
     assert f"Single pulses in {NAME}" in page.text and "</p><b>\ufffd" in page.text
     assert "3 events in 2.2 s" in page.text and "default.pth" in page.text
     assert f"{EFFELSBERG.tstart:.8f}" in page.text
@@ -121,7 +127,7 @@ def test_a_page_of_its_own_through_the_command_line(observation, tmp_path):
 def test_without_pictures_and_without_events(observation, tmp_path):
     run_inference("--filterbank", observation, "--output-dir", tmp_path, "--report", "--no-plots")
     page = Page(tmp_path / f"report_{NAME}.html")
-    assert len(page.images) == 1 and len(page.rows[0]) == 1 + 3 and len(page.rows[0][0]) == len(report.COLUMNS)
+    assert len(page.images) == 1 and len(page.rows[0]) == 1 + 3 and len(page.rows[0][0]) == len(html_report.COLUMNS)
     np.save(tmp_path / "noise.npy", np.random.default_rng(1).normal(size=(3, 256, 256)).astype(np.float32))
     run_inference("--pages", tmp_path / "noise.npy", "--output-dir", tmp_path, "--report", "--threshold", 1)
     page = Page(tmp_path / "report_noise.html")
@@ -131,9 +137,9 @@ def test_without_pictures_and_without_events(observation, tmp_path):
 
 def test_candidates_without_times_and_more_events_than_pictures(observation, tmp_path, monkeypatch):
     starts = np.array([round(pulse.time_s / EFFELSBERG.tsamp) - 128 for pulse in PULSES])
-    source = FilterbankPages(observation, 0.5 * np.arange(256), starts=starts)
+    source = FilterbankPages(observation, FrontEndSettings(0.5 * np.arange(256))).with_starts(starts)
     np.save(tmp_path / "batch.npy", np.concatenate([batch.pages for batch in source.batches(64)]))
-    monkeypatch.setattr(report, "MOST_PICTURES", 1)
+    monkeypatch.setattr(html_report, "MOST_PICTURES", 1)
     result = run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path, "--report", "--saliency")
     page = Page(tmp_path / "report_batch.html")
     assert len(result.events) == 3 and len(list(tmp_path.glob("event_batch_*.png"))) == 3
@@ -145,10 +151,10 @@ def test_candidates_without_times_and_more_events_than_pictures(observation, tmp
     assert "Pictures of the 1 brightest events" in page.text
 
 
-def test_the_network_looks_at_the_pulse(observation, classifier):
+def test_the_network_reacts_to_the_pulse(observation, classifier):
     dms, tsamp = 0.5 * np.arange(256), EFFELSBERG.tsamp
     starts = np.array([round(pulse.time_s / tsamp) - 100 for pulse in PULSES])
-    source = FilterbankPages(observation, dms, starts=starts)
+    source = FilterbankPages(observation, FrontEndSettings(dms)).with_starts(starts)
     pages = np.concatenate([batch.pages for batch in source.batches(64)])
     for pulse, page in zip(PULSES, pages, strict=True):
         drop = occlusion(classifier, classifier.images(page[None])[0][0])
@@ -160,21 +166,21 @@ def test_the_network_looks_at_the_pulse(observation, classifier):
         np.testing.assert_array_equal(drop, occlusion(classifier, classifier.images(page[None])[0][0]))
 
 
-def test_a_look_is_at_the_page_that_the_search_classified(observation, classifier):
-    source = open_filterbank(observation, load_pipeline_config(DEFAULT_CONFIG))
-    result = search(source, classifier, 1)
-    found = list(looks(source, result, classifier))
+def test_saliency_is_of_the_page_that_the_search_classified(observation, classifier):
+    source = FilterbankPages(observation, load_pipeline_config(DEFAULT_CONFIG).front_end())
+    result = search(source, Classifiers(classifier), Decision(threshold=0.5, min_snr=6.25), 1)
+    found = list(saliency_of_events(source, result, classifier))
     assert [number for number, *_ in found] == [1, 2, 3]
-    for _, event, look in found:
-        assert event.first_page <= look.page <= event.last_page
-        image = classifier.images(look.image[None])[0][0]
+    for _, event, saliency in found:
+        assert event.first_page <= saliency.page <= event.last_page
+        image = classifier.images(saliency.image[None])[0][0]
         probability = 1 / (1 + np.exp(-float(classifier.network.log_odds(image[None]))))
-        assert probability == pytest.approx(result.probabilities[look.page], abs=1e-6)
+        assert probability == pytest.approx(result.probabilities[saliency.page], abs=1e-6)
 
 
 def test_what_cannot_be_done_is_refused_before_work(tmp_path):
     for options in (["--report"], ["--saliency"]):
-        with pytest.raises(InputError, match="not for a ring"):
+        with pytest.raises(InputError, match="must be used with a file"):
             run_inference(*options, "--output-dir", tmp_path / "new")
     with pytest.raises(InputError, match="--no-plots"):
         run_inference("--filterbank", "none.fil", "--saliency", "--no-plots", "--output-dir", tmp_path / "new")
