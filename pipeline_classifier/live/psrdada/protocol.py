@@ -238,8 +238,7 @@ class RingReader(Ring):
     def bytes_read(self) -> int:
         """Bytes of the current transfer before the next page (``ipcbuf_tell_read``)."""
         slot, block = self._position()
-        blocks = block - self.sync.s_buf[slot] if self.reading else 0
-        # Negative if the writer is eight transfers ahead and has reused the slot.
+        blocks = block - self.sync.s_buf[slot]  # negative if the slot already holds a transfer eight later
         return blocks * self.bufsz - self.sync.s_byte[slot] if blocks > 0 else 0
 
     @property

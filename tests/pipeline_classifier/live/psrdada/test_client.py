@@ -17,7 +17,15 @@ from pipeline_classifier.live.psrdada.client import (
     destroy_rings,
     parse_header,
 )
-from tests.pipeline_classifier.live.psrdada.conftest import BLOCK, IMPORTS, attached, in_thread, page, read_transfer
+from tests.pipeline_classifier.live.psrdada.conftest import (
+    BLOCK,
+    IMPORTS,
+    attached,
+    in_thread,
+    page,
+    put,
+    read_transfer,
+)
 
 
 def test_two_processes_transfer_more_than_the_ring_holds(ring_key, start):
@@ -104,6 +112,18 @@ def test_short_and_empty_headers_as_psrdada_python_writes_them(ring_key):
         assert reader.getHeader() == {"NDM": "5", RAW_HEADER: "NDM 5"}
 
 
+def test_a_header_is_at_most_a_block(ring_key):
+    create_rings(ring_key, BLOCK)
+    with Writer(ring_key) as writer, Reader(ring_key) as reader:
+        writer.setHeader({"NDM": 4})
+        writer.setHeader({"NDM": 5})
+        assert [reader.getHeader()["NDM"] for _ in range(2)] == ["4", "5"]
+        writer.write(page(0))
+        for offset, code, value in ((392, "Q", 1), (456, "Q", 1 << 40), (384, "B", 1)):
+            put(ring_key + 1, offset, code, value)  # block 1 ends transfer 0 after more bytes than it has
+        assert reader.getHeader()["NDM"] == "5"
+
+
 def test_the_last_header_is_read_again(ring_key):
     create_rings(ring_key, BLOCK, header_blocks=2)
     with Writer(ring_key) as writer:
@@ -187,6 +207,7 @@ input()
     # Another writer continues the transfer, from the block that the dead one was holding.
     with Writer(ring_key) as writer, Reader(ring_key) as reader:
         writer.write(page(2, 500))
+        assert reader.bytes_read == 2 * BLOCK
         assert reader.getNextPage() == page(2, 500)
 
 

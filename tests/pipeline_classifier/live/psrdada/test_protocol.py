@@ -1,5 +1,7 @@
 """The protocol between writer and readers, semaphore by semaphore; processes that are killed with SIGKILL."""
 
+import threading
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -62,17 +64,21 @@ def test_the_protocol_step_by_step(ring_key):
     assert semaphores(ring_key + 1 + STEP, 2) == [1, 1]
 
 
+EDGES = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    sizes=st.lists(st.integers(0, 3500) | st.sampled_from([0, BLOCK, 2 * BLOCK, 3 * BLOCK]), min_size=1, max_size=20),
+    sizes=st.lists(st.integers(0, 3500) | st.sampled_from(EDGES), min_size=1, max_size=20),
     empty_last_block=st.booleans(),
     n_blocks=st.integers(1, 5),
     n_readers=st.integers(1, 2),
 )
 def test_transfers_of_any_length_arrive_complete_and_in_order(ring_key, sizes, empty_last_block, n_blocks, n_readers):
-    """A transfer that ends at the edge of a block ends with a full block, or with an empty one after it."""
+    """A transfer that ends at the edge of a block ends with the full block, or with an empty one after it."""
     create_rings(ring_key, BLOCK, n_blocks=n_blocks, n_readers=n_readers)
     transfers = [page(number, size) for number, size in enumerate(sizes)]
+    connected = threading.Barrier(n_readers)
 
     def write() -> None:
         with Writer(ring_key) as writer:
@@ -81,10 +87,11 @@ def test_transfers_of_any_length_arrive_complete_and_in_order(ring_key, sizes, e
                     writer.write(data)
                     writer.write(b"", end_of_data=True)
                 else:
-                    writer.write(data, end_of_data=True)
+                    writer.write(data, end_of_data=len(data) % BLOCK == 0)
 
     def read() -> list[bytes]:
         with Reader(ring_key) as reader:
+            connected.wait(10.0)  # otherwise a reader that connects late may get the slot of one that has finished
             return [read_transfer(reader) for _ in transfers]
 
     try:
@@ -114,8 +121,24 @@ def test_a_transfer_that_starts_inside_a_block(ring_key):
         assert reader.bytes_read == 700
         assert read_transfer(reader) == page(1, 600)
         assert reader.bytes_read == 0
-        assert reader.getNextPage() == b""
+        assert read_transfer(reader) == b""
         assert reader.bytes_read == 0
+        for number in range(8):  # the next transfers in both slots start at byte 0 again
+            writer.write(page(number, 600))
+            assert read_transfer(reader) == page(number, 600)
+
+
+def test_a_buffer_that_was_filled_twice_is_reclaimed_twice(ring_key):
+    """The writer of PSRDADA takes CLEAR as often as ``count`` says (``ipcbuf_get_next_write``)."""
+    create_rings(ring_key, BLOCK, n_blocks=1)
+    with Writer(ring_key, timeout_s=0.1) as writer, Reader(ring_key) as reader:
+        writer.write(page(0))
+        reader.getNextPage()
+        reader.markCleared()
+        put(ring_key, 528, "B", 2)
+        with pytest.raises(RingTimeout, match="reader 0 did not clear a block"):
+            writer.write(page(1))
+        assert fields(ring_key)["count"] == [1]
 
 
 @pytest.mark.parametrize("n_transfers", [1, 8])
@@ -156,11 +179,25 @@ def test_a_reader_that_connects_when_everything_is_read(ring_key, n_transfers):
             writer.write(page(number), end_of_data=True)
             with Reader(ring_key) as reader:
                 assert read_transfer(reader) == page(number)
-        # Between transfers, a writer of PSRDADA counts blocks that it does not hand over.
-        put(ring_key, 64, "Q", n_transfers + 1)
         with Reader(ring_key) as reader:
             assert not reader.wait(0.0) and reader.fill == (0, 4)
             assert reader.bytes_read == 0
+
+
+@pytest.mark.parametrize("n_transfers", [1, 8, 9])
+def test_blocks_that_are_not_handed_over(ring_key, n_transfers):
+    """Between transfers, a writer of PSRDADA can fill blocks that no reader gets; it counts them in w_buf_curr."""
+    create_rings(ring_key, BLOCK)
+    with Writer(ring_key) as writer:
+        for number in range(n_transfers - 1):
+            writer.write(page(number), end_of_data=True)
+            with Reader(ring_key) as reader:
+                assert read_transfer(reader) == page(number)
+        writer.write(page(n_transfers), end_of_data=True)
+        put(ring_key, 64, "Q", n_transfers + 1)
+        with Reader(ring_key) as reader:
+            assert read_transfer(reader) == page(n_transfers)
+            assert not reader.wait(0.0) and reader.fill == (0, 16)
 
 
 def test_the_reader_furthest_behind_is_replaced_first(ring_key):
@@ -235,6 +272,33 @@ def test_a_reader_slot_is_free_again_after_a_kill(ring_key, start):
     child.kill()
     thread.join()
     results[0].disconnect()
+
+
+def test_a_writer_that_disconnects_during_the_check_did_not_die(ring_key, monkeypatch):
+    create_rings(ring_key, BLOCK)
+    writer, reader = Writer(ring_key), Reader(ring_key)
+    value = reader._data.value
+    writer.write(page(0))
+    monkeypatch.setattr(reader._data, "value", lambda *arguments: writer.disconnect() or value(*arguments))
+    assert not reader._data.writer_died
+    reader.disconnect()
+
+
+def test_a_writer_that_connects_during_the_check_did_not_die(ring_key, monkeypatch):
+    create_rings(ring_key, BLOCK)
+    writer, reader = Writer(), Reader(ring_key)
+    value = reader._data.value
+
+    def value_then_write(*arguments):
+        before = value(*arguments)
+        writer.connect(ring_key)
+        writer.write(page(0))
+        return before
+
+    monkeypatch.setattr(reader._data, "value", value_then_write)
+    assert not reader._data.writer_died
+    writer.disconnect()
+    reader.disconnect()
 
 
 @pytest.mark.parametrize(("offset", "value"), [(456, BLOCK + 1), (320, 400)])

@@ -1,5 +1,7 @@
 """Readers killed with SIGKILL at every step: the next reader loses no page and reads none twice."""
 
+import signal
+
 import pytest
 
 from pipeline_classifier.live.psrdada.client import Reader, RingTimeout, Writer, create_rings
@@ -51,40 +53,52 @@ def test_the_page_of_a_killed_reader_is_read_again(ring_key, start, before, n_re
             reader.disconnect()
 
 
-HALF_DONE = """
+KILLED = """
+import os, signal
 reader = Reader(key)
-data, state = reader._data, reader._data._state
-def halt(*arguments):
-    {also}
-    print("half done", flush=True)
-    input()
-for _ in range(int(sys.argv[2])):
+data, sync = reader._data, reader._data.sync
+before, at, stores = int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+
+class Position:
+    def __init__(self, values):
+        self.values = values
+    def __getitem__(self, number):
+        return self.values[number]
+    def __setitem__(self, number, value):
+        global stores
+        if stores == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        stores -= 1
+        self.values[number] = value
+
+class Sync:
+    def __getattr__(self, name):
+        return Position(getattr(sync, name)) if name.startswith("r_") else getattr(sync, name)
+
+for _ in range(before):
     reader.getNextPage(); reader.markCleared()
-if "{at}" == "clear":
+if at == "clear":
     reader.getNextPage()
-data._state = halt
-reader.getNextPage() if "{at}" == "next" else reader.markCleared()
+data.sync = Sync()
+reader.getNextPage() if at == "next" else reader.markCleared()
 """
-
-
-ONE_TRANSFER_UP = "data.sync.r_xfers[data.index] += 1"
+"""A reader that is killed after it changed the semaphores, when it has stored ``stores`` of the numbers r_xfers, r_bufs
+and r_states that are its position."""
 
 
 @pytest.mark.parametrize(
-    ("own_transfers", "before", "at", "also"),
+    ("own_transfers", "before", "at", "stores"),
     [
-        (False, 0, "next", ""),
-        (False, 0, "clear", ""),
-        (False, 2, "clear", ""),
-        (True, 0, "next", ""),
-        (True, 2, "next", ""),
-        (True, 0, "clear", ""),
-        (True, 2, "clear", ""),
-        (True, 0, "clear", ONE_TRANSFER_UP),
-        (True, 2, "clear", ONE_TRANSFER_UP),
+        *[(False, 0, "next", stores) for stores in range(3)],
+        (False, 0, "clear", 0),
+        *[(False, 2, "clear", stores) for stores in range(3)],
+        (True, 0, "next", 0),
+        *[(True, 2, "next", stores) for stores in range(3)],
+        *[(True, 0, "clear", stores) for stores in range(2)],
+        *[(True, 2, "clear", stores) for stores in range(3)],
     ],
 )
-def test_a_reader_killed_between_semaphore_and_state(ring_key, start, own_transfers, before, at, also):
+def test_a_reader_killed_between_semaphore_and_state(ring_key, start, own_transfers, before, at, stores):
     """No page is lost or read twice, and FULL is right afterwards, even if the writer filled the ring meanwhile."""
     create_rings(ring_key, BLOCK, n_blocks=16)
     with Writer(ring_key, timeout_s=0.05) as writer:
@@ -99,40 +113,30 @@ def test_a_reader_killed_between_semaphore_and_state(ring_key, start, own_transf
 
         for number in range(4):
             writer.write(page(number), end_of_data=own_transfers)
-        child = start(IMPORTS + HALF_DONE.format(at=at, also=also), ring_key, before)
-        assert child.says() == "half done"
+        assert start(IMPORTS + KILLED, ring_key, before, at, stores).ends() == -signal.SIGKILL
         written = write_all(4)
         assert written >= before + 8
-        child.kill()
         with Reader(ring_key) as reader:
             for number in range(before + (at == "clear"), written):
                 assert reader.getNextPage() == page(number)
                 reader.markCleared()
                 assert reader.isEndOfData == own_transfers
             values = semaphores(ring_key + 2 * STEP, 5)
-            assert values[:3] == [
-                8 - writer.isHoldingPage,
-                8,
-                0,
-            ]  # the writer may have begun a transfer without ending it
+            # The writer may have begun a transfer without ending it.
+            assert values[:3] == [8 - writer.isHoldingPage, 8, 0]
             assert values[3] == sum(fields(ring_key)["count"])
             again = write_all(written)
             assert again - written == (8 if own_transfers else 16)
             assert reader.getNextPage() == page(written)
 
 
-STOPPED_BEFORE_ITS_BLOCK = ONE_TRANSFER_UP + "; data.sync.r_states[data.index] = 0"
-
-
-@pytest.mark.parametrize("also", ["", ONE_TRANSFER_UP, STOPPED_BEFORE_ITS_BLOCK])
+@pytest.mark.parametrize("stores", [0, 1, 2])
 @pytest.mark.parametrize("n_transfers", [0, 1, 7])
-def test_a_reader_killed_while_it_ends_a_transfer(ring_key, start, also, n_transfers):
+def test_a_reader_killed_while_it_ends_a_transfer(ring_key, start, stores, n_transfers):
     create_rings(ring_key, BLOCK, n_blocks=16)
     with Writer(ring_key) as writer:
         writer.write(page(0), end_of_data=True)
-        child = start(IMPORTS + HALF_DONE.format(at="clear", also=also), ring_key, 0)
-        assert child.says() == "half done"
-        child.kill()
+        assert start(IMPORTS + KILLED, ring_key, 0, "clear", stores).ends() == -signal.SIGKILL
         for number in range(1, 1 + n_transfers):
             writer.write(page(number), end_of_data=True)
         with Reader(ring_key) as reader:
@@ -150,9 +154,7 @@ def test_a_reader_killed_in_a_transfer_whose_slot_is_used_again(ring_key, start,
     create_rings(ring_key, BLOCK, n_blocks=16)
     with Writer(ring_key) as writer:
         writer.write(page(0) + page(1) + page(2), end_of_data=True)
-        child = start(IMPORTS + HALF_DONE.format(at="clear", also=""), ring_key, before)
-        assert child.says() == "half done"
-        child.kill()
+        assert start(IMPORTS + KILLED, ring_key, before, "clear", 0).ends() == -signal.SIGKILL
         for number in range(3, 10):
             writer.write(page(number), end_of_data=True)
         writer.write(page(10))
