@@ -1,4 +1,4 @@
-"""check_input.py: its numbers are those of physics and of the pipeline, and no file makes it crash or hang."""
+"""check_input.py: its numbers agree with physics and with the pipeline, and no file makes it crash or hang."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def run_script(*options: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
 
 
-def test_the_command_line_prints_words_or_json(tmp_path):
+def test_the_command_line_prints_text_or_json(tmp_path):
     path = write(tmp_path / "a.fil", replace(HEADER, source_name="B0531+21\x1b[31m\nOK"), noise())
     words = run_script(path, "--no-timing")
     assert words.returncode == 0 and words.stdout.splitlines()[-1].split() == ["verdict", "OK"]
@@ -105,7 +105,7 @@ def test_dispersion_by_the_textbook(report_of, tmp_path):
     "keys",
     [{}, {"page_samples": 64, "page_overlap": 0.3}, {"ndm": 300, "time_downsample": [1, 4]}, {"page_samples": 8192}],
 )
-def test_the_numbers_are_those_of_the_pipeline(report_of, tmp_path, keys):
+def test_the_numbers_agree_with_the_pipeline(report_of, tmp_path, keys):
     path = write(tmp_path / "a.fil", replace(HEADER, nifs=2, foff=5.0), noise(replace(HEADER, nifs=2)))
     path.write_bytes(path.read_bytes()[:-50])
     report = report_of(path, **keys)
@@ -122,7 +122,7 @@ def test_the_numbers_are_those_of_the_pipeline(report_of, tmp_path, keys):
     assert text(report).splitlines()[-1].endswith(warnings)
 
 
-def test_averaged_samples_and_channels_are_reckoned_with(report_of, tmp_path):
+def test_averaging_of_samples_and_channels_is_included(report_of, tmp_path):
     path = write(tmp_path / "a.fil", HEADER, noise())
     (tmp_path / "transientx.json").write_text(json.dumps({"preprocesslite": {"td": 2}, "downsample": {"fd": 4}}))
     keys = {"path_to_a_transientx_config": "transientx.json", "page_samples": 64}
@@ -140,7 +140,7 @@ def test_dead_and_saturated_samples_are_counted(report_of, tmp_path):
     samples[::10, 16:40] = 255
     report = report_of(write(tmp_path / "a.fil", HEADER, samples))
     assert report["channels_dead"] == 16
-    # Half of the channels that live, every tenth sample.
+    # Every tenth sample of half of the living channels.
     assert report["saturated_fraction"] == pytest.approx(0.05, rel=0.02)
     assert [reason.split("%")[0] for reason in report["reasons"]] == ["25.0", "5.0"]
 
@@ -198,14 +198,14 @@ def test_samples_that_are_not_finite(report_of, tmp_path):
         ({"tstart": 0.0}, NSAMPLES, {}, "OK with warnings", "no start time"),
     ],
 )
-def test_what_is_lost_is_said(report_of, tmp_path, header, nsamples, keys, verdict, sentence):
+def test_the_report_has_every_obstacle_and_warning(report_of, tmp_path, header, nsamples, keys, verdict, sentence):
     changed = replace(HEADER, **header)
     report = report_of(write(tmp_path / "a.fil", changed, noise(changed, nsamples)), **keys)
     assert report["verdict"] == verdict and sentence in "; ".join(report["reasons"])
     assert sentence in text(report).splitlines()[-1]
 
 
-def test_smearing_and_sweep_are_said_from_the_first_dm_that_has_them(report_of, tmp_path):
+def test_the_first_dm_of_a_long_sweep_or_smearing(report_of, tmp_path):
     path = write(tmp_path / "a.fil", replace(HEADER, foff=-20.0, nchans=32), noise()[:2000, :32])
     report = report_of(path, ddm=100.0, page_samples=32)
     smearing_s = 8.3e-6 * 20.0 * 0.910**-3  # for a DM of 1
@@ -241,7 +241,7 @@ anything = settings(max_examples=80, deadline=None, suppress_health_check=[Healt
 
 
 def header_bytes(path: Path, header: Header) -> bytes:
-    """Also of a header that no FilterbankWriter would write."""
+    """Bytes of any header, also of one that FilterbankWriter refuses."""
     with open(path, "wb") as file:
         write_header(file, header)
     return path.read_bytes()
@@ -257,7 +257,7 @@ def checked(path: Path, config: PipelineConfig, classifier, timing: bool) -> Non
 
 @given(st.fixed_dictionaries({}, optional=VALUES), st.binary(max_size=30), st.integers(0, 20000))
 @anything
-def test_no_header_is_too_odd(tmp_path, classifier, values, content, nbytes):
+def test_any_header_gives_a_report(tmp_path, classifier, values, content, nbytes):
     path = tmp_path / "a.fil"
     path.write_bytes(header_bytes(path, replace(HEADER, **values)) + (content * nbytes)[:nbytes])
     checked(path, config_with(tmp_path), classifier, timing=False)
@@ -265,7 +265,7 @@ def test_no_header_is_too_odd(tmp_path, classifier, values, content, nbytes):
 
 @given(st.integers(0, 330), st.binary(min_size=1, max_size=8))
 @anything
-def test_no_damage_is_too_odd(tmp_path, classifier, position, patch):
+def test_any_damage_gives_a_report(tmp_path, classifier, position, patch):
     path = tmp_path / "a.fil"
     whole = header_bytes(path, HEADER) + noise(nsamples=40).tobytes()
     path.write_bytes(whole[:position] + patch + whole[position + len(patch) :])
@@ -274,7 +274,7 @@ def test_no_damage_is_too_odd(tmp_path, classifier, position, patch):
 
 @given(st.binary(max_size=300))
 @anything
-def test_no_bytes_are_too_odd(tmp_path, classifier, content):
+def test_any_bytes_give_a_report(tmp_path, classifier, content):
     (tmp_path / "a.fil").write_bytes(content)
     checked(tmp_path / "a.fil", config_with(tmp_path), classifier, timing=False)
 
@@ -286,7 +286,7 @@ def test_no_bytes_are_too_odd(tmp_path, classifier, content):
 )
 @example(values={"nchans": 8, "nbits": 1}, content=b"\0\0\0\1", nbytes=256)
 @settings(anything, max_examples=15)
-def test_the_pipeline_that_is_timed_takes_every_usable_file(tmp_path, classifier, values, content, nbytes):
+def test_the_speed_of_any_usable_file_is_measured(tmp_path, classifier, values, content, nbytes):
     path = tmp_path / "a.fil"
     path.write_bytes(header_bytes(path, replace(HEADER, **values)) + (content * nbytes)[:nbytes])
     checked(path, config_with(tmp_path, ndm=16, page_samples=64, batch_size=2), classifier, timing=True)
@@ -317,7 +317,7 @@ def test_memory_and_speed_are_those_of_a_run(report_of, tmp_path, header, nsampl
         tmp_path / "out",
         "--no-plots",
     ]
-    # Resident memory of children is a maximum over all of them: a fresh process has this one alone.
+    # The resident memory of children is the maximum over all of them, hence a process with only this child.
     measure = f"import resource, subprocess; print(subprocess.run({list(map(str, run))}, stdout=-1, text=True).stdout, "
     measure += "'rss', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
     done = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True).stdout
