@@ -1,27 +1,28 @@
-"""Convert trained Keras models to checkpoints of this project, exactly, without TensorFlow or Keras.
+"""Convert trained Keras models to checkpoints of this project, without TensorFlow or Keras.
 
   python convert_to_pytorch.py old_model.h5                         writes old_model.pth beside it
   python convert_to_pytorch.py old_model.h5 -o new.pth
-  python convert_to_pytorch.py a.h5 b.h5 old_checkpoints/ -o new/   several files, folders with all that is in them
+  python convert_to_pytorch.py a.h5 b.h5 old_checkpoints/ -o new/   several files, and folders with all their models
   python convert_to_pytorch.py old_model.h5 --verify pages.npy outputs.npy
   python convert_to_pytorch.py --config config.json                 a config of the TensorFlow pipeline, and its model
   python convert_to_pytorch.py --template MODEL_NAME --resolution 64
   python convert_to_pytorch.py --all --resolution 64 -o templates/  a template of every network
 
-Whole models and weights-only files of Keras 2 and 3 are read. Which network it is, and at which resolution, is found
-from the shapes of the weights. The checkpoint has the normaliser "minmax", as the original scaled its images.
+Whole models and weights-only files of Keras 2 and 3 are read. The network and its resolution are found from the shapes
+of the weights. The checkpoint has the normaliser "minmax", because the original scaled its images in this way.
 
---verify takes images as the Keras network got them, (N, R, R), (N, 1, R, R) or (N, R, R, 1) with values 0..255, and
-what Keras' model.predict returned for them, (N, 2). If they disagree nothing is written.
+--verify takes images in the form that the Keras network received, (N, R, R), (N, 1, R, R) or (N, R, R, 1) with values
+0..255, and the result of Keras' model.predict for them, (N, 2). If the results differ, nothing is written.
 
 --config writes config_pytorch.json beside config.json and the checkpoint beside the Keras model.
 
-A template is a checkpoint with random weights from a seed: it loads like any other and has learnt nothing.
+A template is a checkpoint with random weights from a seed. It loads like any other, but is not trained.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tqdm import tqdm
 
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.config import read_json
 from single_pulse_classifier_training.keras_h5 import find_network, open_keras, read_state_dict
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder, set_seed
 from single_pulse_classifier_training.training_models import RESOLUTIONS, build_model, models_htable
@@ -42,64 +44,111 @@ KERAS_SUFFIXES = (".h5", ".hdf5")
 VERIFY_BATCH = 64
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Outputs of Keras that a converted network must reproduce.
+
+    Parameters
+    ----------
+    pages, outputs : str
+        .npy files of images and of the outputs for them.
+    tolerance : float
+        Largest difference in softmax.
+    """
+
+    pages: str
+    outputs: str
+    tolerance: float
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="Keras .h5 files, or folders that hold them")
     parser.add_argument("-o", "--output", help="file of a single result, folder of several (default: beside the input)")
-    parser.add_argument("--resolution", type=int, help="side of the images; needed for a template")
-    parser.add_argument("--verify", nargs=2, metavar=("PAGES", "OUTPUTS"), help="compare with outputs that Keras gave")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="of --verify, in softmax (default: %(default)s)")
+    parser.add_argument("--resolution", type=int, help="height and width of the images; required for a template")
+    parser.add_argument("--verify", nargs=2, metavar=("PAGES", "OUTPUTS"), help="compare with outputs of Keras")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-5,
+        help="largest difference in softmax for --verify (default: %(default)s)",
+    )
     parser.add_argument("--config", help="config.json of the TensorFlow pipeline")
     parser.add_argument("--template", nargs="?", const="", metavar="MODEL_NAME", help="a template of this network")
     parser.add_argument("--all", action="store_true", help="a template of every network")
-    parser.add_argument("--seed", type=int, default=0, help="of a template (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of a template (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist already")
     return parser
 
 
 def run(args: argparse.Namespace) -> list[Path]:
-    """Do what the command line asks for; return the files written."""
+    """Convert as the command line says; return the files written."""
     template = args.template is not None or args.all
     if sum((bool(args.models), args.config is not None, template)) != 1:
         raise InputError("give one of: Keras files or folders, --config, --template MODEL_NAME, --all")
     if args.verify and (len(args.models) != 1 or Path(args.models[0]).is_dir()):
-        raise InputError("--verify compares one model: give one Keras file with it")
+        raise InputError("--verify needs exactly one Keras file")
     if template:
-        return write_templates(args)
+        names = list(models_htable) if args.all else [args.template]
+        return write_templates(names, args.resolution, args.seed, args.output, args.overwrite)
     if args.config is not None:
         return migrate_config(Path(args.config), args.output, args.resolution, args.overwrite)
-    return convert_files(args)
+    reference = None
+    if args.verify:
+        pages, outputs = args.verify
+        reference = Reference(pages, outputs, args.tolerance)
+    return convert_files(args.models, args.output, args.resolution, reference, args.overwrite)
 
 
-def convert_files(args: argparse.Namespace) -> list[Path]:
-    """Convert the Keras files of the command line; a bad one stops all before anything is written."""
-    jobs = plan(args.models, args.output)
-    check_targets([target for _, target in jobs], args.overwrite)
+def convert_files(
+    models: list[str], output: str | None, resolution: int | None, reference: Reference | None, overwrite: bool
+) -> list[Path]:
+    """Convert Keras files; if one cannot be converted, nothing is written.
+
+    Parameters
+    ----------
+    models : list of str
+        Files, or folders that hold them.
+    output : str or None
+        File of a single result, folder of several; None writes each result beside its input.
+    resolution : int or None
+        Expected resolution; None finds it from the weights.
+    reference : Reference or None
+        Outputs of Keras to compare a single model with.
+    overwrite : bool
+        Replace files that exist.
+
+    Returns
+    -------
+    paths : list of Path
+        Files written.
+    """
+    jobs = plan(models, output)
+    check_targets([target for _, target in jobs], overwrite)
     if len(jobs) > 1:
         for source, _ in tqdm(jobs, unit="model", desc="check", disable=None):
-            convert(source, args.resolution)
+            convert(source, resolution)
     for source, target in jobs:
-        checkpoint, lines = convert(source, args.resolution)
-        if args.verify:
-            pages, outputs = args.verify
-            lines.append(verify(checkpoint, pages, outputs, args.tolerance))
+        checkpoint, lines = convert(source, resolution)
+        if reference is not None:
+            lines.append(verify(checkpoint, reference))
         write(target, checkpoint, lines)
     return [target for _, target in jobs]
 
 
 def plan(models: list[str], output: str | None) -> list[tuple[Path, Path]]:
-    """Which Keras file becomes which checkpoint: beside it, or where ``output`` says."""
+    """Return pairs of Keras file and checkpoint to write, beside the file or where ``output`` says."""
     single = len(models) == 1 and not Path(models[0]).is_dir()
     if single and output and not Path(output).is_dir():
         if Path(output).suffix != ".pth":
-            raise InputError(f"--output {output}: the name of a checkpoint must end in .pth")
+            raise InputError(f"--output must end in .pth for a single model, got {output}")
         return [(Path(models[0]), Path(output))]
     jobs = []
     for given in map(Path, models):
         if given.is_dir():
             found = sorted(path for path in given.rglob("*") if path.suffix.lower() in KERAS_SUFFIXES)
             if not found:
-                raise InputError(f"the folder {given} holds no Keras file ({', '.join(KERAS_SUFFIXES)})")
+                raise InputError(f"{given}: the folder must hold Keras files ({', '.join(KERAS_SUFFIXES)}), got none")
             names = [(path, path.relative_to(given)) for path in found]
         else:
             names = [(given, Path(given.name))]
@@ -110,10 +159,10 @@ def plan(models: list[str], output: str | None) -> list[tuple[Path, Path]]:
 
 
 def check_targets(targets: list[Path], overwrite: bool) -> None:
-    """InputError if a result would replace another one or a file that exists."""
+    """Raise InputError if a result would replace another result or an existing file."""
     for i, target in enumerate(targets):
         if target in targets[:i]:
-            raise InputError(f"two inputs would both become {target}: convert them to different folders")
+            raise InputError(f"two inputs would be written to {target}: convert them to different folders")
         if target.exists() and not overwrite:
             raise InputError(f"{target} exists already: use --overwrite to replace it, or --output for another name")
 
@@ -123,17 +172,22 @@ def convert(path: Path, resolution: int | None = None) -> tuple[Checkpoint, list
 
     Parameters
     ----------
-    path : whole model or weights of Keras 2 or 3
-    resolution : what it must be; None finds it
+    path : Path
+        Whole model or weights of Keras 2 or 3.
+    resolution : int, optional
+        Expected resolution; None finds it from the weights.
 
     Returns
     -------
-    checkpoint : network in evaluation mode and its description; normaliser "minmax"
-    lines : what was found and what was mapped to what
+    checkpoint : Checkpoint
+        The network in evaluation mode, with the normaliser "minmax".
+    lines : list of str
+        The network found, and which tensor became which.
 
     Raises
     ------
-    InputError : see ``keras_h5``.
+    InputError
+        See ``keras_h5``.
     """
     with open_keras(path) as keras:
         model_name, resolution = find_network(keras, resolution)
@@ -148,17 +202,27 @@ def convert(path: Path, resolution: int | None = None) -> tuple[Checkpoint, list
     return checkpoint, lines + [f"  {line}" for line in mapping]
 
 
-def verify(checkpoint: Checkpoint, pages_path: str, outputs_path: str, tolerance: float) -> str:
-    """Compare the network with what Keras returned; InputError if they differ by more than ``tolerance`` in softmax.
+def verify(checkpoint: Checkpoint, reference: Reference) -> str:
+    """Compare a network with outputs of Keras; these may be softmax, or logits if the last layer had no activation.
 
-    ``outputs`` (N, 2) may be Keras' softmax, or logits where the last Keras layer had no activation.
+    Returns
+    -------
+    line : str
+        The result as text.
+
+    Raises
+    ------
+    InputError
+        If an array has the wrong shape, or the softmax differs by more than the tolerance.
     """
-    images, outputs = _load_array(pages_path), _load_array(outputs_path)
-    side = checkpoint.resolution
-    if images.shape[1:] not in ((side, side), (1, side, side), (side, side, 1)) or len(images) == 0:
-        raise InputError(f"{pages_path}: shape {images.shape} is not (N, {side}, {side}[, 1]) with N > 0")
+    images, outputs = _load_array(reference.pages), _load_array(reference.outputs)
+    size = checkpoint.resolution
+    if images.shape[1:] not in ((size, size), (1, size, size), (size, size, 1)) or len(images) == 0:
+        raise InputError(
+            f"{reference.pages}: the shape must be (N, {size}, {size}[, 1]) with N > 0, got {images.shape}"
+        )
     if outputs.shape != (len(images), 2):
-        raise InputError(f"{outputs_path}: shape {outputs.shape} is not ({len(images)}, 2), two outputs for each image")
+        raise InputError(f"{reference.outputs}: the shape must be ({len(images)}, 2), got {outputs.shape}")
     returned = torch.from_numpy(outputs.astype(np.float64))
     is_softmax = bool((returned >= 0).all() and ((returned.sum(1) - 1).abs() < 1e-3).all())
     expected = returned if is_softmax else returned.softmax(1)
@@ -166,13 +230,16 @@ def verify(checkpoint: Checkpoint, pages_path: str, outputs_path: str, tolerance
     with torch.inference_mode():
         for first in tqdm(range(0, len(images), VERIFY_BATCH), unit="batch", desc="verify", disable=None):
             batch = np.ascontiguousarray(images[first : first + VERIFY_BATCH], dtype=np.float32)
-            logits = checkpoint.model(torch.from_numpy(batch.reshape(-1, 1, side, side)))
+            logits = checkpoint.model(torch.from_numpy(batch.reshape(-1, 1, size, size)))
             found[first : first + VERIFY_BATCH] = logits.double().softmax(1)
     difference = (found - expected).abs().amax().item()
     agree = int((found.argmax(1) == expected.argmax(1)).sum())
     result = f"largest difference in softmax {difference:.2g}, same class for {agree} of {len(images)} images"
-    if not difference <= tolerance:
-        raise InputError(f"--verify {outputs_path}: {result}, above the tolerance {tolerance:g}; nothing was written")
+    if not difference <= reference.tolerance:
+        raise InputError(
+            f"--verify {reference.outputs}: the difference in softmax must be at most {reference.tolerance:g}, "
+            f"got {result}; nothing was written"
+        )
     return f"  verified: {result}"
 
 
@@ -180,50 +247,89 @@ def _load_array(path: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy array of numbers ({error})") from None
+        raise InputError(f"{path} must be a .npy array of numbers, got an error: {error}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif":
-        raise InputError(f"{path} is not a .npy array of numbers")
+        raise InputError(f"{path} must be a .npy array of numbers")
     return array
 
 
 def write(target: Path, checkpoint: Checkpoint, lines: list[str]) -> None:
-    """Write a checkpoint and print ``lines`` and its name."""
+    """Write a checkpoint, and print ``lines`` and its path."""
     make_output_folder(target.parent, "--output")
     save_checkpoint(target, checkpoint)
     print("\n".join([*lines, f"  written: {target}"]))
 
 
-def write_templates(args: argparse.Namespace) -> list[Path]:
-    """Write checkpoints with random weights from a seed, for one network or for all."""
-    names = list(models_htable) if args.all else [args.template]
-    if args.resolution is None:
-        raise InputError(f"a template needs --resolution: {', '.join(map(str, RESOLUTIONS))} exist for every network")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed {args.seed}: valid are 0 to {2**32 - 1}")
+def write_templates(
+    names: list[str], resolution: int | None, seed: int, output: str | None, overwrite: bool
+) -> list[Path]:
+    """Write checkpoints with random weights.
+
+    Parameters
+    ----------
+    names : list of str
+        Names of the networks.
+    resolution : int or None
+        Height and width of the images; required.
+    seed : int
+        Random seed of every network.
+    output : str or None
+        Folder of the results, or a .pth file for one network; None is the current folder.
+    overwrite : bool
+        Replace files that exist.
+
+    Returns
+    -------
+    paths : list of Path
+        Files written.
+    """
+    if resolution is None:
+        raise InputError(f"--resolution must be given for a template: {', '.join(map(str, RESOLUTIONS))} always exist")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be 0 to {2**32 - 1}, got {seed}")
     with torch.device("meta"):
         for name in names:
-            build_model(name, args.resolution)  # an unknown name or resolution ends here
-    targets = [Path(f"{name}_{args.resolution}_template.pth") for name in names]
-    if args.output and Path(args.output).suffix == ".pth" and not args.all:
-        targets = [Path(args.output)]
-    elif args.output:
-        targets = [Path(args.output) / target for target in targets]
-    check_targets(targets, args.overwrite)
+            build_model(name, resolution)  # reports an unknown name or resolution before anything is written
+    targets = [Path(f"{name}_{resolution}_template.pth") for name in names]
+    if output and Path(output).suffix == ".pth" and len(names) == 1:
+        targets = [Path(output)]
+    elif output:
+        targets = [Path(output) / target for target in targets]
+    check_targets(targets, overwrite)
     for name, target in zip(names, targets, strict=True):
-        set_seed(args.seed)
-        model = build_model(name, args.resolution).eval()
-        checkpoint = Checkpoint(model, name, args.resolution, config={"template": True, "seed": args.seed})
-        write(target, checkpoint, [f"{name} at {args.resolution}: random weights, seed {args.seed}"])
+        set_seed(seed)
+        model = build_model(name, resolution).eval()
+        checkpoint = Checkpoint(model, name, resolution, config={"template": True, "seed": seed})
+        write(target, checkpoint, [f"{name} at {resolution}: random weights, seed {seed}"])
     return targets
 
 
 def migrate_config(path: Path, output: str | None, resolution: int | None, overwrite: bool) -> list[Path]:
-    """Write the config of the TensorFlow pipeline anew for this one, and convert the Keras model that it names."""
-    old = _read_json(path)
+    """Convert a config of the TensorFlow pipeline and the Keras model that it names.
+
+    Parameters
+    ----------
+    path : Path
+        The old config.
+    output : str or None
+        The new config; None is ``<name>_pytorch.json`` beside the old one.
+    resolution : int or None
+        Expected resolution of the model; None finds it from the weights.
+    overwrite : bool
+        Replace files that exist.
+
+    Returns
+    -------
+    paths : list of Path
+        Files written.
+    """
+    old = read_json(path)
     model: Any = old.get("name_of_the_model")
     has_keras_model = isinstance(model, str) and model.lower().endswith((*KERAS_SUFFIXES, ".keras"))
     if not has_keras_model and "workers_for_tensorflow" not in old:
-        raise InputError(f"{path} needs no change: it names no Keras model and has no key 'workers_for_tensorflow'")
+        raise InputError(
+            f"{path} needs no change: it neither names a Keras model nor has the key 'workers_for_tensorflow'"
+        )
     if "workers_for_tensorflow" in old and "workers_for_pytorch" in old:
         raise InputError(f"{path} has both 'workers_for_tensorflow' and 'workers_for_pytorch': remove the first")
     config_target = Path(output) if output else path.with_name(f"{path.stem}_pytorch.json")
@@ -232,7 +338,7 @@ def migrate_config(path: Path, output: str | None, resolution: int | None, overw
         models = old.get("path_to_models")
         source = path.absolute().parent / Path(models if isinstance(models, str) else "").expanduser() / model
         if not isinstance(models, str) or not source.is_file():
-            raise InputError(f"{path}: path_to_models {models!r} and name_of_the_model {model!r}: there is no {source}")
+            raise InputError(f"{path}: path_to_models {models!r} and name_of_the_model {model!r}: no file {source}")
         targets.insert(0, source.with_suffix(".pth"))
         checkpoint, lines = convert(source, resolution)
         added = {"model_name": checkpoint.model_name, "resolution": checkpoint.resolution}
@@ -249,24 +355,12 @@ def migrate_config(path: Path, output: str | None, resolution: int | None, overw
         write(targets[0], checkpoint, lines)
     with atomic_writer(config_target) as file:
         file.write((json.dumps(new, indent=4, ensure_ascii=False) + "\n").encode())
-    print(f"{path}: changed config written to {config_target}")
+    print(f"{path}: new config written to {config_target}")
     for key in dict.fromkeys((*old, *new)):
         if key not in new or key not in old or old[key] != new[key]:
             before, after = (f'"{key}": {json.dumps(c[key])}' if key in c else "nothing" for c in (old, new))
             print(f"  {before} -> {after}")
     return targets
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise InputError(f"config file {path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object {{...}}, not a {type(content).__name__}")
-    return content
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""Keras models in .h5 files, read with h5py alone, and the network of this project that each of them is.
+"""Keras models in .h5 files, read with h5py alone, and the networks of this project that correspond to them.
 
-Whole models and weights-only files of Keras 2 and Keras 3. Layers are told apart by the shapes of their weights, which
-differ within every ``241002`` network: names and their order, which depend on what else a Python process had built,
-say nothing. Only hard links inside the file are followed and only plain datasets are read.
+Whole models and weights-only files of Keras 2 and Keras 3 are read. Layers are identified by the shapes of their
+weights, which differ within every ``241002`` network; their names and order are ignored, because they depend on what
+else the Python process had built. Only hard links inside the file are followed, and only plain datasets are read.
 """
 
 import json
@@ -23,9 +23,9 @@ from single_pulse_classifier_training.checkpoint import HDF5_SIGNATURE
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.training_models import RESOLUTIONS, build_model, models_htable
 
-# What h5py and json raise on a damaged file.
+# Raised by h5py and json on a damaged file.
 DAMAGED = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)
-# Groups that hold one group per layer, each with its weights in vars/0, vars/1: Keras 3, and Keras 2.12 to 2.15.
+# Groups with one group per layer, which has its weights in vars/0 and vars/1: Keras 3, and Keras 2.12 to 2.15.
 LAYER_GROUPS = ("layers", "_layer_checkpoint_dependencies")
 WITHOUT_EFFECT = ("InputLayer", "Dropout", "SpatialDropout2D")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ class KerasLayer:
 
 @dataclass(frozen=True)
 class KerasModel:
-    """An open Keras file: its layers with weights, convolutions first, and the layers' configs of a whole model."""
+    """An open Keras file: its layers with weights, convolutions first; for a whole model, the configs of all layers."""
 
     path: Path
     layout: str
@@ -59,18 +59,19 @@ class KerasModel:
 
 @contextmanager
 def open_keras(path: str | Path) -> Iterator[KerasModel]:
-    """Open a Keras .h5 file of any layout; nothing but names and shapes is read.
+    """Open a Keras .h5 file of any layout; only names and shapes are read.
 
     Raises
     ------
-    InputError : no such file, no HDF5 file, damaged, no Keras model, or a weight that is stored elsewhere.
+    InputError
+        If the file is missing, damaged, not HDF5, not a Keras model, or refers to a weight in another file.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"Keras model {path} does not exist")
     with open(path, "rb") as file:
         if file.read(len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
-            hint = ": a .keras file is a zip archive, save it as .h5 in Keras" if path.suffix == ".keras" else ""
+            hint = ": a .keras file is a zip archive; save it as .h5 in Keras" if path.suffix == ".keras" else ""
             raise InputError(f"{path} is not an HDF5 file{hint}")
     try:
         root = h5py.File(path, "r", locking=False)
@@ -80,7 +81,7 @@ def open_keras(path: str | Path) -> Iterator[KerasModel]:
         try:
             model = _read_structure(path, root)
         except DAMAGED as error:
-            raise InputError(f"{path} is damaged or no Keras model ({error})") from None
+            raise InputError(f"{path} is damaged or not a Keras model ({error})") from None
         yield model
 
 
@@ -98,7 +99,7 @@ def _read_structure(path: Path, root: h5py.File) -> KerasModel:
     else:
         parent = next((name for name in LAYER_GROUPS if _has(root, name)), None)
         if parent is None:
-            raise InputError(f"{path} holds no Keras model: it has neither layer_names nor a group {LAYER_GROUPS[0]}")
+            raise InputError(f"{path}: a Keras model must have layer_names or the group {LAYER_GROUPS[0]}")
         layout = f"weights, in the group {parent}"
         found = []
         for name in _walk(path, root, parent):
@@ -112,31 +113,31 @@ def _read_structure(path: Path, root: h5py.File) -> KerasModel:
 
 
 def _has(group: h5py.Group, name: str) -> bool:
-    # h5py's own "in" follows the link, out of the file if it leads there.
+    # The operator "in" of h5py would follow a link, even out of the file.
     return isinstance(group, h5py.Group) and group.id.links.exists(name.encode())
 
 
 def _walk(path: Path, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
-    """The object at a path below ``group``, reached through hard links only."""
+    """Return the object at a path below ``group``, reached through hard links only."""
     found = group
     for part in filter(None, name.split("/")):
         if not _has(found, part):
             raise InputError(f"{path}: {group.name.rstrip('/')}/{name} is missing")
         if found.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
-            raise InputError(f"{path}: {found.name.rstrip('/')}/{part} is a link to elsewhere, which is not followed")
+            raise InputError(f"{path}: {found.name.rstrip('/')}/{part} must be an object in this file, got a link")
         found = found[part]
     return found
 
 
 def _layer(path: Path, name: str, datasets: list[h5py.Dataset]) -> KerasLayer:
     if not all(isinstance(dataset, h5py.Dataset) for dataset in datasets):
-        raise InputError(f"{path}: layer {name} holds a group where its weights should be")
+        raise InputError(f"{path}: the weights of layer {name} must be datasets, got a group")
     weights = [dataset for dataset in datasets if dataset.dtype.kind != "u"]  # unsigned: Dropout's random state
     kernels = [dataset for dataset in weights if dataset.ndim in (2, 4)]
     biases = [dataset for dataset in weights if dataset.ndim == 1]
     if len(weights) != 2 or len(kernels) != 1 or len(biases) != 1:
         shapes = ", ".join(str(dataset.shape) for dataset in datasets)
-        raise InputError(f"{path}: layer {name} has weights {shapes}, not a kernel and a bias of Conv2D or Dense")
+        raise InputError(f"{path}: layer {name} must have a kernel and a bias of Conv2D or Dense, got {shapes}")
     return KerasLayer(name, kernels[0], biases[0])
 
 
@@ -145,7 +146,7 @@ def _text(value: object) -> str:
 
 
 def _name_list(group: h5py.Group, key: str) -> list[str] | None:
-    """A list of names in an attribute, which Keras splits into ``key0``, ``key1``, ... when it is long."""
+    """Return a list of names in an attribute, which Keras splits into ``key0``, ``key1``, ... when it is long."""
     if key in group.attrs:
         parts = [group.attrs[key]]
     else:
@@ -155,7 +156,7 @@ def _name_list(group: h5py.Group, key: str) -> list[str] | None:
 
 
 def _by_number(name: str) -> list[str | int]:
-    """A sorting key under which conv2d_10 comes after conv2d_9."""
+    """Return a sorting key that puts conv2d_10 after conv2d_9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -168,7 +169,7 @@ def _description(root: h5py.File) -> list[dict] | None:
 
 @cache
 def _networks() -> dict[tuple[str, int], dict[str, tuple[int, ...]]]:
-    """Of each network that Keras models can be: (model_name, resolution) -> {PyTorch layer: Keras kernel shape}."""
+    """Kernel shapes of the networks that exist in Keras: (model_name, resolution) -> {PyTorch layer: Keras shape}."""
     networks = {}
     for model_name in (name for name in models_htable if "241002" in name):
         for resolution in RESOLUTIONS:
@@ -182,16 +183,24 @@ def _networks() -> dict[tuple[str, int], dict[str, tuple[int, ...]]]:
 
 
 def find_network(keras: KerasModel, resolution: int | None = None) -> tuple[str, int]:
-    """The (model_name, resolution) whose weights and, in a whole model, whose layers a Keras model has.
+    """Find the network with the weights and, for a whole model, the layers of a Keras model.
 
     Parameters
     ----------
-    keras : an open file
-    resolution : what it must be; needed where several fit (weights of a ``_GAP`` network)
+    keras : KerasModel
+        An open file.
+    resolution : int, optional
+        Expected resolution; required where several fit (weights of a ``_GAP`` network).
+
+    Returns
+    -------
+    model_name : str
+    resolution : int
 
     Raises
     ------
-    InputError : none fits (the message says what was tried and what differs), or several do.
+    InputError
+        If no network fits (the message says which were tried and what differs), or several do.
     """
     have = Counter(layer.shapes for layer in keras.layers)
     wanted = {key: Counter((k, k[-1:]) for k in kernels.values()) for key, kernels in _networks().items()}
@@ -200,21 +209,22 @@ def find_network(keras: KerasModel, resolution: int | None = None) -> tuple[str,
         nearest = max(wanted, key=lambda key: (have & wanted[key]).total())
         tried = ", ".join(dict.fromkeys(name for name, _ in wanted))
         raise InputError(
-            f"{keras.path} has the layers {_listed(have) or 'none'}: no network fits, the nearest is {nearest[0]} at "
-            f"{nearest[1]} where {_listed(wanted[nearest] - have) or 'nothing'} is missing and "
-            f"{_listed(have - wanted[nearest]) or 'nothing'} is too much (tried {tried} at 256, 128, 64, 32)"
+            f"{keras.path} has the layers {_listed(have) or 'none'}, which fit no network (tried {tried} at 256, 128, "
+            f"64, 32); compared with the nearest, {nearest[0]} at {nearest[1]}, "
+            f"{_listed(wanted[nearest] - have) or 'nothing'} is missing and "
+            f"{_listed(have - wanted[nearest]) or 'nothing'} is in excess"
         )
     if keras.description is not None:
         fits = _fitting_description(keras, fits)
-    if resolution is not None and resolution not in (side for _, side in fits):
-        raise InputError(f"{keras.path} is {fits[0][0]} at {fits[0][1]}, but --resolution {resolution} was given")
-    fits = [(name, side) for name, side in fits if resolution in (None, side)]
-    # The dropout variant computes the same: it is named only where the file says so.
+    if resolution is not None and resolution not in (size for _, size in fits):
+        raise InputError(f"--resolution must be {fits[0][1]} for {keras.path} ({fits[0][0]}), got {resolution}")
+    fits = [(name, size) for name, size in fits if resolution in (None, size)]
+    # The dropout variant has the same weights: it is chosen only if the file has a dropout layer.
     has_dropout = any("Dropout" in layer["class_name"] for layer in keras.description or [])
     fits = [fit for fit in fits if fit[0].endswith("_dropout") == has_dropout] or fits
     if len(fits) > 1:
-        sides = ", ".join(str(side) for _, side in fits)
-        raise InputError(f"{keras.path} may be {fits[0][0]} at {sides}: say which with --resolution")
+        sizes = ", ".join(str(size) for _, size in fits)
+        raise InputError(f"{keras.path} fits {fits[0][0]} at {sizes}: choose one with --resolution")
     return fits[0]
 
 
@@ -224,44 +234,48 @@ def _listed(shapes: Counter) -> str:
 
 
 def _fitting_description(keras: KerasModel, fits: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those of the networks that do what the model_config of a whole model says; InputError if it says otherwise."""
+    """Return the networks that agree with the model_config of a whole model; raise InputError if none does."""
     assert keras.description is not None
     steps: list[tuple] = []
-    sides: set[tuple] = set()
+    input_shapes: set[tuple] = set()
     try:
         for layer in keras.description:
             kind, config = layer["class_name"], dict(layer["config"])
             shape = config.get("batch_shape") or config.get("batch_input_shape")
             if shape:
-                sides.add(tuple(shape[1:]))
+                input_shapes.add(tuple(shape[1:]))
             if config.get("data_format") == "channels_first":
-                raise InputError(f"{keras.path} is channels_first ({config['name']}): only channels_last is known")
+                raise InputError(
+                    f"{keras.path}: data_format of {config['name']} must be channels_last, got channels_first"
+                )
             if kind == "Activation" and steps and steps[-1][2] == "linear":
                 steps[-1] = (*steps[-1][:2], config["activation"])
             elif kind not in WITHOUT_EFFECT:
                 for key, value in SETTINGS.get(kind, {}).items():
                     if config.get(key) not in (None, value):
-                        raise InputError(f"{keras.path}: {config['name']} has {key} {config[key]}, the network {value}")
+                        name = config["name"]
+                        raise InputError(f"{keras.path}: {key} of {name} must be {value}, got {config[key]}")
                 steps.append((kind, config.get("filters", config.get("units")), config.get("activation")))
     except DAMAGED as error:
         raise InputError(f"{keras.path}: its model_config is damaged ({type(error).__name__}: {error})") from None
-    if steps and steps[-1][2] in ("softmax", "linear"):  # softmax is dropped: a network here returns logits
+    if steps and steps[-1][2] in ("softmax", "linear"):  # the networks of this project return logits
         steps[-1] = (*steps[-1][:2], None)
     expected = _expected_steps(_networks()[fits[0]])
     if steps != expected:
         raise InputError(
-            f"{keras.path} has the weights of {fits[0][0]} at {fits[0][1]}, but other layers: "
-            f"{_steps_text(steps)} in place of {_steps_text(expected)}"
+            f"{keras.path}: the layers of {fits[0][0]} at {fits[0][1]} must be {_steps_text(expected)}, "
+            f"got {_steps_text(steps)}"
         )
-    known = [side for side in sides if None not in side]
-    matching = [fit for fit in fits if all(side == (fit[1], fit[1], 1) for side in known)]
+    known = [shape for shape in input_shapes if None not in shape]
+    matching = [fit for fit in fits if all(shape == (fit[1], fit[1], 1) for shape in known)]
     if not matching:
-        raise InputError(f"{keras.path} takes images of shape {known[0]}, which {fits[0][0]} at {fits[0][1]} does not")
+        name, size = fits[0]
+        raise InputError(f"{keras.path}: the images of {name} must have shape ({size}, {size}, 1), got {known[0]}")
     return matching
 
 
 def _expected_steps(kernels: dict[str, tuple[int, ...]]) -> list[tuple[str, int | None, str | None]]:
-    """(class, filters or units, activation) of each layer of a network, in Keras' terms."""
+    """Return (class, filters or units, activation) of each layer of a network, in Keras' terms."""
     convolutions = [kernel for kernel in kernels.values() if len(kernel) == 4]
     dense = [kernel for kernel in kernels.values() if len(kernel) == 2]
     steps = []
@@ -284,12 +298,14 @@ def read_state_dict(keras: KerasModel, model_name: str, resolution: int) -> tupl
 
     Returns
     -------
-    state_dict : float32 tensors
-    mapping : one line per tensor, what was mapped to what
+    state_dict : dict of float32 tensors
+    mapping : list of str
+        One line per tensor: which Keras weight became which PyTorch weight.
 
     Raises
     ------
-    InputError : a weight that is not finite, damaged, compressed, or stored outside the file.
+    InputError
+        If a weight is not finite, damaged, compressed, or stored outside the file.
     """
     kernels = _networks()[model_name, resolution]
     channels = [shape[-1] for shape in kernels.values() if len(shape) == 4][-1]
@@ -304,9 +320,9 @@ def read_state_dict(keras: KerasModel, model_name: str, resolution: int) -> tupl
         if len(shape) == 4:
             kernel = kernel.transpose(3, 2, 0, 1)
         elif name == "fc1":
-            side = round((shape[0] / channels) ** 0.5)
-            kernel = kernel.reshape(side, side, channels, -1).transpose(3, 2, 0, 1).reshape(shape[1], shape[0])
-            note = f", inputs reordered from {(side, side, channels)} to {(channels, side, side)}"
+            size = round((shape[0] / channels) ** 0.5)
+            kernel = kernel.reshape(size, size, channels, -1).transpose(3, 2, 0, 1).reshape(shape[1], shape[0])
+            note = f", inputs reordered from {(size, size, channels)} to {(channels, size, size)}"
         else:
             kernel = kernel.T
         state_dict[f"{name}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
@@ -320,13 +336,13 @@ def read_state_dict(keras: KerasModel, model_name: str, resolution: int) -> tupl
 def _check_storage(path: Path, dataset: h5py.Dataset) -> None:
     storage = dataset.id.get_create_plist()
     if dataset.is_virtual or storage.get_external_count():
-        raise InputError(f"{path}: {dataset.name} is stored in another file, which is not opened")
+        raise InputError(f"{path}: {dataset.name} must be stored in this file, got data in another")
     if storage.get_nfilters():
-        raise InputError(f"{path}: {dataset.name} is compressed, which Keras never does: undo it with h5repack -f NONE")
+        raise InputError(f"{path}: {dataset.name} must not be compressed; `h5repack -f NONE` removes the compression")
     if dataset.dtype.kind != "f":
-        raise InputError(f"{path}: {dataset.name} has dtype {dataset.dtype}, not float32")
+        raise InputError(f"{path}: the dtype of {dataset.name} must be a float, got {dataset.dtype}")
     if not dataset.id.get_storage_size():
-        raise InputError(f"{path}: {dataset.name} was never written")
+        raise InputError(f"{path}: {dataset.name} has no data")
 
 
 def _read(path: Path, dataset: h5py.Dataset) -> np.ndarray:
@@ -336,5 +352,5 @@ def _read(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     except DAMAGED as error:
         raise InputError(f"{path}: {dataset.name} cannot be read ({error})") from None
     if not np.isfinite(values).all():
-        raise InputError(f"{path}: {dataset.name} holds values that are not finite numbers")
+        raise InputError(f"{path}: the values of {dataset.name} must be finite, got NaN or infinity")
     return values
