@@ -15,7 +15,7 @@ from single_pulse_classifier_training.cli import InputError
 
 BLOCK_VALUES = 1 << 22  # samples times IFs times channels per block; chosen by hand
 MIN_BLOCK_SAMPLES = 1024  # enough to measure the noise of a channel to a few per cent
-MIN_HEADROOM = 0.25  # of the samples of a channel; limits the amplification to 4, chosen by hand
+MIN_HEADROOM = 0.25  # fraction of samples below the top of their range; limits the compensation to 4, chosen by hand
 
 
 def inject(
