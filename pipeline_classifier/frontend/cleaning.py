@@ -149,6 +149,8 @@ def clean(
 def _clean_short(raw: torch.Tensor, good: torch.Tensor, zero_dm: str | None) -> torch.Tensor:
     """Normalise and regress a block (n, nchans) too short for a mask: (nchans, n); ``good`` is updated in place."""
     data = raw.to(torch.float32).t().contiguous()
+    # The mean of a constant channel may be rounded, which would leave it with noise.
+    good &= (data != data[:, :1]).any(dim=1)
     data -= data.mean(dim=1, keepdim=True)
     for last in (False, True):
         noise = data.square().mean(dim=1).sqrt()
