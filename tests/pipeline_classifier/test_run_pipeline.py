@@ -17,7 +17,8 @@ import torch
 
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
-from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
@@ -176,8 +177,10 @@ def sweep_rings(site: Site) -> None:
 
 
 def expected(site: Site) -> np.ndarray:
-    classifier = load_classifiers(load_pipeline_config(site.config, {"device": "cpu"}))
-    return classifier.classify(PageBatch(site.images, np.arange(N_PAGES) * SIDE, 0))[0]
+    config = load_pipeline_config(site.config, {"device": "cpu"})
+    classifiers, pages = load_classifiers(config), PageBatch(site.images, np.arange(N_PAGES) * SIDE, 0)
+    decision = decide(config, classifiers, PageGrid(np.arange(SIDE), SIDE), np.nan)
+    return decision.classes(classifiers.pages.classify(pages)[0])
 
 
 @pytest.mark.parametrize("rings", ["own", "dada_db"])
@@ -219,7 +222,7 @@ def test_n_spectra_ends_programs_that_never_do(site):
     site.change(n_spectra=10)
     site.stand_in("dada_dbdedispdb", IGNORES_SIGTERM.replace("time.sleep", DEDISPDB + "\ntime.sleep"))
     code, out, errors = site.run()
-    assert code == 0 and "10 pages, as asked for" in out, errors
+    assert code == 0 and "n_spectra of 10 pages reached" in out, errors
     assert np.array_equal(site.predictions(), expected(site)[:10])
 
 

@@ -69,6 +69,7 @@ def test_what_is_simulated_is_found(tmp_path):
         "heimdall_absent.csv",
         "predictions_absent.npy",
         "probabilities_absent.npy",
+        "summary_absent.json",
         *(picture.name for picture in pictures),
     }
     assert {path.name for path in out.iterdir()} == names
@@ -88,7 +89,11 @@ def test_a_file_that_was_not_simulated_is_not_overwritten(tmp_path):
     )
     (tmp_path / "a.fil").write_bytes(b"precious")
     done = dry_run("-c", tmp_path / "config.json", "--output-dir", tmp_path, *SHORT)
-    assert done.returncode == 2 and "a.fil is not a simulated file" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "a.fil must not exist or be a simulated file" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert (tmp_path / "a.fil").read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {"a.fil", "config.json"}
 

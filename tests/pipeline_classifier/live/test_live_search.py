@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.config import load_pipeline_config
-from pipeline_classifier.detection.search import load_classifier
+from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.live.live_results import GROWTH, GrowingNpy
 from pipeline_classifier.live.psrdada.client import create_rings
@@ -41,7 +41,7 @@ HEADER = {
 WRITER = f"""
 import json, sys
 import numpy as np
-from pipeline_classifier.live.psrdada.client import Writer
+from pipeline_classifier.live.psrdada.client import (Writer)
 key, header, counts = json.loads(sys.argv[1])
 images = np.random.default_rng(0).standard_normal((sum(counts), {SIDE}, {SIDE})).astype(np.float32)
 images[::5, 7, 9] += 30
@@ -70,7 +70,7 @@ def config(tmp_path, ring_key) -> Path:
     save_checkpoint(tmp_path / "model.pth", Checkpoint(build_model(MODEL_NAME, SIDE).eval(), MODEL_NAME, SIDE))
     keys = {"path_to_models": "./", "name_of_the_model": "model.pth", "key_output": f"0x{ring_key:X}", "threads": 2}
     keys |= {"name_of_the_filterbank": "a.b 1.fil", "output_dir": "out", "max_latency_s": 0.1, "idle_timeout_s": 30.0}
-    keys["second_look"] = None  # it would refuse what a random network finds
+    keys |= {"candidate_classifier": None, "min_snr": 0.0}  # they would refuse what a random network finds
     (tmp_path / "config.json").write_text(json.dumps(keys))
     threshold = float(np.quantile(probabilities(tmp_path / "config.json", 60), 0.67))
     return change(tmp_path / "config.json", threshold=threshold)
@@ -82,8 +82,8 @@ def change(config: Path, **keys: object) -> Path:
 
 
 def probabilities(config: Path, count: int) -> np.ndarray:
-    classifier = load_classifier(load_pipeline_config(config), "cpu")
-    return classifier.classify(PageBatch(images_of(count), np.arange(count) * SIDE, 0))[1]
+    classifier = load_classifiers(load_pipeline_config(config, {"device": "cpu"})).pages
+    return classifier.classify(PageBatch(images_of(count), np.arange(count) * SIDE, 0))[0]
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_no_input_means_the_ring_until_n_spectra_pages_came(config, search, star
     change(config, n_spectra=50)
     writer = start(WRITER, json.dumps([ring_key, HEADER, [60]]))
     out, errors = search(config).communicate(timeout=PATIENCE_S)
-    assert "50 pages, as asked for" in out, errors
+    assert "n_spectra of 50 pages reached" in out, errors
     check(config, tmp_path / "out", 50, 50)
     found = rows(tmp_path / "out")
     times = [float(row["time_s"]) for row in found]
@@ -154,7 +154,11 @@ def test_no_input_means_the_ring_until_n_spectra_pages_came(config, search, star
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     said = status(tmp_path / "out")
     assert said["state"] == "ended" and said["pages"] == 50 and said["events"] == len(found)
-    assert said["ring_blocks"] == 64 and 0 <= said["ring_full"] <= 64 and said["latency_s"] >= 0
+    assert (
+        said["ring_blocks"] == 64
+        and 0 <= said["ring_blocks_full"] == said["ring_full"] <= 64
+        and said["latency_s"] >= 0
+    )
     writer.kill()
 
 
@@ -196,10 +200,12 @@ def test_a_signal_ends_it_with_everything_written(config, search, start, ring_ke
     process.send_signal(number)
     said, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
-    account = dict(line.split(maxsplit=1) for line in said.splitlines() if len(line.split()) == 2)
-    assert account["stopped"] == number.name and account["pages"] == "40"
+    printed = dict(
+        line.strip().split("  ", 1) for line in said.splitlines() if line.startswith(" ") and "  " in line.strip()
+    )
+    assert printed["reason for the end of the stream"] == number.name and printed["pages"] == "40"
     check(config, out, 40, 100)
-    assert int(account["events"]) == len(rows(out)) == status(out)["events"]
+    assert int(printed["events"]) == len(rows(out)) == status(out)["events"]
     assert status(out)["state"] == "ended" and status(out)["stopped"] == number.name
 
 

@@ -28,7 +28,7 @@ def dry_run(config: Path, observation: Path, out: Path, *options: object) -> sub
     return subprocess.run([*map(str, command)], cwd="/", check=False, capture_output=True, text=True)
 
 
-def account(done: subprocess.CompletedProcess) -> list[str]:
+def printed(done: subprocess.CompletedProcess) -> list[str]:
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -54,20 +54,21 @@ def config(tmp_path, ring_key) -> Path:
         "path_to_models": "./",
         "name_of_the_model": "model.pth",
         "key_output": f"{ring_key:x}",
-        "second_look": None,
+        "candidate_classifier": None,
+        "min_snr": 0.0,
     }
     (tmp_path / "config.json").write_text(json.dumps(keys))
     return tmp_path / "config.json"
 
 
 def test_what_the_live_search_finds_equals_the_direct_way(config, observation, tmp_path, ring_key, parts_of):
-    account(dry_run(config, observation, tmp_path / "any", "--no-plots"))
+    printed(dry_run(config, observation, tmp_path / "any", "--no-plots"))
     # Half of the pages are positive: runs of all lengths, and long chains of events within reach of each other.
     threshold = float(np.median(np.load(tmp_path / "any" / f"probabilities_{observation.stem}.npy")))
     direct, ring = tmp_path / "direct", tmp_path / "ring"
     options = ("--threshold", threshold)
-    said = account(dry_run(config, observation, direct, "--no-plots", *options))
-    said_live = account(dry_run(config, observation, ring, "--through-ring", *options))
+    said = printed(dry_run(config, observation, direct, "--no-plots", *options))
+    said_live = printed(dry_run(config, observation, ring, "--through-ring", *options))
     for kind in ("predictions", "probabilities"):
         values, expected = (np.load(folder / f"{kind}_{observation.stem}.npy") for folder in (ring, direct))
         assert values.dtype == expected.dtype and len(values) == N_PAGES
@@ -87,7 +88,7 @@ def test_the_included_models_find_the_same_pulses_through_a_ring(observation, tm
     config.write_text(json.dumps({"key_output": f"{ring_key:x}", "zaplist": [[1480, 1600]]}))
     tables = []
     for options in (["--no-plots"], ["--through-ring"]):
-        account(dry_run(config, observation, tmp_path / options[0], *options))
+        printed(dry_run(config, observation, tmp_path / options[0], *options))
         tables.append((tmp_path / options[0] / f"candidates_{observation.stem}.csv").read_text())
     assert tables[0] == tables[1] and len(tables[0].splitlines()) > 8
 
@@ -95,8 +96,8 @@ def test_the_included_models_find_the_same_pulses_through_a_ring(observation, tm
 def test_a_page_that_is_not_whole_is_left_out(config, tmp_path, ring_key):
     path = tmp_path / "short.fil"
     simulate(path, EFFELSBERG, 256 * 5 + 100, [], Rfi(), seed=2)
-    account(dry_run(config, path, tmp_path / "direct", "--no-plots"))
-    account(dry_run(config, path, tmp_path / "ring", "--through-ring"))
+    printed(dry_run(config, path, tmp_path / "direct", "--no-plots"))
+    printed(dry_run(config, path, tmp_path / "ring", "--through-ring"))
     probabilities = np.load(tmp_path / "direct" / "probabilities_short.npy")
     assert len(probabilities) == 6
     assert np.array_equal(np.load(tmp_path / "ring" / "probabilities_short.npy"), probabilities[:5])
