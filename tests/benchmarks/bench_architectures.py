@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.formats.sigproc import read_header
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import run_script
@@ -101,7 +101,7 @@ def train_and_measure(args: argparse.Namespace, network: str, page_s: float) -> 
     loaded = load_checkpoint(checkpoint, "cpu")
     parameters = sum(tensor.numel() for tensor in loaded.model.parameters())
     images = np.random.default_rng(0).integers(0, 256, (256, 256, 256), dtype=np.uint8)
-    speed = pages_per_s(Classifier(loaded, torch.device("cpu"), batch_size=32), images)
+    speed = pages_per_s(PageClassifier(loaded, torch.device("cpu"), batch_size=32), images)
     return [model_name, side, f"{parameters:,}", f"{speed:.0f}", f"{minutes:.0f}", recalls, metrics["roc_auc"]]
 
 

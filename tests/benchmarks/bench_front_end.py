@@ -21,12 +21,12 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from pipeline_classifier.detection.search import map_in_order
+from pipeline_classifier.detection.workers import map_in_order, prepare_process
 from pipeline_classifier.formats.sigproc import FilterbankWriter, Header
 from pipeline_classifier.frontend import dedispersion
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import to_images
-from pipeline_classifier.frontend.sources import FilterbankPages
-from single_pulse_classifier_training.memory import keep_freed_memory
+from pipeline_classifier.frontend.settings import FrontEndSettings
 from tests.benchmarks.measure import measure
 
 DURATION_S = 60
@@ -64,8 +64,8 @@ def dedisperse(tsamp: float, exact: bool, compiled: bool) -> float:
 
 def to_pages(path: Path, compiled: bool, repetitions: int = REPETITIONS) -> float:
     """Seconds from the file to normalised images."""
-    keep_freed_memory()
-    source = FilterbankPages(path, DMS, compiled=compiled)
+    prepare_process()
+    source = FilterbankPages(path, FrontEndSettings(DMS, compiled=compiled))
 
     def images(block) -> None:
         for batch in source.pages(block):

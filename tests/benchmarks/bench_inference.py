@@ -19,7 +19,7 @@ import json
 import numpy as np
 import torch
 
-from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.page_classifier import PageClassifier
 from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.cli import run_script
 from single_pulse_classifier_training.memory import keep_freed_memory
@@ -38,7 +38,9 @@ def speed(model_name: str, precision: str, batch_size: int) -> float:
     pages = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     checkpoint = Checkpoint(build_model(model_name, RESOLUTION), model_name, RESOLUTION)
     keep_freed_memory()
-    return pages_per_s(Classifier(checkpoint, torch.device("cpu"), batch_size=batch_size, precision=precision), pages)
+    return pages_per_s(
+        PageClassifier(checkpoint, torch.device("cpu"), batch_size=batch_size, precision=precision), pages
+    )
 
 
 def run(args: argparse.Namespace) -> list[list[object]]:
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> list[list[object]]:
     rows = []
     for case in cases:
         measured = measure([sys.executable, __file__, "--measure", *map(str, case)])
-        what = "Classifier" if case[0] == MODEL_NAME else "default model"
+        what = "PageClassifier" if case[0] == MODEL_NAME else "default model"
         rows.append([f"{what}, {case[1]}, batches of {case[2]}", float(measured.stdout), measured.peak_mb])
     python, versions = keras_python(), f"PyTorch {torch.__version__}"
     if python is not None:

@@ -23,8 +23,9 @@ import time
 import numpy as np
 
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.search import load_classifier
-from pipeline_classifier.live import live_search as live
+from pipeline_classifier.detection.classifiers import load_classifiers
+from pipeline_classifier.detection.workers import prepare_process
+from pipeline_classifier.live import live_search
 from pipeline_classifier.live.live_results import Monitor
 from pipeline_classifier.live.psrdada.client import Writer, create_rings, destroy_rings
 from single_pulse_classifier_training.cli import run_script
@@ -65,23 +66,25 @@ def send(key: int, n_pages: int, page_s: float) -> None:
 
 def measure(config: PipelineConfig, key: int, n_pages: int, page_s: float) -> list[object]:
     """A row of the table."""
-    config = config.model_copy(update={"key_output": f"{key:x}", "n_spectra": n_pages})
-    classifier = load_classifier(config)
+    classifiers = load_classifiers(config)
     create_rings(key, PAGES_PER_BLOCK * 4 * SIDE * SIDE, BLOCKS)
     sender = multiprocessing.get_context("spawn").Process(target=send, args=(key, n_pages, page_s), daemon=True)
     try:
         sender.start()
-        with live.open_ring(config) as source, tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            result = live.live_search(source, classifier, Path(folder), n_pages)
-            rate = n_pages / (time.monotonic() - began)
+        with tempfile.TemporaryDirectory() as folder:
+            changes = {"key_output": f"{key:x}", "n_spectra": n_pages, "output_dir": folder}
+            config = config.model_copy(update=changes)
+            with live_search.open_ring(config) as source:
+                began = time.monotonic()
+                result = live_search.live_search(source, classifiers, config)
+                rate = n_pages / (time.monotonic() - began)
     finally:
         sender.terminate()
         sender.join()
         destroy_rings(key)
     latencies = RecordedLatency.last.latencies[1:]
     name = "as fast as it goes" if page_s == 0 else f"one in {page_s * 1e3:.1f} ms"
-    fullest = f"{result.account['ring_fullest']} of {BLOCKS}"
+    fullest = f"{result.summary.most_ring_blocks_full} of {BLOCKS}"
     times = f"{np.median(latencies):.2f}", f"{max(latencies):.2f}"
     return [name, n_pages, f"{rate:.1f}", f"{rate * PAGE_S:.1f}", *times, fullest]
 
@@ -98,7 +101,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> list[list[object]]:
     """Measure and print the table; returns its rows."""
-    live.Monitor = RecordedLatency
+    live_search.Monitor = RecordedLatency
     key = 0x50000000 | (os.getpid() & 0x7FFF) << 1
     paced = max(1, round(args.live_s / PAGE_S / PAGES_PER_BLOCK)) * PAGES_PER_BLOCK
     config = load_pipeline_config(args.config)
@@ -112,6 +115,7 @@ def run(args: argparse.Namespace) -> list[list[object]]:
 
 
 def main() -> None:
+    prepare_process()
     run_script(get_parser(), run)
 
 

@@ -26,7 +26,7 @@ import time
 import numpy as np
 
 from pipeline_classifier.live.psrdada.client import Reader, Writer, create_rings, destroy_rings
-from pipeline_classifier.live.ring_pages import RingPages
+from pipeline_classifier.live.ring_pages import RingPages, RingSettings
 from single_pulse_classifier_training.cli import run_script
 from tests.benchmarks.measure import machine, print_table
 
@@ -57,11 +57,9 @@ def read_blocks(key: int, path: Path) -> None:
 def read_pages(key: int, path: Path) -> None:
     """Note each page of the search's own source; end on SIGTERM."""
     logging.disable()  # that the ring is full is the point
-    with (
-        open(path, "ab", buffering=0) as file,
-        RingPages(key, np.arange(float(N_DM)), N_TIME, stop_at_end_of_data=True, max_latency_s=0.05) as source,
-    ):
-        signal.signal(signal.SIGTERM, lambda *_: source.account.update(stopped="SIGTERM"))
+    settings = RingSettings(np.arange(float(N_DM)), N_TIME, stop_at_end_of_data=True, max_latency_s=0.05)
+    with open(path, "ab", buffering=0) as file, RingPages(key, settings) as source:
+        signal.signal(signal.SIGTERM, lambda *_: source.stop("SIGTERM"))
         file.writelines(batch.pages[:, 0, 0].astype("<i8").tobytes() for batch in source.batches(64))
 
 

@@ -32,7 +32,7 @@ CONFIGS: dict[str, dict] = {
 
 
 def job(path: Path, config: dict, folder: Path) -> tuple[dict[str, float], float, float]:
-    """Account, peak memory (MB) and seconds before the search of the fastest of some runs."""
+    """Run summary, peak memory (MB) and seconds beside the search of the fastest of some runs."""
     config_path = folder / "config.json"
     config_path.write_text(json.dumps(config))
     runs = []
@@ -41,13 +41,8 @@ def job(path: Path, config: dict, folder: Path) -> tuple[dict[str, float], float
         began = time.monotonic()
         measured = measure([*map(str, command), "--output-dir", str(folder), "--no-plots"])
         duration_s = time.monotonic() - began
-        lines = (line.split() for line in measured.stdout.splitlines())
-        account = {
-            words[0]: float(words[1])
-            for words in lines
-            if len(words) == 2 and words[0] in ("wall_s", "events", "times_real_time")
-        }
-        runs.append((account, measured.peak_mb, duration_s - account["wall_s"]))
+        summary = json.loads((folder / f"summary_{path.stem}.json").read_text())
+        runs.append((summary, measured.peak_mb, duration_s - summary["wall_s"]))
     return min(runs, key=lambda run: run[0]["wall_s"])
 
 
@@ -60,10 +55,8 @@ def run(args: argparse.Namespace) -> list[list[object]]:
             [sys.executable, str(PIPELINE / "simulate_observation.py"), str(path), "--duration-s", str(args.duration_s)]
         )
         for name, config in CONFIGS.items():
-            account, peak_mb, start_s = job(path, config, Path(folder))
-            rows.append(
-                [name, account["times_real_time"], f"{account['events']:.0f}", f"{peak_mb:.0f}", f"{start_s:.1f}"]
-            )
+            summary, peak_mb, start_s = job(path, config, Path(folder))
+            rows.append([name, summary["times_real_time"], summary["events"], f"{peak_mb:.0f}", f"{start_s:.1f}"])
     print(f"{args.duration_s:g} s of 256 channels at 102.4 us, pictures off\n")
     print_table(["config", "times real time", "events", "peak MB", "s besides the search"], rows)
     print(f"\n{machine()}; PyTorch {torch.__version__}; best of {REPEATS}")

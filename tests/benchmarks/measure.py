@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline_classifier.detection.page_classifier import Classifier
+from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.frontend.pages import PageBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def measure_keras(python: Path, *arguments: object) -> tuple[dict, float]:
     return json.loads(measured.stdout.splitlines()[-1]), measured.peak_mb
 
 
-def pages_per_s(classifier: Classifier, pages: np.ndarray) -> float:
+def pages_per_s(classifier: PageClassifier, pages: np.ndarray) -> float:
     """The best of several passes over the pages, in the classifier's own batches; the first pass does not count."""
     size = classifier.network.batch_size
     starts = np.arange(len(pages))
