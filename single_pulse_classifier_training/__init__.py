@@ -1,1 +1,1 @@
-"""LEARN: from labelled DM-time images to a checkpoint. Imports nothing of pipeline_classifier."""
+"""Training: from labelled DM-time images to a checkpoint. Imports nothing from pipeline_classifier."""

@@ -1,28 +1,33 @@
-"""Random changes of training images, on their device and over the whole batch at once.
+"""Random changes of training images, applied to a whole batch on its device.
 
-Every change draws from torch's global random generator, whose state a checkpoint keeps.
+Every change draws from the global random generator of torch, whose state is saved in last.pth.
 """
 
 import torch
 from torch import nn
 
-NOISE_LEVELS = 4.0
-ROW_OFFSET_LEVELS = 3.0
-ROW_GAIN = 0.05
-FAINTEST = 0.6
-PART_OF_PAGES = 0.3
-MOST_ROWS_DROPPED = 0.1
+# Sizes of the changes, chosen by hand; not tuned on data. Levels are grey levels of 0..255; with the robust normaliser,
+# the noise of a page has a standard deviation of 10.2 levels.
+NOISE_LEVELS = 4.0  # standard deviation
+ROW_OFFSET_LEVELS = 3.0  # standard deviation
+ROW_GAIN = 0.05  # standard deviation
+FAINTEST = 0.6  # smallest factor on a pulse
+PART_OF_PAGES = 0.3  # fraction of the pages in which rows are dropped
+MOST_ROWS_DROPPED = 0.1  # largest fraction of the rows of a page
 MOST_SHIFT = 2.0  # pixels
+MOST_SCALE = 1.25  # of a centred image, in either direction
 
 
 def augmentation(centred: bool = False) -> nn.Module:
-    """The changes that an observation makes too, one after the other.
+    """Return a module that applies changes as they occur in observations, one after the other.
 
-    Takes and gives float tensors (N, 1, n_dm, n_time) with values 0..255.
+    It takes and returns float tensors (N, 1, n_dm, n_time) with values 0..255.
 
     Parameters
     ----------
-    centred : the images are peaks in the middle, scaled to their width, and not pages in which a pulse may be anywhere
+    centred : bool
+        Whether the images are cutouts centred on a peak and scaled to its width. Otherwise they are pages, in which a
+        pulse may be anywhere.
     """
     # Importing torchvision takes more than a second.
     from torchvision.transforms import v2
@@ -33,14 +38,14 @@ def augmentation(centred: bool = False) -> nn.Module:
 
 
 class Jitter(nn.Module):
-    """Measure each peak a little wrong: shift it by up to two pixels, and scale both axes by 0.8 to 1.25.
+    """Shift each image by up to two pixels and scale both axes by 0.8 to 1.25, like errors in a measured peak.
 
-    The pixels are the nearest ones, at the edges the outermost.
+    A new pixel takes the value of the nearest old one; beyond the edges, of the outermost one.
     """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         n_pages, _, n_dm, n_time = images.shape
-        scale = 1.25 ** torch.empty((n_pages, 1), device=images.device).uniform_(-1.0, 1.0)
+        scale = MOST_SCALE ** torch.empty((n_pages, 1), device=images.device).uniform_(-1.0, 1.0)
 
         def places(size: int) -> torch.Tensor:
             shift = torch.empty((n_pages, 1), device=images.device).uniform_(-MOST_SHIFT, MOST_SHIFT)
@@ -53,9 +58,9 @@ class Jitter(nn.Module):
 
 
 class RollInTime(nn.Module):
-    """Roll each page along time by its own number of columns.
+    """Roll each page along time by a random number of columns.
 
-    The roll wraps around: a pulse that is cut by a page edge comes back at the other one, which no observation does.
+    The roll wraps around: a pulse cut by one edge of the page continues at the other edge, unlike in an observation.
     """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -66,9 +71,9 @@ class RollInTime(nn.Module):
 
 
 class FainterPulse(nn.Module):
-    """Make all that stands out of the noise fainter by a factor of its own for each page, 0.6 to 1.
+    """Make everything above the noise fainter, by a random factor of 0.6 to 1 for each page.
 
-    The page is drawn towards its median by the factor, and new noise fills up what its old noise has lost.
+    Deviations from the median of the page are multiplied by the factor, and noise is added to restore its variance.
     """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -76,13 +81,13 @@ class FainterPulse(nn.Module):
         values = images.flatten(1)
         quartiles = torch.quantile(values[:, :: max(1, values.shape[1] // 4096)], _QUARTILES.to(images.device), dim=1)
         low, median, high = quartiles[:, :, None, None, None]
-        sigma = (high - low) / 1.349
+        sigma = (high - low) / 1.349  # inter-quartile range of a normal distribution
         noise = torch.randn_like(images) * sigma * (1 - factor**2).sqrt()
         return median + factor * (images - median) + noise
 
 
 class RowBaseline(nn.Module):
-    """Give every DM row a small offset and gain of its own."""
+    """Multiply each DM row by a random gain near 1 and add a small random offset."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         n_pages, _, n_dm, _ = images.shape
@@ -91,7 +96,7 @@ class RowBaseline(nn.Module):
 
 
 class RowDropOut(nn.Module):
-    """In some of the pages, set up to a tenth of the rows to the mean of the page."""
+    """Set up to a tenth of the rows to the mean of the page, in some of the pages."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         n_pages, _, n_dm, _ = images.shape

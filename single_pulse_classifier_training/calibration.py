@@ -1,4 +1,4 @@
-"""From logits to probabilities that mean something, and to thresholds with a known number of false positives."""
+"""Calibrated probabilities from logits, and thresholds with a known rate of false positives."""
 
 import logging
 import math
@@ -12,43 +12,51 @@ from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
 
-TEMPERATURES = (0.05, 20.0)
-CONFIDENCE_BINS = 15
+TEMPERATURES = (0.05, 20.0)  # range of the fit, chosen by hand and wide enough for any useful network
+CONFIDENCE_BINS = 15  # as in Guo et al. 2017
 SECONDS_PER_HOUR = 3600.0
 
 
 def pulse_probability(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probability of a pulse, float32 (N,), in the arithmetic of the pipeline's classifier.
+    """Compute the probability of a pulse with the same arithmetic as the classifier of the pipeline.
 
     Parameters
     ----------
-    logits : float32 (N, 2), columns Artefact and Pulse
-    temperature : divides the logits before softmax (Guo et al. 2017, arXiv:1706.04599)
+    logits : (N, 2) ndarray of float32
+        Columns Artefact and Pulse.
+    temperature : float
+        Divides the logits before softmax (Guo et al. 2017, arXiv:1706.04599).
+
+    Returns
+    -------
+    probability : (N,) ndarray of float32
     """
     return torch.softmax(torch.from_numpy(logits) / temperature, dim=1)[:, 1].numpy()
 
 
 def negative_log_likelihood(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> float:
-    """Mean of -log(probability of the true class), in nats: the cross-entropy that the network was trained with."""
+    """Compute the mean of -log(probability of the true class) in nats: the cross-entropy loss of the training."""
     margin = logits[:, 1].astype(np.float64) - logits[:, 0]
     return float(np.logaddexp(0.0, np.where(labels == 1, -margin, margin) / temperature).mean())
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The temperature that minimises the negative log-likelihood (Guo et al. 2017, arXiv:1706.04599, section 4.2).
+    """Fit the temperature that minimises the negative log-likelihood (Guo et al. 2017, arXiv:1706.04599, section 4.2).
 
-    One number is well determined by a few hundred images, and leaves the order of the pages as it is. When every image
-    is classified right, the likelihood grows without end as T falls: then there is nothing to fit, and T is 1.
+    A few hundred images determine this single number well, and it does not change the ranking of the pages. If every
+    image is classified correctly, the likelihood has no maximum (it grows as T falls), and T is 1.
 
     Parameters
     ----------
-    labels : (N,) integers, 1 = Pulse, 0 = Artefact, that the network was not trained on
-    logits : float32 (N, 2), columns Artefact and Pulse
+    labels : (N,) ndarray of int
+        1 = Pulse, 0 = Artefact; images that the network was not trained on.
+    logits : (N, 2) ndarray of float32
+        Columns Artefact and Pulse.
     """
     from scipy.optimize import minimize_scalar
 
     if not np.any((logits[:, 1] > logits[:, 0]) != (labels == 1)):
-        logger.warning("no image is misclassified, so that the temperature cannot be fitted: it stays 1")
+        logger.warning("no image is misclassified: the temperature cannot be fitted and is set to 1")
         return 1.0
     bounds = tuple(math.log(temperature) for temperature in TEMPERATURES)
     best = minimize_scalar(
@@ -59,18 +67,21 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     )
     if min(abs(best.x - bound) for bound in bounds) < 1e-3:
         logger.warning(
-            "the fitted temperature %.3g is at the end of its range: the network is hardly calibrated", math.exp(best.x)
+            "the fitted temperature %.3g is at the limit of its range: the probabilities are poorly calibrated",
+            math.exp(best.x),
         )
     return math.exp(best.x)
 
 
 class Reliability(NamedTuple):
-    """Bins of the confidence, the probability of the predicted class; bins without an image have NaN.
+    """Bins of the confidence, which is the probability of the predicted class.
 
     Attributes
     ----------
-    images : int64 (15,), images in each bin of equal width between 0 and 1
-    confidence, accuracy : float64 (15,), their mean confidence, and the share of them that is predicted right
+    images : (15,) ndarray of int64
+        Images in each bin of equal width between 0 and 1.
+    confidence, accuracy : (15,) ndarray of float64
+        Mean confidence and fraction of correct predictions in each bin; NaN without images.
     """
 
     images: np.ndarray
@@ -79,26 +90,28 @@ class Reliability(NamedTuple):
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:
-    """Confidence and accuracy in equal-width bins: the reliability diagram (Guo et al. 2017, equations 1 and 2).
+    """Compute the reliability diagram: confidence and accuracy in equal-width bins (Guo et al. 2017, eqs. 1 and 2).
 
     Parameters
     ----------
-    labels : (N,) integers, 1 = Pulse, 0 = Artefact
-    probabilities : (N,) floats, of a pulse
+    labels : (N,) ndarray of int
+        1 = Pulse, 0 = Artefact.
+    probabilities : (N,) ndarray of float
+        Probability of a pulse.
     """
     probabilities = probabilities.astype(np.float64)
     confidence = np.maximum(probabilities, 1.0 - probabilities)
-    right = (probabilities >= 0.5) == (labels == 1)
-    # A bin holds its upper edge, as in the paper.
+    correct = (probabilities >= 0.5) == (labels == 1)
+    # A bin contains its upper edge, as in the paper.
     bins = np.ceil(confidence * CONFIDENCE_BINS).astype(np.int64) - 1
     images = np.bincount(bins, minlength=CONFIDENCE_BINS)
     filled = np.where(images > 0, images, np.nan)
-    sums = (np.bincount(bins, weights=values, minlength=CONFIDENCE_BINS) for values in (confidence, right))
+    sums = (np.bincount(bins, weights=values, minlength=CONFIDENCE_BINS) for values in (confidence, correct))
     return Reliability(images, *(total / filled for total in sums))
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean distance between accuracy and confidence, each bin weighted with its images.
+    """Compute the expected calibration error, the mean difference between accuracy and confidence.
 
     ECE = sum over b of n_b / N |accuracy_b - confidence_b| in 15 bins of equal width (Naeini et al. 2015, AAAI, 2901;
     Guo et al. 2017, equation 3).
@@ -108,31 +121,36 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
 
 
 def measured_hours(n_pages: int, page_s: float) -> float:
-    """Hours of observation that ``n_pages`` pages of ``page_s`` seconds show."""
+    """Return the hours of observation in ``n_pages`` pages of ``page_s`` seconds."""
     return n_pages * page_s / SECONDS_PER_HOUR
 
 
 def allowed_pages(rate: float, hours: float) -> int:
-    """Whole false pages that ``rate`` per hour allows in ``hours``; rounding errors of the product do not cost one."""
+    """Return the whole number of false pages that ``rate`` per hour allows in ``hours``."""
+    # Rounding first: the floating-point error of the product must not lower the number by one.
     return math.floor(round(rate * hours, 9))
 
 
 def false_rate_thresholds(probabilities: np.ndarray, rates: Sequence[float], page_s: float) -> list[dict[str, float]]:
-    """Thresholds that let through given numbers of false positives per hour, measured on pages without a pulse.
+    """Measure the thresholds for given rates of false positives on pages without a pulse.
 
-    The threshold of a rate is the smallest probability t so that at most floor(rate * hours) pages have p >= t. Pages
-    of the same probability stay together: t lies just above the first that must not pass.
+    The threshold for a rate is the smallest probability t for which at most floor(rate * hours) pages have p >= t.
+    Pages with the same probability pass together: t lies just above the first probability that must not pass.
 
     Parameters
     ----------
-    probabilities : (M,) of pages without a pulse; float32, as the pipeline compares them
-    rates : false pages per hour
-    page_s : length of a page, seconds; the mean where pages have different lengths
+    probabilities : (M,) ndarray
+        Probabilities of pages without a pulse; compared in float32, like in the pipeline.
+    rates : sequence of float
+        False pages per hour.
+    page_s : float
+        Length of a page in seconds; the mean if the lengths differ.
 
     Returns
     -------
-    [{"threshold", "false_per_hour", "page_s"}, ...] in the order of ``rates``. A rate is left out when the pages allow
-    less than one false one, and when more pages than allowed have the probability 1.
+    thresholds : list of dict
+        ``{"threshold", "false_per_hour", "page_s"}`` in the order of ``rates``. A rate is left out if it allows less
+        than one false page, or if more pages than it allows have probability 1.
     """
     ranked = np.sort(np.asarray(probabilities, np.float32))[::-1]
     hours = measured_hours(len(ranked), page_s)
@@ -147,10 +165,10 @@ def false_rate_thresholds(probabilities: np.ndarray, rates: Sequence[float], pag
 
 
 def rate_for_page_length(entry: dict[str, float], page_s: float = math.nan) -> float:
-    """False positives per hour of a stored threshold where a page comes every ``page_s`` seconds.
+    """Return the false positives per hour of a stored threshold if there is a page every ``page_s`` seconds.
 
-    A page has a chance to be a false positive, whatever its length: twice the pages an hour give twice of them. The
-    rate is as stored when either length is unknown.
+    The probability that a page is a false positive is taken not to depend on its length: twice the pages per hour give
+    twice the false positives. If either length is unknown, the stored rate is returned.
     """
     scale = entry.get("page_s", math.nan) / page_s
     return entry["false_per_hour"] * (scale if math.isfinite(scale) else 1.0)
@@ -159,35 +177,42 @@ def rate_for_page_length(entry: dict[str, float], page_s: float = math.nan) -> f
 def threshold_for_rate(
     thresholds: list[dict[str, float]], max_false_per_hour: float, page_s: float = math.nan, of: str = "the model"
 ) -> tuple[float, float]:
-    """The lowest stored threshold that lets through at most ``max_false_per_hour`` false positives.
+    """Choose the lowest stored threshold with at most ``max_false_per_hour`` false positives.
 
     Parameters
     ----------
-    thresholds : those of a checkpoint, [{"threshold", "false_per_hour", "page_s" (may be missing)}, ...]
-    max_false_per_hour : most false pages per hour
-    page_s : seconds from one page to the next where the threshold is used; NaN when unknown
-    of : whose thresholds they are, for the message
+    thresholds : list of dict
+        Those of a checkpoint: ``{"threshold", "false_per_hour", "page_s"}``, where ``page_s`` may be missing.
+    max_false_per_hour : float
+        Maximum number of false pages per hour.
+    page_s : float
+        Interval between pages in seconds where the threshold is used; NaN if unknown.
+    of : str
+        What the thresholds belong to, for the message.
 
     Returns
     -------
-    threshold, and its false pages per hour at that page length
+    threshold : float
+    false_per_hour : float
+        Its false pages per hour at this interval.
 
     Raises
     ------
-    InputError : no stored threshold has so low a rate.
+    InputError
+        If every stored threshold has a higher rate.
     """
     known = [(entry["threshold"], rate_for_page_length(entry, page_s)) for entry in thresholds]
     valid = [choice for choice in known if choice[1] <= max_false_per_hour]
     if not valid:
         rates = ", ".join(dict.fromkeys(f"{rate:.4g}" for rate in sorted(rate for _, rate in known)))
-        stored = f"thresholds for {rates}" if rates else "no thresholds (evaluate.py measures those of pages)"
+        stored = f"thresholds for {rates}" if rates else "no thresholds (evaluate.py measures those for pages)"
         length = f" with a page every {page_s:.4g} s" if rates and math.isfinite(page_s) else ""
-        raise InputError(f"max_false_per_hour {max_false_per_hour:g} is not reached: {of} has stored {stored}{length}")
+        raise InputError(f"max_false_per_hour {max_false_per_hour:g} is too low: {of} has {stored}{length}")
     return min(valid)
 
 
 def move_threshold(threshold: float, temperature_before: float, temperature_after: float) -> float:
-    """The threshold that decides the same once the temperature is another: sigmoid(logit(p) T_before / T_after)."""
+    """Return the threshold that gives the same decisions at a new temperature: sigmoid(logit(p) T_before / T_after)."""
     from scipy.special import expit, logit
 
     return float(expit(logit(threshold) * temperature_before / temperature_after))

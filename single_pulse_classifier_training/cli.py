@@ -1,4 +1,4 @@
-"""What every script shares: how it starts, and how a user's mistake ends it."""
+"""Start of every script, and its exit on an error of the user."""
 
 import argparse
 import logging
@@ -7,14 +7,20 @@ from collections.abc import Callable
 
 
 class InputError(Exception):
-    """A mistake in what the user gave: one sentence with the key or file, the value, and the valid choices."""
+    """An error in the input: one sentence with the key or file, what it must be, and what it is."""
 
 
 def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], object]) -> None:
-    """Parse the command line and call ``run(args)``; leave with exit code 2 and one sentence on a user's mistake.
+    """Parse the command line and call ``run(args)``; exit with code 2 and one sentence if the input has an error.
 
-    An ``InputError`` and an ``OSError`` (missing file, no permission, disk full) are mistakes that the user can mend;
-    any other exception is a defect of this project and keeps its traceback.
+    An ``InputError`` or ``OSError`` (missing file, no permission, disk full) is an error that the user can correct. Any
+    other exception is a defect of this project and keeps its traceback.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+    run : callable
+        The work of the script.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Labelled DM-time images on disk, read batch by batch in constant memory."""
+"""Labelled DM-time images on disk, read in batches with constant memory."""
 
 import mmap
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,21 @@ from single_pulse_classifier_training.cli import InputError
 
 
 class DMTimeImages(Dataset):
-    """Images that stay on disk (memory-mapped) until their batch is asked for.
+    """Memory-mapped images, which are read when their batch is requested.
 
     Parameters
     ----------
-    paths : one or several uint8 .npy files of shape (N, H, W), (N, 1, H, W) or (N, H, W, 1), read one after the other
-    labels : int64 array, one class an image: 0 = Artefact, 1 = Pulse
-    resolution : H = W that the network wants
+    paths : sequence of str or Path
+        uint8 .npy files of shape (N, H, W), (N, 1, H, W) or (N, H, W, 1), taken one after the other.
+    labels : ndarray of int64
+        Class of each image: 0 = Artefact, 1 = Pulse.
+    resolution : int
+        H = W of the network.
 
     Raises
     ------
-    InputError : a file that is missing, unreadable or of another type or shape, or more or fewer labels than images.
+    InputError
+        If a file is missing, unreadable or has another type or shape, or the numbers of labels and images differ.
     """
 
     def __init__(self, paths: Sequence[str | Path], labels: np.ndarray, resolution: int):
@@ -32,7 +36,9 @@ class DMTimeImages(Dataset):
         self.starts = np.cumsum([0, *(len(images) for images in self.files)])
         if self.starts[-1] != len(labels):
             names = ", ".join(str(path) for path in self.paths)
-            raise InputError(f"there are {len(labels)} labels, but {self.starts[-1]} images in {names}")
+            raise InputError(
+                f"labels: the number must be {self.starts[-1]}, as of the images in {names}, got {len(labels)}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +48,13 @@ class DMTimeImages(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A whole batch: uint8 images (B, 1, H, W) and int64 labels (B,). The DataLoader needs ``keep_batch``."""
+        """Read a batch; a DataLoader needs ``keep_batch`` as its collate function.
+
+        Returns
+        -------
+        images : (B, 1, H, W) tensor of uint8
+        labels : (B,) tensor of int64
+        """
         places = np.asarray(indices)
         file_of = np.searchsorted(self.starts, places, side="right") - 1
         batch = np.empty((len(places), 1, self.resolution, self.resolution), np.uint8)
@@ -53,7 +65,14 @@ class DMTimeImages(Dataset):
         return torch.from_numpy(batch), torch.from_numpy(self.labels[places])
 
     def chunks(self, n_images: int) -> Iterator[tuple[int, np.ndarray]]:
-        """All images in order: index of the first, and up to ``n_images`` of one file, uint8 (n, H, W)."""
+        """Iterate over all images in order, up to ``n_images`` of one file at a time.
+
+        Yields
+        ------
+        first : int
+            Index of the first image.
+        images : (n, H, W) ndarray of uint8
+        """
         for start, images in zip(self.starts[:-1], self.files, strict=True):
             for first in range(0, len(images), n_images):
                 chunk = images[first : first + n_images]
@@ -61,31 +80,43 @@ class DMTimeImages(Dataset):
                 forget(images)
 
     def __reduce__(self):
-        # A worker process opens the files again: a pickled memory map would carry the whole set.
+        # A worker process opens the files again: a pickled memory map would contain the whole set.
         return DMTimeImages, (self.paths, self.labels, self.resolution)
 
 
 def forget(images: np.ndarray) -> None:
-    """Give the memory of a map back, which the system counts as this process's although it is the disk's cache."""
+    """Release the memory of a memory map, which the system would otherwise count as used by this process."""
     if hasattr(mmap, "MADV_DONTNEED"):
         images._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def keep_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The collate function for ``DMTimeImages``, whose batches need no collating."""
+    """Return the batch unchanged: the collate function for ``DMTimeImages``."""
     return batch
 
 
 class TrainingBatches:
-    """Batches of indices in a new random order each epoch, the same for the same seed and epoch.
+    """Batches of indices in a new random order in each epoch, determined by seed and epoch.
 
-    ``batch_size`` images are one step of the optimiser whatever the number of ranks; each rank gets its share of them.
-    A last batch with fewer than two images a rank is left out: batch normalisation has no variance to measure there.
+    A step of the optimiser has ``batch_size`` images, whatever the number of ranks; each rank gets a part of them. A
+    last batch with fewer than two images per rank is left out, because batch normalisation needs a variance.
+
+    Parameters
+    ----------
+    indices : ndarray of int
+        Images of the training split.
+    batch_size : int
+        Images per step, of all ranks together.
+    seed : int
+    rank, n_ranks : int
+        This process, and the number of processes.
 
     Attributes
     ----------
-    epoch : whose order is given
-    first : batches of this epoch that are done already and not given again
+    epoch : int
+        Epoch whose order is used.
+    first : int
+        Number of batches of the epoch to skip, because they are finished.
     """
 
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, rank: int = 0, n_ranks: int = 1):
@@ -106,7 +137,7 @@ class TrainingBatches:
 
 
 def ordered_batches(indices: np.ndarray, batch_size: int, rank: int = 0, n_ranks: int = 1) -> list[list[int]]:
-    """Batches of a rank's share of the indices, in order; all ranks together give every index once."""
+    """Return the batches of one rank, in order; all ranks together have every index once."""
     mine = indices[rank::n_ranks]
     return [mine[first : first + batch_size].tolist() for first in range(0, len(mine), batch_size)]
 
@@ -114,15 +145,15 @@ def ordered_batches(indices: np.ndarray, batch_size: int, rank: int = 0, n_ranks
 def build_loader(
     dataset: DMTimeImages, batches: TrainingBatches | list[list[int]], num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """A loader of the batches: uint8 images (B, 1, H, W) and int64 labels (B,)."""
+    """Return a loader of the batches: images (B, 1, H, W) uint8 and labels (B,) int64."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=keep_batch,  # type: ignore[arg-type] # a batch of __getitems__ is no list
+        collate_fn=keep_batch,  # type: ignore[arg-type] # __getitems__ returns a batch, not a list
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
-        # The loader draws a seed for its workers: not from the global state, which a resumed training has to restore.
+        # Without this, the loader would draw from the global generator, whose state a resumed training must restore.
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -135,7 +166,7 @@ def _load_array(path: Path, key: str, mmap_mode: Literal["r"] | None = None) -> 
     except (ValueError, EOFError):
         array = None
     if not isinstance(array, np.ndarray) or array.ndim == 0:
-        raise InputError(f"{key}: {path} is not a .npy file of plain numbers or strings")
+        raise InputError(f"{key}: {path} must be a .npy file of numbers or strings")
     return array
 
 
@@ -145,22 +176,28 @@ def _open_images(path: Path, resolution: int) -> np.ndarray:
     is_image_set = images.ndim == 3 or images.ndim == 4 and 1 in (shape[1], shape[3])
     if images.dtype != np.uint8 or not is_image_set:
         raise InputError(
-            f"{path} holds {images.dtype} {shape}: valid are uint8 (N, H, W), (N, 1, H, W) or (N, H, W, 1)"
+            f"{path}: the images must be uint8 (N, H, W), (N, 1, H, W) or (N, H, W, 1), got {images.dtype} {shape}"
         )
     if images.ndim == 4:
         images = images[:, 0] if shape[1] == 1 else images[..., 0]
     if images.shape[1:] != (resolution, resolution):
         height, width = images.shape[1:]
-        raise InputError(f"{path} holds images of {height} x {width} pixels, but resolution is {resolution}")
+        raise InputError(f"{path}: the images must have {resolution} x {resolution} pixels, got {height} x {width}")
     return images
 
 
 def load_labels(paths: Sequence[Path]) -> np.ndarray:
-    """Read labels: strings ``Pulse`` / ``Artefact``, or integers 1 / 0; returns int64 (N,) of all files together.
+    """Read labels: strings ``Pulse`` / ``Artefact``, or integers 1 / 0.
+
+    Returns
+    -------
+    labels : (N,) ndarray of int64
+        1 = Pulse, 0 = Artefact, of all files one after the other.
 
     Raises
     ------
-    InputError : no such file, an array of another kind, or a label that is neither class.
+    InputError
+        If a file is missing, has another type or shape, or has an unknown label.
     """
     return np.concatenate([_labels_of(Path(path)) for path in paths])
 
@@ -168,7 +205,7 @@ def load_labels(paths: Sequence[Path]) -> np.ndarray:
 def _labels_of(path: Path) -> np.ndarray:
     labels = np.atleast_1d(_load_array(path, "labels").squeeze())
     if labels.ndim != 1 or labels.dtype.kind not in "USiub":
-        raise InputError(f"labels: {path} holds {labels.dtype} {labels.shape}: valid are strings or integers (N,)")
+        raise InputError(f"labels: {path} must hold strings or integers (N,), got {labels.dtype} {labels.shape}")
     if labels.dtype.kind in "US":
         labels = labels.astype("U")
         artefact, pulse = labels == "Artefact", labels == "Pulse"
@@ -176,21 +213,24 @@ def _labels_of(path: Path) -> np.ndarray:
         artefact, pulse = labels == 0, labels == 1
     unknown = labels[~(artefact | pulse)]
     if unknown.size:
-        raise InputError(f"labels: {path} has the label {unknown[0].item()!r}: valid are Pulse, Artefact (or 1, 0)")
+        raise InputError(f"labels: {path}: a label must be Pulse or Artefact (or 1, 0), got {unknown[0].item()!r}")
     return pulse.astype(np.int64)
 
 
 def load_groups(paths: Sequence[Path], n_images: int) -> np.ndarray:
-    """Read the event that each image shows: integers or strings, returned as int64 (N,) counted from 0.
+    """Read the event of each image: integers or strings. The same value in two files is the same event.
 
-    The same value in two files is the same event.
+    Returns
+    -------
+    groups : (N,) ndarray of int64
+        Counted from 0.
     """
     groups = _one_per_image(paths, "groups", n_images, "USiu", "integers or strings")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def load_snr(paths: Sequence[Path], n_images: int) -> np.ndarray:
-    """Read the S/N of the pulse that each image shows, float32 (N,), NaN where there is none."""
+    """Read the S/N of the pulse in each image, (N,) float32; NaN where there is none."""
     return _one_per_image(paths, "snr", n_images, "fiu", "numbers").astype(np.float32)
 
 
@@ -198,9 +238,9 @@ def _one_per_image(paths: Sequence[Path], key: str, n_images: int, kinds: str, v
     parts = [np.atleast_1d(_load_array(Path(path), key).squeeze()) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if part.ndim != 1 or part.dtype.kind not in kinds:
-            raise InputError(f"{key}: {path} holds {part.dtype} {part.shape}: valid are {valid}, one an image")
+            raise InputError(f"{key}: {path} must hold {valid} (N,), got {part.dtype} {part.shape}")
     values = np.concatenate(parts)
     if len(values) != n_images:
         names = ", ".join(str(path) for path in paths)
-        raise InputError(f"{key}: {names} has {len(values)} values for {n_images} images: valid is one an image")
+        raise InputError(f"{key}: the number of values in {names} must be {n_images}, one per image, got {len(values)}")
     return values

@@ -1,4 +1,4 @@
-"""Several processes that train one network: `torchrun --nproc-per-node=N training.py config.json`."""
+"""Training of one network by several processes: `torchrun --nproc-per-node=N training.py config.json`."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among all. ``n == 1`` is a training in one process."""
+    """Rank of this process among ``n``; ``n == 1`` is a training in one process."""
 
     rank: int = 0
     n: int = 1
@@ -26,11 +26,11 @@ class Ranks:
 
     @property
     def hide_bar(self) -> bool | None:
-        """What tqdm wants as ``disable``: the writer shows a bar on a terminal."""
+        """Argument ``disable`` of tqdm: only the writer shows a bar, and only on a terminal."""
         return None if self.is_writer else True
 
     def agree(self, *flags: int) -> list[int]:
-        """The largest value of each flag over all processes."""
+        """Return the largest value of each flag over all processes."""
         if self.n == 1:
             return list(flags)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -39,13 +39,13 @@ class Ranks:
         return values.tolist()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The values, added in place over all processes."""
+        """Sum the values over all processes, in place."""
         if self.n > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """One value of each process, for the writer; the others get placeholders."""
+        """Return the values of all processes in the writer, and placeholders in the others."""
         if self.n == 1:
             return [value]
         values = [None] * self.n
@@ -53,7 +53,7 @@ class Ranks:
         return values
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The network as it is to be called for its gradients to be averaged over all processes."""
+        """Return the module to call so that gradients are averaged over all processes."""
         if self.n == 1:
             return model
         device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
@@ -62,7 +62,7 @@ class Ranks:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, over nccl on GPUs and gloo on CPUs; alone without torchrun."""
+    """Join the processes started by torchrun, with nccl on GPUs and gloo on CPUs; a single process without torchrun."""
     n = int(os.environ.get("WORLD_SIZE", "1"))
     if n == 1:
         yield Ranks()
@@ -72,7 +72,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), n)
-        dist.barrier()  # gloo may abort a process that leaves while the others are still at work
+        dist.barrier()  # gloo may abort a process that leaves while the others still work
     finally:
-        gc.collect()  # a wrapped network is a cycle, and aborts the process if it outlives the group
+        gc.collect()  # a wrapped network holds reference cycles, and aborts the process if it outlives the group
         dist.destroy_process_group()

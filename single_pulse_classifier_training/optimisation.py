@@ -1,4 +1,4 @@
-"""What turns a gradient into a step: loss, optimiser, learning rate, numeric precision."""
+"""Loss, optimiser, learning rate and numeric precision of a training step."""
 
 import math
 from contextlib import AbstractContextManager
@@ -13,19 +13,31 @@ from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import TrainingConfig
 from single_pulse_classifier_training.distributed import Ranks
 
+# Smallest images for which "auto" chooses bf16 on a CPU: below, 241002_3 did not train faster with it.
 SMALLEST_BF16_RESOLUTION = 64
 
 
 @dataclass
 class Learner:
-    """A network with all that a training step needs.
+    """A network with everything that a training step needs.
 
-    Attributes
+    Parameters
     ----------
-    model : the network, whose weights are saved
-    network : what is called: the model itself, or its wrapper in a training over several processes
-    class_weights : float32 (2,), how much an image of each class counts in the loss
-    amp_dtype : type of the multiplications, None for float32
+    model : nn.Module
+        The network whose weights are saved.
+    network : nn.Module
+        The module that is called: the model itself, or its wrapper in a training with several processes.
+    optimiser, schedule, scaler
+        Optimiser, learning-rate schedule and gradient scaler.
+    class_weights : (2,) tensor of float32
+        Weight of an image of each class in the loss.
+    amp_dtype : torch.dtype or None
+        Type of the multiplications; None is float32.
+    gradient_clip : float or None
+        Maximum norm of the gradient.
+    device : torch.device
+    ranks : Ranks
+        This process among all.
     """
 
     model: nn.Module
@@ -40,17 +52,23 @@ class Learner:
     ranks: Ranks
 
     def autocast(self) -> AbstractContextManager:
-        """The precision of a forward pass."""
+        """Return the context that sets the precision of a forward pass."""
         return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
 
     def summed_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of the logits, weighted by class and summed over the images, and the sum of the weights."""
+        """Return the cross-entropy, weighted by class and summed over the images, and the sum of the weights."""
         loss = F.cross_entropy(logits.float(), labels, self.class_weights, reduction="sum")
         return loss, self.class_weights[labels].sum()
 
     def step(self, loss: torch.Tensor, weight: torch.Tensor) -> None:
-        """Change the weights by the gradient of the mean loss over the batch of all processes."""
-        # The wrapper averages the gradients of the processes, where their sum is wanted.
+        """Update the network with the gradient of the mean loss over the batch of all processes.
+
+        Parameters
+        ----------
+        loss, weight : scalar tensor
+            Results of ``summed_loss`` in this process.
+        """
+        # The wrapper averages the gradients of the processes; multiplying by their number gives the sum.
         mean = loss * self.ranks.n / self.ranks.sum(weight.clone())
         self.scaler.scale(mean).backward()
         if self.gradient_clip is not None:
@@ -65,20 +83,26 @@ class Learner:
 def build_learner(
     config: TrainingConfig, model: nn.Module, labels: np.ndarray, n_batches: int, device: torch.device, ranks: Ranks
 ) -> Learner:
-    """The learner that the config describes.
+    """Build the learner that the config describes.
 
     Parameters
     ----------
-    model : on ``device``
-    labels : int64 (N,), classes of all training images
-    n_batches : steps of an epoch
+    config : TrainingConfig
+    model : nn.Module
+        On ``device``.
+    labels : (N,) ndarray of int64
+        Classes of all training images.
+    n_batches : int
+        Steps per epoch.
+    device : torch.device
+    ranks : Ranks
     """
     if ranks.n > 1 and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.compile:
         model.compile()
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser]
-    # One pass over the weights instead of one an operation: 1.4 times the images/s for 241002_3 at 256 on a CPU.
+    # The fused optimiser passes over the weights once: 1.4 times the images/s for 241002_3 at 256 on a CPU.
     optimiser = kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     amp_dtype = choose_precision(config.amp, config.resolution, device)
     weights = torch.ones(2)
@@ -101,7 +125,7 @@ def build_learner(
 def build_schedule(
     config: TrainingConfig, optimiser: torch.optim.Optimizer, n_batches: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate of each step: a linear rise over ``warmup_epochs``, then constant or half a cosine to zero.
+    """Build the learning-rate schedule: a linear rise over ``warmup_epochs``, then constant or half a cosine to zero.
 
     The cosine is that of Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
     """
@@ -119,16 +143,16 @@ def build_schedule(
 
 
 def choose_precision(amp: str, resolution: int, device: torch.device) -> torch.dtype | None:
-    """The type of the multiplications for the config's ``amp``; None is float32."""
+    """Return the type of the multiplications for the config key ``amp``; None is float32."""
     if amp == "fp16":
         if device.type != "cuda":
-            raise InputError("amp 'fp16' needs a GPU: valid on a CPU are auto, off, bf16")
+            raise InputError("amp must be auto, off or bf16 on a CPU, got 'fp16'")
         return torch.float16
     if amp == "bf16":
         return torch.bfloat16
     if amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
-    # On a CPU with such instructions 241002_3 trains 1.4 to 1.6 times as fast, but not the smallest images.
+    # With such instructions, 241002_3 trains 1.4 to 1.6 times as fast on a CPU, except on the smallest images.
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if amp == "auto" and device.type == "cpu" and has_bf16 and resolution >= SMALLEST_BF16_RESOLUTION:
         return torch.bfloat16

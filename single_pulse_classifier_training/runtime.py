@@ -1,6 +1,6 @@
-"""Where a run happens: its device, its seed, its output folders, and files that appear whole or not at all.
+"""Device, random seed, output folders and atomic writes.
 
-torch is imported inside the functions that need it, so that scripts without a network start at once.
+torch is imported inside the functions that need it, so that scripts without a network start quickly.
 """
 
 import os
@@ -22,20 +22,31 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def choose_device(name: str) -> "torch.device":
-    """The torch device for ``"auto"`` (a GPU if there is one), ``"cpu"`` or ``"cuda"``; InputError if it is missing."""
+    """Return the torch device for a name.
+
+    Parameters
+    ----------
+    name : {"auto", "cpu", "cuda"}
+        "auto" is a GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, or there is no GPU for "cuda".
+    """
     import torch
 
     if name not in DEVICES:
-        raise InputError(f"device {name!r} is unknown: valid are {', '.join(DEVICES)}")
+        raise InputError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but PyTorch finds no GPU here: use 'cpu' or 'auto'")
+        raise InputError("device must be 'cpu' or 'auto' on a machine where PyTorch finds no GPU, got 'cuda'")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def use_gpu(number: int) -> None:
-    """Make ``cuda`` mean this GPU, counted round, if there is any."""
+    """Make ``number`` modulo the number of GPUs the current CUDA device; no effect without a GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -43,7 +54,7 @@ def use_gpu(number: int) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global random generators (all devices)."""
+    """Seed the global random generators of Python, numpy and torch (all devices)."""
     import torch
 
     random.seed(seed)
@@ -52,7 +63,19 @@ def set_seed(seed: int) -> None:
 
 
 def make_output_folder(path: Path, key: str) -> Path:
-    """Create a folder for results and try to write to it; InputError naming the config ``key`` if that fails."""
+    """Create a folder for results and check that it can be written to.
+
+    Parameters
+    ----------
+    path : Path
+    key : str
+        Config key or option that names the folder, for the message.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be created or written to.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -63,16 +86,17 @@ def make_output_folder(path: Path, key: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that an ``atomic_writer`` killed in the middle of its work has left."""
+    """Remove the temporary files of processes that were killed inside ``atomic_writer``."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` for binary writing; it takes the name ``path`` when the block succeeds.
+    """Open a temporary file beside ``path`` for binary writing, and rename it to ``path`` if the block succeeds.
 
-    Whatever happens, ``path`` holds its old content or all of the new one. The temporary file is removed on failure.
+    At any moment ``path`` holds either its old content or the complete new content. If the block fails, the temporary
+    file is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -83,7 +107,7 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # A failed write does not say to what file: the message of run_script needs it.
+        # The error of a failed write lacks the file name, which the message of run_script needs.
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -91,6 +115,6 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def save_npy(path: str | Path, values: np.ndarray) -> None:
-    """``numpy.save``, all of it or nothing."""
+    """Save an array like ``numpy.save``, but atomically."""
     with atomic_writer(path) as file:
         np.save(file, values)

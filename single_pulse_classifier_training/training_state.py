@@ -1,4 +1,4 @@
-"""All that a training needs to go on as if it had never been interrupted: last.pth."""
+"""State from which a training continues as if it had not been interrupted: last.pth."""
 
 import logging
 import random
@@ -20,7 +20,7 @@ from single_pulse_classifier_training.optimisation import Learner
 
 logger = logging.getLogger(__name__)
 
-# Keys that may change between the two parts of a training: none of them changes what a step does to the weights.
+# Keys that may differ when a training is resumed: none of them changes what a step does to the weights.
 FREE_KEYS = {
     "num_epochs", "patience", "early_stopping_metric", "num_workers", "device", "compile", "checkpoint_interval_s",
     "path_to_files", "path_to_checkpoints", "path_to_images", "test_files", "snr", "dms", "tsamp_s",
@@ -29,15 +29,25 @@ FREE_KEYS = {
 
 @dataclass
 class Progress:
-    """How far a training has come.
+    """Progress of a training.
 
-    Attributes
+    Parameters
     ----------
-    epoch : the one in progress, counted from 1
-    n_batches : its batches that are done
-    sums : float64 (4,), over those batches: loss, weight of the images in the loss, images right, images
-    history : one dictionary a finished epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy
-    best : the best of them; best_counts, best_path : its confusion counts and its checkpoint
+    sums : (4,) tensor of float64
+        Sums over the finished batches of the epoch: loss, weight of the images in the loss, correctly classified
+        images, images.
+    epoch : int
+        Current epoch, counted from 1.
+    n_batches : int
+        Finished batches of the epoch.
+    history : list of dict
+        One per finished epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy.
+    best : dict, optional
+        Entry of the best epoch.
+    best_counts : ConfusionCounts, optional
+        Its validation counts.
+    best_path : Path, optional
+        Its checkpoint.
     """
 
     sums: torch.Tensor
@@ -49,14 +59,14 @@ class Progress:
     best_path: Path | None = None
 
     def finish_epoch(self, record: dict[str, float]) -> None:
-        """Enter a finished epoch and begin the next one."""
+        """Record a finished epoch and start the next one."""
         self.history.append(record)
         self.epoch, self.n_batches = self.epoch + 1, 0
         self.sums = torch.zeros_like(self.sums)
 
 
 def save_training_state(path: Path, checkpoint: Checkpoint, learner: Learner, progress: Progress) -> None:
-    """Write last.pth: the network as it is now, and all that the next step depends on. All ranks call it."""
+    """Write last.pth: the current network and everything that the next step depends on. All ranks must call it."""
     rng_states = learner.ranks.gather(_rng_state())
     sums = learner.ranks.sum(progress.sums.clone())
     if not learner.ranks.is_writer:
@@ -81,17 +91,30 @@ def save_training_state(path: Path, checkpoint: Checkpoint, learner: Learner, pr
 
 
 def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
-    """Bring the learner and the random generators to the state of last.pth.
+    """Set the learner and the random generators to the state in last.pth.
+
+    Parameters
+    ----------
+    path : Path
+    config : TrainingConfig
+        Must agree with that of the interrupted training except for ``FREE_KEYS``.
+    learner : Learner
+        Changed in place.
+
+    Returns
+    -------
+    progress : Progress
 
     Raises
     ------
-    InputError : an unreadable file, or one of another training (the message names the key that differs).
+    InputError
+        If the file cannot be read, or belongs to a training with another config.
     """
     checkpoint, state = load_training_state(path)
-    then, now = checkpoint.config, config.model_dump()
+    before, now = checkpoint.config, config.model_dump()
     for key in now:
-        if key not in FREE_KEYS and then.get(key) != now[key]:
-            raise InputError(f"{path} is of another training: {key} was {then.get(key)!r} and is {now[key]!r} now")
+        if key not in FREE_KEYS and before.get(key) != now[key]:
+            raise InputError(f"{key} must be {before.get(key)!r} to resume {path}, got {now[key]!r}")
     learner.model.load_state_dict(checkpoint.model.state_dict())
     learner.optimiser.load_state_dict(state["optimiser"])
     learner.schedule.load_state_dict(state["schedule"])
@@ -101,14 +124,18 @@ def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
         _set_rng_state(rng_states[rank])
     else:
         logger.warning(
-            "%s was written by %d processes, not %d: same data, new noise", path, len(rng_states), learner.ranks.n
+            "%s was written by %d processes, not %d: the order of the images stays the same, but augmentation and "
+            "dropout are drawn anew",
+            path,
+            len(rng_states),
+            learner.ranks.n,
         )
     progress = state["progress"]
     counts, best_path = progress["best_counts"], progress["best_path"]
     return Progress(
         epoch=progress["epoch"],
         n_batches=progress["n_batches"],
-        # The sums of all ranks so far: one of them carries them on.
+        # The file has the sums over all ranks: only one rank may continue from them.
         sums=progress["sums"].to(learner.device) * (rank == 0),
         history=progress["history"],
         best=progress["best"],
@@ -133,13 +160,18 @@ def _set_rng_state(state: dict[str, Any]) -> None:
 
 
 class Interrupted(Exception):
-    """A signal has ended the training after its state was saved."""
+    """A signal ended the training after its state was saved."""
 
 
 class Watch:
-    """Knows when the training state is due: a signal came (the training ends), or ``interval_s`` have passed.
+    """Decides when the training state must be saved: after a signal, and every ``interval_s`` seconds.
 
-    The first SIGINT or SIGTERM is noted and nothing else; a second one acts as ever.
+    The first SIGINT or SIGTERM is only recorded; a second one has its default effect.
+
+    Parameters
+    ----------
+    interval_s : float
+        Time between two saves, in seconds.
     """
 
     def __init__(self, interval_s: float) -> None:
@@ -154,9 +186,9 @@ class Watch:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def is_due(self) -> bool:
-        """Whether the interval has passed since the last save."""
+        """Return whether the interval has passed since the last save."""
         return time.monotonic() - self._last >= self.interval_s
 
     def saved(self) -> None:
-        """Begin a new interval."""
+        """Start a new interval."""
         self._last = time.monotonic()

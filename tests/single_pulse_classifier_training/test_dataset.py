@@ -57,12 +57,12 @@ def test_a_worker_gets_the_path_and_not_the_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((4, 32, 32), np.float32), "holds float32"),
-        (np.zeros((4, 32), np.uint8), r"valid are uint8 \(N, H, W\)"),
-        (np.zeros((4, 3, 32, 32), np.uint8), r"valid are uint8 \(N, H, W\)"),
-        (np.zeros((4, 64, 64), np.uint8), "64 x 64 pixels, but resolution is 32"),
-        (np.zeros((5, 32, 32), np.uint8), "4 labels, but 5 images"),
-        (np.array([{}, {}]), "not a .npy file of plain numbers"),
+        (np.zeros((4, 32, 32), np.float32), r"must be uint8 \(N, H, W\).*, got float32"),
+        (np.zeros((4, 32), np.uint8), r"must be uint8 \(N, H, W\)"),
+        (np.zeros((4, 3, 32, 32), np.uint8), r"must be uint8 \(N, H, W\)"),
+        (np.zeros((4, 64, 64), np.uint8), "must have 32 x 32 pixels, got 64 x 64"),
+        (np.zeros((5, 32, 32), np.uint8), "the number must be 5, as of the images in .*, got 4"),
+        (np.array([{}, {}]), "must be a .npy file of numbers"),
     ],
 )
 def test_wrong_image_files(tmp_path, array, message):
@@ -75,7 +75,7 @@ def test_files_that_are_no_arrays(tmp_path):
     (tmp_path / "empty.npy").write_text("")
     np.savez(tmp_path / "z.npz", a=np.zeros(3))
     for name in ("i.npy", "empty.npy", "z.npz"):
-        with pytest.raises(InputError, match="not a .npy file"):
+        with pytest.raises(InputError, match="must be a .npy file"):
             load_labels([tmp_path / name])
     with pytest.raises(InputError, match="files_by_resolution: the file .*none.npy does not exist"):
         DMTimeImages([tmp_path / "none.npy"], np.zeros(4, np.int64), 32)
@@ -92,10 +92,10 @@ def test_labels_as_strings_or_integers(tmp_path, labels):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["Pulse", "RFI"], "the label 'RFI': valid are Pulse, Artefact"),
-        ([0, 1, 2], "the label 2: valid are"),
-        ([0.0, 1.0], "holds float64"),
-        ([[0, 1], [1, 0]], r"holds int64 \(2, 2\)"),
+        (["Pulse", "RFI"], "must be Pulse or Artefact .*, got 'RFI'"),
+        ([0, 1, 2], "must be .*, got 2"),
+        ([0.0, 1.0], "must hold strings or integers .*, got float64"),
+        ([[0, 1], [1, 0]], r"got int64 \(2, 2\)"),
     ],
 )
 def test_unknown_labels_are_named(tmp_path, labels, message):
@@ -112,16 +112,16 @@ def test_groups_of_several_files(tmp_path):
     first, second = save(tmp_path / "g.npy", np.array(["b", "a", "b"])), save(tmp_path / "h.npy", np.array(["b", "c"]))
     assert load_groups([first], 3).tolist() == [1, 0, 1]
     assert load_groups([first, second], 5).tolist() == [1, 0, 1, 1, 2]
-    with pytest.raises(InputError, match=r"groups: .*g.npy has 3 values for 4 images"):
+    with pytest.raises(InputError, match=r"groups: the number of values in .*g.npy must be 4, one per image, got 3"):
         load_groups([first], 4)
-    with pytest.raises(InputError, match=r"groups: .*f.npy holds float64 \(3,\): valid are integers or strings"):
+    with pytest.raises(InputError, match=r"groups: .*f.npy must hold integers or strings \(N,\), got float64 \(3,\)"):
         load_groups([save(tmp_path / "f.npy", np.zeros(3))], 3)
 
 
 def test_snr_file(tmp_path):
     path = save(tmp_path / "s.npy", np.array([8.0, np.nan]))
     assert load_snr([path], 2).dtype == np.float32
-    with pytest.raises(InputError, match="snr: .* has 2 values for 3 images"):
+    with pytest.raises(InputError, match="snr: the number of values in .* must be 3, one per image, got 2"):
         load_snr([path], 3)
 
 

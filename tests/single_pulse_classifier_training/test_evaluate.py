@@ -328,7 +328,7 @@ def mistake(kind: str, config: Path, path: Path) -> list[object]:
         ("rate without page length", "--max-false-per-hour.*--page-s"),
         ("rate too low", "--max-false-per-hour must be at least 0[.].*, got 0.01"),
         ("pulse-free no images", "--pulse-free .*sky.npy"),
-        ("pulse-free resolution", "sky.npy .*64 x 64.*32"),
+        ("pulse-free resolution", "sky.npy: the images must have 32 x 32 pixels, got 64 x 64"),
         ("page length", "--page-s must be .*, got 0"),
         ("rate", "--false-per-hour must be .*, got -1"),
         ("nothing given", "config.json and checkpoint.pth"),

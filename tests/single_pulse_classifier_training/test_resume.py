@@ -1,4 +1,4 @@
-"""A training that is killed, stopped or short of disk goes on as if nothing had happened."""
+"""A training that is killed, stopped or out of disk space continues as if nothing had happened."""
 
 import contextlib
 import json
@@ -168,7 +168,7 @@ def test_a_finished_training_resumed_reports_again_and_more_epochs_go_on(config)
 def test_resume_refuses_another_training(config):
     train(config("a", num_epochs=1))
     done = train(config("a", num_epochs=2, learning_rate=0.1), "--resume", returncode=2)
-    assert "learning_rate was 0.001 and is 0.1 now" in done.stderr.splitlines()[-1]
+    assert "learning_rate must be 0.001 to resume" in done.stderr.splitlines()[-1]
     last = checkpoints(config("a")) / "last.pth"
     last.write_bytes((last.parent / "best.pth").read_bytes())
     done = train(config("a"), "--resume", returncode=2)
