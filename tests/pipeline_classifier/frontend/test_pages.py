@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.frontend.boxcar import page_snr
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid, cut_pages, page_starts, resize, to_images
 
 quick = settings(max_examples=200, deadline=None)
@@ -118,12 +117,3 @@ def test_resize_averages_and_repeats():
     assert resize(image, 4) is image
     pages = random_pages(1, (128, 256))
     assert to_images(pages, "minmax", 32)[0].shape == (1, 32, 32)
-
-
-@pytest.mark.parametrize("width", [1, 4, 32])
-@pytest.mark.parametrize("snr", [8.0, 30.0])
-def test_the_page_snr_of_a_page_is_that_of_its_pulse(width, snr):
-    pages = np.random.default_rng(0).standard_normal((3, 256, 256)).astype(np.float32)
-    pages[1, 100:104, 90 : 90 + width] += snr / np.sqrt(width)
-    faint, pulse, other = page_snr(3.0 + 0.5 * pages)
-    assert pulse == pytest.approx(snr, abs=3) and pulse > max(faint, other) and max(faint, other) < 6

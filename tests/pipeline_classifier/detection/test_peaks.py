@@ -1,0 +1,105 @@
+"""Peaks: every pulse of a plane once, however close to the next one; noise, ripples and scattering tails give none."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_classifier.detection.event_merging import merge_duplicates
+from pipeline_classifier.detection.peaks import Peak, find_peaks, maxima, parts_of, sub_pulses
+from pipeline_classifier.frontend.boxcar import best_boxcar, boxcar_search, boxcar_widths
+from pipeline_classifier.frontend.pages import PageGrid
+from tests.pipeline_classifier.detection.planes import FREQUENCIES, GRID, N_TIME, dispersed_pulse, find, plane
+
+DISPERSED = PageGrid(0.5 * np.arange(256), 256, 2e-3, 59000.0, FREQUENCIES[0], FREQUENCIES[-1])
+WIDTH = 8
+
+
+def test_a_peak_is_searched_for_only_in_the_given_columns():
+    values = plane(3, [(20, 10, 2, 60.0), (12, 90, 2, 20.0)])
+    [peak] = find_peaks(boxcar_search(values, 32), GRID, N_TIME, 2 * N_TIME, most=3)
+    assert (peak.row, peak.column) == (12, 90)
+
+
+def test_a_plane_of_zeros_and_nans_has_no_pulse():
+    values = np.zeros((32, 200), np.float32)
+    values[3, 5] = np.nan
+    for peak in find_peaks(boxcar_search(values, 32), GRID, 0, 200, most=2):
+        assert np.isfinite(peak.snr) and peak.snr <= 0
+
+
+@pytest.mark.parametrize("apart", [8, 12, 20])
+def test_sub_pulses_closer_than_a_page_are_events_each(apart):
+    events = find(plane(3, [(20, 100, 2, 30.0), (20, 100 + apart, 2, 18.0)]), [1], 10)
+    assert [event.dm_pc_cm3 for event in events] == [20.0, 20.0]
+    assert [event.time_s for event in events] == pytest.approx([0.101, 0.101 + 1e-3 * apart], abs=1.1e-3)
+    assert [event.snr for event in events] == pytest.approx([30, 18], rel=0.25)
+    merged = merge_duplicates(events, GRID)
+    assert len(merged) == 2
+
+
+@pytest.mark.parametrize("width, snr", [(2, 8.0), (2, 100.0), (16, 60.0)])
+def test_one_pulse_has_no_sub_pulses(width, snr):
+    for seed in range(20):
+        assert len(find(plane(3, [(20, 100, width, snr)], seed), [1], 10)) == 1
+
+
+def test_a_scattering_tail_has_no_sub_pulses():
+    for seed in range(20):
+        values = plane(3, [], seed)
+        values[20, 80:] += 30 * np.exp(-np.arange(values.shape[1] - 80) / 12)
+        assert len(find(values, [1], 10)) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_maxima_of_a_profile_are_those_of_scipy(data):
+    """The rule is scipy's prominence, which costs half a second and 48 MB to import."""
+    from scipy.signal import find_peaks as peaks_of
+
+    width = data.draw(st.integers(1, 6))
+    profile = np.random.default_rng(data.draw(st.integers(0, 1000))).standard_normal(120)
+    for _ in range(data.draw(st.integers(0, 5))):
+        start, length = data.draw(st.integers(0, 100)), data.draw(st.integers(1, 12))
+        profile[start : start + length] += data.draw(st.floats(0, 15))
+    total = np.concatenate([[0], np.cumsum(profile)]).astype(np.float32)
+    snr = (total[width:] - total[:-width]) / np.float32(width**0.5)
+    columns, shapes = peaks_of(snr, height=6.0, prominence=4.0)
+    expected = columns[shapes["prominences"] >= np.float32(0.5) * snr[columns]]
+    if np.diff(expected).min(initial=width) >= width:
+        assert [column for column, _ in maxima(total, width, 0, len(total))] == expected.tolist()
+
+
+def two_pulses(apart: int) -> np.ndarray:
+    """Two pulses of DM 60, 8 samples wide, in columns 250 and later, S/N 30 and 24, without noise."""
+    first, second = (
+        dispersed_pulse(DISPERSED, 600, 60.0, column, WIDTH, snr) for column, snr in [(250, 30.0), (250 + apart, 24.0)]
+    )
+    return first + second
+
+
+@pytest.mark.parametrize("apart", [14, 18, 24])
+def test_two_pulses_that_sweep_into_each_other_are_two_at_their_dm(apart):
+    """They are brightest together at a neighbouring trial DM, where the residual sweep joins them."""
+    noise = np.random.default_rng(1).standard_normal((256, 600)).astype(np.float32)
+    searched = boxcar_search(noise + two_pulses(apart), 128)
+    peaks = sorted(find_peaks(searched, DISPERSED, 100, 500, most=1), key=lambda peak: peak.column)
+    assert len(peaks) == 2
+    for peak, start, snr in zip(peaks, (250, 250 + apart), (30.0, 24.0)):
+        assert DISPERSED.sweep(abs(DISPERSED.dms[peak.row] - 60.0)) <= 2
+        assert abs(peak.column - start) <= 3 and abs(peak.width - WIDTH) <= 3
+        assert peak.snr == pytest.approx(snr, rel=0.2)
+
+
+@pytest.mark.parametrize("trial_dm", [13.0, 43.0, 77.0, 108.0])
+def test_two_pulses_joined_at_a_wrong_dm_are_separated_at_a_higher_or_a_lower_one(trial_dm):
+    values = two_pulses(13)
+    total = np.concatenate([np.zeros((256, 1), np.float32), np.cumsum(values, axis=1)], axis=1)
+    row = int(np.searchsorted(DISPERSED.dms, trial_dm))
+    snr, column, width = best_boxcar(total[row], boxcar_widths(128).tolist())
+    joined = Peak(row, column, width, snr)
+    assert width > 2 * WIDTH and sub_pulses(total[row], joined) == [joined]
+    first, second = parts_of(total, DISPERSED, joined)
+    for part, start, snr in ((first, 250, 30.0), (second, 263, 24.0)):
+        assert abs(DISPERSED.dms[part.row] - 60.0) <= 2 and part.snr == pytest.approx(snr, rel=0.02)
+        assert abs(part.column - start) <= 1 and part.width == WIDTH
