@@ -241,15 +241,15 @@ def _median_and_90(errors: np.ndarray) -> dict[str, float | None]:
 def summary(pulses: Sequence[Pulse], events: Sequence[Event], recovery: Recovery, duration_s: float) -> str:
     """Describe the pulses found by S/N, and the false events, in a few lines of text."""
     snr = np.array([pulse.snr for pulse in pulses])
-    lines = [f"{'injected pulses found':>24} {int(recovery.found.sum())} of {len(pulses)}"]
+    lines = [f"{'injected pulses found':>40} {int(recovery.found.sum())} of {len(pulses)}"]
     lines += [
-        f"{'S/N ' + bin_label(part):>24} {part['found']} of {part['of']}"
+        f"{'S/N ' + bin_label(part):>40} {part['found']} of {part['of']}"
         for part in recall_by(snr, recovery.found, SNR_EDGES)
         if part["of"]
     ]
     bright = snr >= 10
     if bright.any():
-        lines.append(f"{'recall at S/N >= 10':>24} {recovery.found[bright].mean():.3f}")
+        lines.append(f"{'recall at S/N >= 10':>40} {recovery.found[bright].mean():.3f}")
     false = int(recovery.false_events.sum())
-    lines.append(f"{'false events':>24} {false} ({false / duration_s * 60:.2f} per minute)")
+    lines.append(f"{'false events':>40} {false} ({false / duration_s * 60:.2f} per minute)")
     return "\n".join(lines)

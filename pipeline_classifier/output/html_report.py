@@ -18,6 +18,7 @@ from pipeline_classifier.output.plots import event_picture, plot_overview
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.calibration import rate_for_page_length
 from single_pulse_classifier_training.runtime import atomic_writer
+from single_pulse_classifier_training.training_models import current_name
 
 MOST_PICTURES = 500  # of the brightest events
 PICTURE_WIDTH, JPEG_QUALITY = 560, 50  # pixels; some 60 kB each
@@ -86,7 +87,7 @@ def summary(result: SearchResult, source: Source, classifiers: Classifiers, mode
     if classifiers.candidates and run.event_threshold is not None:
         # The rates of events hold for pages of any length.
         what, threshold, page_s = "peak", run.event_threshold, np.inf
-        model += f" and {classifiers.candidates.checkpoint.model_name}"
+        model += f" and {current_name(classifiers.candidates.checkpoint.model_name)}"
         thresholds = classifiers.candidates.checkpoint.thresholds
     count = len(result.events)
     found = f"{count or 'No'} event{'' if count == 1 else 's'} in "

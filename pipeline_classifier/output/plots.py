@@ -181,9 +181,9 @@ def plot_overview(
     _draw_events(panels["a"], events)
     known = probabilities[probabilities >= 0]
     panels["b"].hist(known, bins=50, range=(0, 1), color="tab:blue")
-    panels["b"].set(xlabel="probability of a pulse", ylabel="pages", xlim=(0, 1))
+    panels["b"].set(xlabel="page probability", ylabel="pages", xlim=(0, 1))
     panels["b"].set_yscale("log" if len(known) else "linear")
-    panels["b"].axvline(threshold, color="tab:orange", label=f"threshold {threshold:.4g}")
+    panels["b"].axvline(threshold, color="tab:orange", label=f"page threshold {threshold:.4g}")
     panels["b"].legend(fontsize=8, loc="upper center")
     if channels:
         frequencies, in_use = channels

@@ -101,8 +101,8 @@ def write_pictures(result: SearchResult, source: Source, folder: Path, saliency:
 
 def report(result: SearchResult) -> str:
     """Run summary, files and events as lines of text."""
-    lines = [f"{label:>52}  {value} {unit}".rstrip() for label, value, unit in result.summary.rows()]
-    lines += [f"{'written':>52}  {path}" for path in result.files if path.suffix != ".png"]
+    lines = [f"{label:>40}  {value} {unit}".rstrip() for label, value, unit in result.summary.rows()]
+    lines += [f"{'written':>40}  {path}" for path in result.files if path.suffix != ".png"]
     if result.events:
         lines.append(f"{'time_s':>12} {'dm_pc_cm3':>10} {'snr':>8} {'width_ms':>9} {'probability':>12}  pages")
     for e in result.events:

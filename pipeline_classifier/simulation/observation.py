@@ -245,7 +245,10 @@ def simulate(
     rng = np.random.default_rng([seed, 0])
     rows = max(1, BLOCK_VALUES // header.nchans)
 
-    with FilterbankWriter(path, header) as file, tqdm(total=nsamples, unit=" samples", disable=not progress) as bar:
+    with (
+        FilterbankWriter(path, header) as file,
+        tqdm(total=nsamples, unit=" samples", disable=None if progress else True) as bar,
+    ):
         injector = Injector(pulses, header.frequencies, header.tsamp, seed)
         for first in range(0, nsamples, rows):
             block = rng.standard_normal((min(rows, nsamples - first), header.nchans), dtype=np.float32)

@@ -203,7 +203,7 @@ def test_a_signal_ends_it_with_everything_written(config, search, start, ring_ke
     printed = dict(
         line.strip().split("  ", 1) for line in said.splitlines() if line.startswith(" ") and "  " in line.strip()
     )
-    assert printed["reason for the end of the stream"] == number.name and printed["pages"] == "40"
+    assert printed["end of the stream"] == number.name and printed["pages"] == "40"
     check(config, out, 40, 100)
     assert int(printed["events"]) == len(rows(out)) == status(out)["events"]
     assert status(out)["state"] == "ended" and status(out)["stopped"] == number.name
