@@ -95,6 +95,10 @@ def test_headers_through_the_ring(ring_key):
         assert reader.getHeader() == {"ndm": 8, RAW_HEADER: '{"ndm": 8}'}
         with pytest.raises(RingError, match="4096"):
             writer.setHeader(b"x" * 4097)
+        writer.setHeader(b"x " * 2047 + b"yz")
+        assert reader.getHeader()[RAW_HEADER].endswith("x yz")
+        writer.setHeader('{"ndm": 8}')
+        assert reader.getHeader()["ndm"] == 8
     # The next reader of the same stream gets the last header again; without pages, after the time-out.
     with Reader(ring_key, timeout_s=0.1) as reader:
         assert reader.getHeader()["ndm"] == 8
@@ -157,8 +161,44 @@ def test_no_header(ring_key):
         with pytest.raises(RingTimeout, match=f"{ring_key:x}"):
             reader.getHeader()
         writer.write(page(0))
+        reader.timeout_s, began = 20.0, time.monotonic()
         assert reader.getHeader() == {RAW_HEADER: ""}
+        assert time.monotonic() - began < 10.0, "it waits no longer when there is a page"
         assert reader.getNextPage() == page(0)
+
+
+def test_a_header_that_comes_together_with_its_first_page(ring_key, monkeypatch):
+    create_rings(ring_key, BLOCK)
+    with Writer(ring_key) as writer, Reader(ring_key) as reader:
+        peek = reader.peekHeader
+
+        def peek_then_write() -> bytes | None:
+            monkeypatch.undo()
+            header = peek()
+            writer.setHeader({"NDM": 4})
+            writer.write(page(0))
+            return header
+
+        monkeypatch.setattr(reader, "peekHeader", peek_then_write)
+        assert reader.getHeader()["NDM"] == "4"
+
+
+def test_end_of_data_is_that_of_the_last_page(ring_key):
+    create_rings(ring_key, BLOCK)
+    with Writer(ring_key) as writer, Reader(ring_key) as reader:
+        ends = [False, True, True, False, True]
+        writer.markEndOfData()  # without a page, nothing is sent
+        for end in ends:
+            writer.getNextPage()
+            assert not writer.isEndOfData
+            (writer.markEndOfData if end else writer.markFilled)()
+            assert writer.isEndOfData == end
+        assert reader.fill == (5, 16)
+        for end in ends:
+            reader.getNextPage()
+            assert not reader.isEndOfData
+            reader.markCleared()
+            assert reader.isEndOfData == end
 
 
 def test_every_wait_ends_after_its_timeout(ring_key):
@@ -211,13 +251,16 @@ input()
         assert reader.getNextPage() == page(2, 500)
 
 
-def test_pages_of_a_killed_writer_are_all_read_first(ring_key, start):
+def test_pages_of_a_killed_writer_are_all_read_first(ring_key, start, monkeypatch):
     create_rings(ring_key, BLOCK)
     code = "writer = Writer(key); writer.write(bytes(5000)); print('written', flush=True); input()"
     child = start(IMPORTS + code, ring_key)
     assert child.says() == "written"
     child.kill()
     with Reader(ring_key) as reader:
+        with monkeypatch.context() as patch:  # the pages came, and the writer died, just after a wait
+            patch.setattr(reader._data, "wait", lambda timeout_s: False)
+            assert not reader.wait(0.0)
         pages = [bytes(reader.__next__()) for _ in range(5)]
         assert pages == [bytes(BLOCK)] * 5
         reader.markCleared()

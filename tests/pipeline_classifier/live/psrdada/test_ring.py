@@ -12,7 +12,7 @@ from pipeline_classifier.live.psrdada.sysv import Segment, Semaphores
 from tests.pipeline_classifier.live.psrdada.conftest import BLOCK, STEP, attached, fields, in_thread, put, semaphores
 
 
-@pytest.mark.parametrize("n_readers", [1, 3])
+@pytest.mark.parametrize("n_readers", [1, 3, 8])
 def test_a_ring_has_the_layout_of_psrdada(ring_key, parts_of, n_readers):
     create_rings(ring_key, BLOCK, n_blocks=5, n_readers=n_readers)
     for key, nbufs, bufsz in ((ring_key, 5, BLOCK), (ring_key + 1, 8, 4096)):
@@ -32,6 +32,8 @@ def test_a_ring_has_the_layout_of_psrdada(ring_key, parts_of, n_readers):
     parts = parts_of(ring_key)
     assert len(parts["shm"]) == 2 + 5 + 8 and len(parts["sem"]) == 2 * (1 + n_readers)
     assert {part["perms"] & 0o777 for part in parts["shm"] + parts["sem"]} == {0o666}
+    with Reader(ring_key) as reader:
+        assert reader.fill == (0, 5)
     destroy_rings(ring_key)
     assert not any(parts_of(ring_key).values())
     destroy_rings(ring_key)
@@ -73,8 +75,18 @@ def test_attaching_waits_for_a_ring_that_is_created_later(ring_key, monkeypatch)
         assert reader.fill == (0, 16)
 
 
+NOT_SET_YET = {
+    "semkey_connect": (0, "i", 0),
+    "bufsz": (48, "Q", 0),
+    "n_readers": (248, "I", 0),
+    "key of the first block": (528 + 4, "i", 0),
+    "key of the last block": (528 + 4 + 3 * 4, "i", 0),
+}
+
+
 @pytest.mark.parametrize(
-    "made", ["nothing", "empty sync", "no semaphores", "no blocks", "no header ring", "no reader slots"]
+    "made",
+    ["nothing", "empty sync", "no semaphores", "no blocks", "no header ring", "no reader slots", *NOT_SET_YET],
 )
 def test_a_missing_or_incomplete_ring_is_a_timeout(ring_key, made):
     if made != "nothing":
@@ -94,8 +106,11 @@ def test_a_missing_or_incomplete_ring_is_a_timeout(ring_key, made):
         psrdada_ring.remove_ring(ring_key + 1)
     elif made == "no reader slots":  # whoever creates a ring raises READ before READER_CONN
         Semaphores(ring_key + 2 * STEP, 5).change((4, -1, 0))
+    elif made in NOT_SET_YET:
+        put(ring_key, *NOT_SET_YET[made])
     began = time.monotonic()
-    with pytest.raises(RingTimeout, match=f"ring 0x{ring_key:x}"):
+    reason = "still being created" if made in NOT_SET_YET else ""
+    with pytest.raises(RingTimeout, match=f"ring 0x{ring_key:x}.*{reason}"):
         Reader(f"{ring_key:x}", timeout_s=0.2)
     assert 0.15 < time.monotonic() - began < 2.0
     assert attached() == 0
