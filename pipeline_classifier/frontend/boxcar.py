@@ -1,12 +1,10 @@
 """The boxcar search: the S/N of every run of samples of a profile, of a DM-time plane, and of whole pages."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-
-from pipeline_classifier.frontend.pages import robust_noise
 
 
 def boxcar_widths(longest: int) -> np.ndarray:
@@ -31,7 +29,7 @@ def boxcar_snr(total: np.ndarray, width: int) -> np.ndarray:
     -------
     (n + 1 - width,) ndarray
     """
-    return (total[width:] - total[:-width]) / total.dtype.type(width**0.5)
+    return (total[width:] - total[:-width]) / total.dtype.type(math.sqrt(width))
 
 
 def best_boxcar(total: np.ndarray, widths: Iterable[int]) -> tuple[float, int, int]:
@@ -125,6 +123,10 @@ def page_snr(pages: np.ndarray) -> np.ndarray:
     (B,) ndarray of float32
         NaN for a page that is not finite.
     """
+    import torch  # the simulation uses this module, and starts without it
+
+    from pipeline_classifier.frontend.pages import robust_noise
+
     values = torch.from_numpy(pages)
     median, sigma = robust_noise(values)
     sums = values[:, ::2] - median[:, None, None]

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import erfcx, ndtr
 
 from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
+from pipeline_classifier.frontend.boxcar import best_boxcar
 from single_pulse_classifier_training.cli import InputError
 
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
@@ -158,7 +159,7 @@ def _spectrum(pulse: Pulse, frequencies: np.ndarray, rng: np.random.Generator) -
     return spectrum
 
 
-def best_boxcar(profile: np.ndarray) -> tuple[float, int]:
+def profile_snr(profile: np.ndarray) -> tuple[float, int]:
     """Find the boxcar with the highest S/N on a profile (n,) of unit noise per sample.
 
     Every width up to some tens of samples is tried; wider boxcars in steps of a few per cent.
@@ -171,10 +172,8 @@ def best_boxcar(profile: np.ndarray) -> tuple[float, int]:
         Width of that boxcar in samples.
     """
     total = np.concatenate([[0.0], np.cumsum(profile, dtype=np.float64)])
-    widths = np.unique(np.rint(np.geomspace(1, len(profile), 400)).astype(int))
-    snrs = [np.max(total[width:] - total[:-width]) / np.sqrt(width) for width in widths]
-    best = int(np.argmax(snrs))
-    return float(snrs[best]), int(widths[best])
+    snr, _, width = best_boxcar(total, np.unique(np.rint(np.geomspace(1, len(profile), 400)).astype(int)).tolist())
+    return snr, width
 
 
 def pulse_signal(pulse: Pulse, frequencies: np.ndarray, tsamp: float, rng: np.random.Generator) -> PulseSignal:
@@ -214,7 +213,7 @@ def pulse_signal(pulse: Pulse, frequencies: np.ndarray, tsamp: float, rng: np.ra
     edges = np.arange(-shape.before, shape.after + 1) - arrival[:, None]
     signal = np.diff(_scattered_cdf(edges, shape.sigma[:, None], shape.tau[:, None]), axis=1)
     signal *= _spectrum(pulse, frequencies, rng)[:, None]
-    unscaled, width = best_boxcar(signal.sum(axis=0))
+    unscaled, width = profile_snr(signal.sum(axis=0))
     if not unscaled > 0:
         raise InputError(
             f"centre_mhz of a band-limited pulse must be near the band of {frequencies[-1]:g} to "

@@ -1,5 +1,6 @@
 """Training sets: images, labels and groups from a truth table or a TransientX list, by the command line."""
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import create_dataset as script
-from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import to_images
 from pipeline_classifier.frontend.settings import FrontEndSettings
@@ -92,6 +93,23 @@ def test_an_image_is_what_the_pipeline_sees(observation, tmp_path):
     source = FilterbankPages(observation, FrontEndSettings(0.5 * np.arange(256))).with_starts(starts)
     [batch] = source.batches(64)
     np.testing.assert_array_equal(images, to_images(batch.pages, "robust", 256)[0].numpy())
+
+
+def test_ifs_and_exact_dedispersion_of_the_config_are_obeyed(observation, tmp_path):
+    samples = Filterbank(observation).read(0, Filterbank(observation).nsamples)
+    noise = np.random.default_rng(4).integers(80, 120, samples.shape, dtype=np.uint8)
+    with FilterbankWriter(tmp_path / "two.fil", replace(HEADER, nifs=2)) as file:
+        file.write(np.stack([noise, samples], axis=1))
+    (tmp_path / "two_truth.csv").write_bytes(observation.with_name("crab_truth.csv").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"ifs": 1, "exact_dedispersion": True}))
+    options = ("-c", "config.json", "--shifts", 1, "--sky-pages", 0)
+    done = create_dataset(tmp_path / "two.fil", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    starts = np.array([int(pulse.time_s / HEADER.tsamp) for pulse in PULSES])
+    settings = FrontEndSettings(0.5 * np.arange(256), exact=True)
+    [batch] = FilterbankPages(observation, settings).with_starts(starts).batches(64)
+    expected = to_images(batch.pages, "minmax", 256)[0].numpy()
+    np.testing.assert_array_equal(load(tmp_path, "two")["training"], expected)
 
 
 def candidate(number: int, time_s: float, dm: float, snr: float, width_ms: float = 2.0) -> str:

@@ -8,7 +8,7 @@ import pytest
 from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
 from pipeline_classifier.simulation.injection import inject
 from pipeline_classifier.simulation.observation import EFFELSBERG
-from pipeline_classifier.simulation.pulses import Pulse, best_boxcar, pulse_extent
+from pipeline_classifier.simulation.pulses import Pulse, profile_snr, pulse_extent
 from tests.pipeline_classifier.simulation.samples import dedisperse, noise
 
 GEOMETRY = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=0.5e-3)
@@ -35,7 +35,7 @@ def snr_of(data: np.ndarray, sigma: np.ndarray, pulse: Pulse, header: Header) ->
     channels = data[:, living] / sigma[living]
     profile = dedisperse(channels, pulse.dm_pc_cm3, header.frequencies[living], header.tsamp)
     begin = round(pulse.time_s / header.tsamp)
-    return best_boxcar(profile[begin - 100 : begin + 100])[0] / np.sqrt(len(sigma))
+    return profile_snr(profile[begin - 100 : begin + 100])[0] / np.sqrt(len(sigma))
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.simulation.observation import EFFELSBERG
-from pipeline_classifier.simulation.pulses import Injector, Pulse, add_signal, best_boxcar, pulse_signal, scintillation
+from pipeline_classifier.simulation.pulses import Injector, Pulse, add_signal, profile_snr, pulse_signal, scintillation
 from tests.pipeline_classifier.simulation.samples import boxcar_search, dedisperse
 
 FREQUENCIES, TSAMP = EFFELSBERG.frequencies, EFFELSBERG.tsamp
@@ -82,7 +82,7 @@ def test_every_pulse_is_finite_and_keeps_its_snr(time_s, dm, width_ms, scatterin
     pulse = Pulse(time_s, dm, 10.0, width_ms, scattering_ms)
     signal = pulse_signal(pulse, FREQUENCIES[:nchans], TSAMP, np.random.default_rng(0)).signal
     assert np.isfinite(signal).all() and signal.min() >= 0
-    assert best_boxcar(signal.sum(axis=0))[0] / np.sqrt(nchans) == pytest.approx(10, rel=1e-3)
+    assert profile_snr(signal.sum(axis=0))[0] / np.sqrt(nchans) == pytest.approx(10, rel=1e-3)
 
 
 def test_blocks_of_any_size_hold_the_same_pulses():
