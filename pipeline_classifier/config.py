@@ -16,7 +16,8 @@ from single_pulse_classifier_training.config import ConfigFile, Name, check_conf
 
 logger = logging.getLogger(__name__)
 
-RFI_FILTERS = {"zdot": 0, "zero": 0, "kadaneF": 2, "kadaneT": 2, "mask": 2}  # TransientX's; how many numbers follow
+RFI_FILTERS = {"zdot": 0, "zero": 0, "kadaneF": 2, "kadaneT": 2, "mask": 2}
+"""Filters of TransientX, and how many numbers follow each name."""
 Band = Annotated[list[float], Field(min_length=2, max_length=2)]
 DEFAULT_CONFIG = Path(__file__).with_name("config.json")
 
@@ -34,6 +35,8 @@ class _Section(BaseModel):
 
 
 class Preprocess(_Section):
+    """Averaging and channel mask before anything else."""
+
     td: int = Field(default=1, ge=1, le=4096)
     fd: int = Field(default=1, ge=1, le=4096)
     zapthre: float = Field(default=Cleaning.zap_threshold, gt=0)
@@ -41,15 +44,21 @@ class Preprocess(_Section):
 
 
 class Downsample(_Section):
+    """Averaging after the channel mask; here the two are one."""
+
     td: int = Field(default=1, ge=1, le=4096)
     fd: int = Field(default=1, ge=1, le=4096)
 
 
 class Baseline(_Section):
+    """Running mean, seconds."""
+
     width: float = Field(default=Cleaning.baseline_window_s, ge=0, allow_inf_nan=False)
 
 
 class Rfi(_Section):
+    """Interference filters."""
+
     filltype: Literal["mean", "rand"] = "mean"
     thremask: float = Field(default=Cleaning.mask_threshold, gt=0)
     threKadaneF: float = Field(default=Cleaning.kadane_threshold, gt=0)
@@ -79,6 +88,8 @@ class Rfi(_Section):
 
 
 class Subdedispersion(_Section):
+    """Trial DMs and pages."""
+
     rootname: str = ""
     dms: float = Field(default=0.0, ge=0, le=1e5)
     ddm: float = Field(default=0.5, ge=1e-6, le=1e4)

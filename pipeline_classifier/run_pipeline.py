@@ -56,7 +56,15 @@ RUNTIMES = ("apptainer", "singularity")
 
 @dataclass(frozen=True)
 class RingPlan:
-    """A ring to be made: by ``command``, or by ourselves."""
+    """A ring to be made by ``command``, or by this process if there is none.
+
+    Attributes
+    ----------
+    key : str
+        Hexadecimal.
+    block_bytes : int
+    command : Command or None
+    """
 
     key: str
     block_bytes: int
@@ -69,13 +77,14 @@ class RingPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run starts, in order."""
+    """What a run starts, in this order: rings, then programs."""
 
     rings: tuple[RingPlan, ...]
     programs: tuple[Command, ...]
 
     @property
     def commands(self) -> tuple[Command, ...]:
+        """All programs of the plan, those that make rings first."""
         return (*(ring.command for ring in self.rings if ring.command), *self.programs)
 
     def __str__(self) -> str:
@@ -87,12 +96,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     SearchOptions.add_to(parser)
     OutputOptions.add_plots_to(parser)  # accepted without effect: no pictures are drawn
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and what it lacks; start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, and start nothing")
     return parser
 
 
 def in_image(image: Path | None, folders: list[Path], words: list[str]) -> tuple[str, ...]:
-    """The words that start a program, in an image if there is one, which sees the folders."""
+    """Return the command line of a program; with an image, it runs in there and has access to the folders."""
     if image is None:
         return tuple(words)
     runtime = next(filter(shutil.which, RUNTIMES), RUNTIMES[0])
@@ -128,40 +137,39 @@ def make_plan(config: PipelineConfig) -> Plan:
 
 
 def missing(config: PipelineConfig, plan: Plan) -> Iterator[str]:
-    """What the plan needs and is not there, a sentence each."""
+    """Yield a sentence for each thing that the plan needs and that is missing."""
     words = {word for command in plan.commands for word in command.words}
     for key in ("path_to_pulsarx_singularity_image", "path_to_tensorflow_psrdada_singularity_image"):
         image = getattr(config, key) and str(config.resolve(getattr(config, key)))
         if image in words and not Path(image).exists():
-            yield f"{key}: {image} is not there"
+            yield f"{key}: {image} does not exist"
     for word in dict.fromkeys(command.words[0] for command in plan.commands):
         if not shutil.which(word):
-            image = "name path_to_pulsarx_singularity_image"
-            remedy = "install Apptainer or Singularity" if word in RUNTIMES else image
-            yield f"{word} is not on PATH: {remedy}, or put it there"
+            remedy = "install Apptainer or Singularity" if word in RUNTIMES else "set path_to_pulsarx_singularity_image"
+            yield f"{word} is not on PATH: {remedy}, or add it to PATH"
     if not config.filterbank_path.is_file():
-        yield f"the filterbank {config.filterbank_path} is not there"
+        yield f"the filterbank {config.filterbank_path} does not exist"
     for ring in plan.rings:
         if is_taken(ring.key):
-            yield f"ring 0x{ring.key} is there already: destroy it (dada_db -d -k {ring.key}), or give another key"
+            yield f"ring 0x{ring.key} exists already: destroy it (dada_db -d -k {ring.key}), or use another key"
 
 
 def is_taken(key: str) -> bool:
-    """Whether there is something under the keys of a stream."""
+    """Whether shared memory exists under one of the two keys of a stream."""
     for number in (parse_key(key), parse_key(key) + 1):
         try:
             Segment(number).detach()
         except FileNotFoundError:
             continue
         except OSError:
-            pass  # somebody else's
+            pass  # it belongs to another user
         return True
     return False
 
 
 @contextmanager
 def ring_of(plan: RingPlan) -> Iterator[None]:
-    """A ring that is there inside the block, and that nobody had before."""
+    """Make a ring, which must not exist before, and destroy it after the ``with`` block."""
     if plan.command is None:
         create_rings(plan.key, plan.block_bytes, BLOCKS)
     try:
@@ -169,7 +177,7 @@ def ring_of(plan: RingPlan) -> Iterator[None]:
             with Child(plan.command) as dada_db:
                 code = dada_db.wait(RINGS_TIMEOUT_S)
                 if code is None:
-                    raise InputError(f"dada_db has not made ring 0x{plan.key} in {RINGS_TIMEOUT_S:g} s")
+                    raise InputError(f"dada_db did not make ring 0x{plan.key} within {RINGS_TIMEOUT_S:g} s")
                 if code:
                     raise InputError(dada_db.failure)
             for key in (parse_key(plan.key), parse_key(plan.key) + 1):
@@ -183,7 +191,7 @@ Entered = TypeVar("Entered")
 
 
 class CleanUp(ExitStack):
-    """A stack that is unwound on SIGTERM and SIGHUP as on Ctrl-C, and whose unwinding no signal disturbs."""
+    """An exit stack that SIGTERM and SIGHUP unwind as Ctrl-C does, and whose unwinding no signal interrupts."""
 
     def __enter__(self) -> Self:
         self._starting = self._told = False
@@ -196,7 +204,7 @@ class CleanUp(ExitStack):
             raise KeyboardInterrupt
 
     def start(self, make: Callable[..., AbstractContextManager[Entered]], *args: object) -> Entered:
-        """Enter ``make(*args)``; a signal waits until it lies on the stack."""
+        """Enter ``make(*args)``; a signal is held back until it is on the stack."""
         self._starting = True
         try:
             return self.enter_context(make(*args))
@@ -216,7 +224,7 @@ class CleanUp(ExitStack):
 
 
 def source_ended(programs: list[Child]) -> str:
-    """Why no more pages will come, or nothing: a program failed, or the last one has ended."""
+    """Return why no more pages will come (a program failed, or the last one has ended), or an empty string."""
     failures = [program.failure for program in programs]
     if any(failures):
         return next(filter(None, failures))

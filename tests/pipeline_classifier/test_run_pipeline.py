@@ -279,7 +279,7 @@ def test_a_ring_of_somebody_else_is_left_alone(site, parts_of):
     create_rings(site.key + 2, 4096)
     before = part_ids(parts_of(site.key + 2))
     code, _, errors = site.run()
-    assert code == 2 and f"ring 0x{site.key + 2:x} is there already" in errors.splitlines()[-1]
+    assert code == 2 and f"ring 0x{site.key + 2:x} exists already" in errors.splitlines()[-1]
     assert part_ids(parts_of(site.key + 2)) == before and site.started() == {} and not any(parts_of(site.key).values())
     sweep_rings(site)
 
