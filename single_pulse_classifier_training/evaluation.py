@@ -129,7 +129,7 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         "checkpoint": p.checkpoint,
         "model_name": p.model_name,
         "resolution": p.resolution,
-        "side": p.split,
+        "side": p.split,  # readers of the file expect this key
         "images": len(p.labels),
         "pulses": int(is_pulse.sum()),
         "threshold": threshold,

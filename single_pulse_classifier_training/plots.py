@@ -48,7 +48,7 @@ def plot_training_history(history: list[dict[str, float]], best_epoch: int, titl
         axes.plot(epochs, [record[f"val_{quantity}"] for record in history], "s-", ms=3, label="validation")
         axes.axvline(best_epoch, color="grey", ls=":", label=f"best epoch, {best_epoch}")
         axes.set(xlabel="Epoch", ylabel="Cross-entropy loss" if quantity == "loss" else "Accuracy")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
     figure.suptitle(title)
     with atomic_writer(path) as file:
@@ -148,8 +148,9 @@ def _draw_reliability(axes: "Axes", predictions: Predictions, metrics: dict[str,
             place: dict[str, Any] = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center"}
             axes.annotate(f"{count}", (x, y), **place, fontsize=8, color=color)
     axes.margins(y=0.12)
-    axes.set(xlim=(0.48, 1.03), xlabel="Confidence (probability of the predicted class)", ylabel="Accuracy")
-    axes.legend(loc="upper left")
+    axes.set(xlim=(0.48, 1.03), xlabel="Confidence (probability of the predicted class)")
+    axes.set_ylabel("Accuracy (numbers: images in the bin)")
+    axes.legend(loc="best")
 
 
 def _draw_recall_by_snr(axes: "Axes", metrics: dict[str, Any]) -> None:
@@ -177,7 +178,8 @@ def _draw_thresholds(axes: "Axes", predictions: Predictions, metrics: dict[str, 
     thresholds = _clipped(np.array([entry["threshold"] for entry in stored]))
     axes.plot([entry["false_per_hour"] for entry in stored], thresholds, "o", color="tab:orange", label="stored")
     axes.axhline(float(_clipped(metrics["threshold"])), color="tab:red", ls="--", label="default threshold")
-    axes.set(xscale="log", yscale="logit", xlabel="False positives per hour", ylabel="Threshold")
+    axes.set_yscale("logit", one_half="0.5")
+    axes.set(xscale="log", xlabel="False positives per hour", ylabel="Threshold")
     axes.legend(loc="lower left")
 
 

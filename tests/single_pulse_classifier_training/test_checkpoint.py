@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is what is read, and what is refused."""
+"""Checkpoints: what is written is read back, and unsuitable files are refused."""
 
 import contextlib
 import os
@@ -169,7 +169,7 @@ def test_truncated_or_altered_checkpoints_never_end_in_a_traceback(checkpoint, t
         path.write_bytes(whole[:cut])
         with pytest.raises(InputError):
             load_checkpoint(path, "cpu")
-        # The pickle lies at the start of the file: that is where a changed byte does most.
+        # The pickle is at the start of the file, where a changed byte has most effect.
         altered = bytearray(whole)
         altered[int(random.integers(20_000))] ^= int(random.integers(1, 256))
         path.write_bytes(altered)

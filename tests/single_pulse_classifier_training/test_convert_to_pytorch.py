@@ -128,7 +128,7 @@ def test_every_template_loads_and_follows_its_seed(tmp_path):
         (["--config", "no_such_config.json"], "does not exist"),
     ],
 )
-def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys, arguments, reason):
+def test_errors_on_the_command_line(tmp_path, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     assert reason in refused(monkeypatch, capsys, *arguments)
     assert list(tmp_path.iterdir()) == []

@@ -271,8 +271,8 @@ def test_a_set_without_snr_has_no_recall_by_snr(job, sets):
     assert evaluate(without_test(config, snr=None), path)["recall_by_snr"] is None
 
 
-def mistake(kind: str, config: Path, path: Path) -> list[object]:
-    """Make one mistake; return the command line."""
+def make_error(kind: str, config: Path, path: Path) -> list[object]:
+    """Make one error; return the command line."""
     folder = config.parent
     match kind:
         case "another network":
@@ -339,9 +339,9 @@ def mistake(kind: str, config: Path, path: Path) -> list[object]:
         ("damaged weights", "must be finite"),
     ],
 )
-def test_a_mistake_is_named_in_one_sentence_and_nothing_is_written(job, kind, named):
+def test_an_error_is_named_in_one_sentence_and_nothing_is_written(job, kind, named):
     config, path = job
-    options = mistake(kind, config, path)
+    options = make_error(kind, config, path)
     content = path.read_bytes()
     with pytest.raises(InputError, match=named) as error:
         evaluate(*options)
@@ -353,7 +353,7 @@ def test_a_mistake_is_named_in_one_sentence_and_nothing_is_written(job, kind, na
 
 def test_the_command_line_ends_with_code_2(job):
     config, path = job
-    command = [sys.executable, SCRIPT, *mistake("pulse-free missing", config, path)]
+    command = [sys.executable, SCRIPT, *make_error("pulse-free missing", config, path)]
     done = subprocess.run(list(map(str, command)), cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("evaluate.py: error: ") and "sky.npy" in done.stderr

@@ -1,4 +1,4 @@
-"""Freed memory serves again."""
+"""Freed memory is used again."""
 
 import subprocess
 import sys

@@ -140,7 +140,7 @@ def test_negative_log_likelihood_is_that_of_the_probabilities():
     assert np.isfinite(negative_log_likelihood(labels, 1e4 * logits))
 
 
-def test_without_a_mistake_the_temperature_stays_1():
+def test_without_an_error_the_temperature_stays_1():
     assert fit_temperature(np.array([0, 1]), logits_of(np.array([-2.0, 0.1]))) == 1.0
 
 

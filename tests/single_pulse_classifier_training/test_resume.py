@@ -50,7 +50,7 @@ def write_config(data: Path, path: Path, **changes) -> Path:
 
 @pytest.fixture
 def config(data, tmp_path):
-    """Writes the config into a folder of its own; returns its path."""
+    """Return a function that writes the config into a new folder and returns its path."""
     return lambda folder, **changes: write_config(data, tmp_path / folder / "config.json", **changes)
 
 

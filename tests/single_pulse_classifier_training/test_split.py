@@ -119,7 +119,7 @@ def test_shifted_copies_are_found_in_downsampled_sets(tmp_path, resolution):
     assert np.array_equal(find_events(dataset), events)
 
 
-def test_independent_pages_with_the_same_pulse_are_events_of_their_own(tmp_path):
+def test_independent_pages_with_the_same_pulse_are_separate_events(tmp_path):
     """The pulses look alike, but the noise around them differs."""
     pages = np.concatenate([candidate_pages(1, 1, peak, seed)[0] for seed in range(20) for peak in (0.0, 20.0)])
     dataset = DMTimeImages([save(tmp_path / "i.npy", pages)], np.zeros(len(pages), np.int64), 256)
@@ -135,7 +135,7 @@ def test_events_do_not_cross_files(tmp_path):
 
 
 def sky(n_pages: int, n_samples: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pages (uint8) cut at random from noise that is scaled once, and the sample at which each begins."""
+    """Pages (uint8) cut at random from noise that is scaled once, and the start sample of each."""
     random = np.random.default_rng(seed)
     series = (60 + 10 * random.normal(size=(resolution, n_samples))).astype(np.uint8)
     starts = random.integers(0, n_samples - resolution, n_pages)
@@ -168,7 +168,7 @@ def test_columns_without_noise_join_nothing(tmp_path):
 
 @pytest.fixture
 def config(tmp_path):
-    """A config of noise pages of which every other one is called a Pulse; returns a function that changes it."""
+    """Return a function that loads a config of noise pages, every second one labelled Pulse, with changes."""
     save(tmp_path / "set_32x32.npy", sky(60, 40_000, 32)[0])
     save(tmp_path / "labels.npy", np.arange(60) % 2)
 
@@ -199,7 +199,7 @@ def test_splits_of_a_set_in_shards_with_groups_and_snr(tmp_path, config):
     assert np.array_equal(validation.dataset.__getitems__([19, 20])[0][:, 0], pages[19:21])
 
 
-def test_validation_and_test_files_of_their_own(tmp_path, config):
+def test_separate_validation_and_test_files(tmp_path, config):
     sets = {}
     for number, name in enumerate(("validation", "test"), start=1):
         save(tmp_path / f"{name}.npy", sky(10, 4000, 32, seed=number)[0])
@@ -234,7 +234,7 @@ def test_a_shifted_copy_of_a_training_image_in_other_files_fails_the_run(tmp_pat
         load_splits(config(**{f"{leaking}_files": files}))
 
 
-def test_groups_that_tear_one_stretch_of_data_apart_are_mended(tmp_path, config):
+def test_groups_that_divide_one_stretch_of_data_are_joined(tmp_path, config):
     """Every page has a group of its own, but pages 0 to 29 are shifted copies: they end in one split."""
     noise = (60 + 10 * np.random.default_rng(9).normal(size=(32, 90))).astype(np.uint8)
     pages = np.load(tmp_path / "set_32x32.npy")

@@ -91,7 +91,7 @@ def test_training_learns_and_leaves_checkpoints_and_plot(training_set):
     assert {path.name for path in checkpoints.iterdir()} == {path.name for path in written} | {"best.pth", "last.pth"}
     assert best.config["learning_rate"] == 0.001 and best.normaliser == "minmax"
 
-    # The weights are those of the metrics: a set it has not seen is told apart as well.
+    # The weights are those of the metrics: a set that it has not seen is classified as well.
     pages, labels = streaks(200, seed=1)
     with torch.inference_mode():
         predictions = best.model(torch.from_numpy(pages)[:, None].float()).argmax(1).numpy()
@@ -148,7 +148,7 @@ def test_training_stops_early(training_set):
         ({"patiense": 3}, "did you mean 'patience'"),
     ],
 )
-def test_mistakes_end_with_exit_code_2_and_one_sentence(training_set, changes, message):
+def test_errors_end_with_exit_code_2_and_one_sentence(training_set, changes, message):
     folder, config = training_set
     done = train(folder, config | changes)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Training configs: the original's format works, and every mistake is one sentence."""
+"""Training configs: the original's format works, and every error is one sentence."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, 
         ({"test_files": {"labels": "a.npy", "label": 1}}, "unknown key 'test_files.label': did you mean 'labels'"),
     ],
 )
-def test_mistakes_are_one_sentence_with_key_value_and_choices(tmp_path, changes, message):
+def test_errors_are_one_sentence_with_key_value_and_choices(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
         load(tmp_path, **changes)
     assert "\n" not in str(error.value)
