@@ -1,6 +1,7 @@
-"""Many observations: shared by processes, resumed, and joined to one catalogue."""
+"""Many observations: divided among processes, resumed, and joined to one catalogue."""
 
 import csv
+import fcntl
 import json
 import os
 import shutil
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline_classifier import run_inference
+from pipeline_classifier.config import DEFAULT_CONFIG
 from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.many_files import Part, part_of_this_process
 from pipeline_classifier.simulation.interference import Rfi
@@ -61,8 +65,8 @@ def test_two_processes_of_torchrun_share_the_files(observations, tmp_path):
     assert len([line for line in done.stdout.splitlines() if "times real time" in line]) == 3
 
 
-def test_a_dead_process_is_made_up_for_by_resume(observations, tmp_path):
-    """The second of two tasks of a Slurm array never ran; the same command without an array does its files alone."""
+def test_resume_searches_the_files_of_a_process_that_did_not_run(observations, tmp_path):
+    """The second of two tasks of a Slurm array never ran; the same command without an array searches its files alone."""
     options = ("--filterbank", *(observations / f"{name}.fil" for name in NAMES), "--output-dir", tmp_path, "--resume")
     first = search(*options, SLURM_ARRAY_TASK_ID="5", SLURM_ARRAY_TASK_MIN="5", SLURM_ARRAY_TASK_COUNT="2")
     assert first.returncode == 0, first.stderr
@@ -73,6 +77,107 @@ def test_a_dead_process_is_made_up_for_by_resume(observations, tmp_path):
     assert catalogue(tmp_path) == EVENTS
     assert [line.split(":")[0] for line in second.stdout.splitlines()[:-1]] == [str(observations / "b.fil")]
     assert times == {name: (tmp_path / f"candidates_{name}.csv").stat().st_mtime_ns for name in ("a", "c")}
+
+
+@pytest.fixture
+def short(tmp_path) -> Path:
+    """A config whose observation of 0.8 s has a pulse at 0.4 s; the results are in the folder ``out``."""
+    simulate(tmp_path / "short.fil", HEADER, 2048, [Pulse(0.4, 56.77, 40.0, 2.0)], Rfi(), seed=1)
+    (tmp_path / "models").mkdir()
+    for name in ("default.pth", "candidate_classifier.pth"):
+        shutil.copy(DEFAULT_CONFIG.with_name("models") / name, tmp_path / "models")
+    keys = {
+        "path_to_filterbanks": "./",
+        "name_of_the_filterbank": "short.fil",
+        "path_to_a_transientx_config": "transientx.json",
+        "path_to_models": "models",
+        "candidate_classifier": "models/candidate_classifier.pth",
+        "output_dir": "out",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    (tmp_path / "transientx.json").write_text('{"subdedispersion": {"ddm": 2.0, "ndm": 64}}')
+    return tmp_path / "config.json"
+
+
+@pytest.fixture
+def searched(monkeypatch) -> list[str]:
+    """Names of the observations that this process searches, in addition to those that are skipped."""
+    names, search_and_write = [], run_inference.search_and_write
+
+    def noted_search(source, *args):
+        names.append(source.name)
+        return search_and_write(source, *args)
+
+    monkeypatch.setattr(run_inference, "search_and_write", noted_search)
+    return names
+
+
+def resume(config: Path, *options: str) -> list[float]:
+    """Search what is not finished, in this process; return the times of all events of the catalogue."""
+    words = ["-c", str(config), "--filterbank", "--resume", "--no-plots", *options]
+    run_inference.run(run_inference.get_parser().parse_args(words))
+    with open(config.parent / "out" / many_files.CATALOGUE, newline="") as file:
+        return [float(row["time_s"]) for row in csv.DictReader(file)]
+
+
+THE_PULSE = [pytest.approx(0.4, abs=2e-3)]
+
+
+def set_keys(path: Path, **keys: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def test_a_finished_search_is_not_repeated(short, searched):
+    assert resume(short) == THE_PULSE and searched == ["short"]
+    set_keys(short, threads=1)
+    shutil.copytree(short.parent / "out", short.parent / "copy")
+    assert resume(short) == THE_PULSE and resume(short, "--output-dir", str(short.parent / "copy")) == THE_PULSE
+    assert searched == ["short"], "neither the number of threads nor the folder changes a result"
+
+
+def test_a_changed_config_is_searched_anew(short, searched):
+    assert resume(short) == THE_PULSE
+    set_keys(short, min_snr=1000.0)
+    assert resume(short) == [] and searched == ["short"] * 2
+
+
+def test_a_changed_transientx_file_is_searched_anew(short, searched):
+    assert resume(short) == THE_PULSE
+    set_keys(short.parent / "transientx.json", subdedispersion={"dms": 200.0, "ddm": 2.0, "ndm": 64})
+    assert resume(short) == [] and searched == ["short"] * 2
+
+
+@pytest.mark.parametrize("name", ["default.pth", "candidate_classifier.pth"])
+def test_a_model_replaced_by_one_of_the_same_size_is_searched_anew(short, searched, name):
+    path = short.parent / "models" / name
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint, path)
+    before = path.stat()
+    assert resume(short) == THE_PULSE
+    checkpoint["state_dict"]["fc.bias"][1] -= 1000  # no image is a pulse for this network
+    torch.save(checkpoint, path)
+    assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns > before.st_mtime_ns
+    assert resume(short) == [] and searched == ["short"] * 2
+
+
+def test_a_search_that_fails_half_way_is_not_finished(short, searched, monkeypatch):
+    """Its results have replaced some of an earlier search, which must not count as those of a finished one."""
+    assert resume(short) == THE_PULSE
+    noted_search = run_inference.search_and_write
+
+    def failing_search(*args):
+        noted_search(*args)
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
+        patched.setattr(run_inference, "search_and_write", failing_search)
+        content = short.read_text()
+        set_keys(short, min_snr=1000.0)
+        resume(short)
+    catalogue = many_files.write_catalogue(short.parent / "out")
+    assert catalogue.read_text() == "", "no search is finished"
+    short.write_text(content)
+    assert resume(short) == THE_PULSE and searched == ["short"] * 3
 
 
 @pytest.mark.parametrize("change", ["time", "size", "settings", "cut off"])
@@ -96,12 +201,62 @@ def test_what_has_changed_is_searched_again(observations, tmp_path, change):
     assert not many_files.is_done(tmp_path, path, many_files.fingerprint(path, [model], settings))
 
 
-def test_files_that_would_overwrite_each_other_or_are_not_there_are_refused(observations, tmp_path):
+WRITER = """
+import fcntl, sys
+from pathlib import Path
+from pipeline_classifier.detection import many_files
+
+flock = fcntl.flock
+
+def flock_with_notice(file, operation):
+    print("waits for the lock", flush=True)
+    flock(file, operation)
+
+fcntl.flock = flock_with_notice
+many_files.write_catalogue(Path(sys.argv[1]))
+print("written", flush=True)
+"""
+
+
+def leave_results(folder: Path, name: str) -> None:
+    """Leave the results of a finished search of one event."""
+    (folder / f"candidates_{name}.csv").write_text(f"time_s\n{dict(EVENTS)[name]}\n")
+    many_files.finish(folder, Path(f"{name}.fil"), {})
+
+
+def test_a_slow_writer_does_not_replace_a_newer_catalogue(tmp_path, start):
+    """A process reads the folder only when it has the lock: files that others finish until then are in its table."""
+    leave_results(tmp_path, "a")
+    with open(tmp_path / ".catalogue.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        writer = start(WRITER, tmp_path)
+        assert writer.says() == "waits for the lock"
+        assert not (tmp_path / many_files.CATALOGUE).exists()
+        leave_results(tmp_path, "b")
+    assert writer.says() == "written"
+    assert catalogue(tmp_path) == EVENTS[:2]
+
+
+def test_the_catalogue_is_locked_until_it_is_written(tmp_path, monkeypatch):
+    leave_results(tmp_path, "a")
+    atomic_writer = many_files.atomic_writer
+
+    def writer_that_tries_the_lock(path):
+        with open(tmp_path / ".catalogue.lock", "w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return atomic_writer(path)
+
+    monkeypatch.setattr(many_files, "atomic_writer", writer_that_tries_the_lock)
+    many_files.write_catalogue(tmp_path)
+    assert catalogue(tmp_path) == EVENTS[:1]
+
+
+def test_files_whose_results_have_the_same_names_and_missing_files_are_refused(observations, tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(observations / "a.fil", tmp_path / "other")
-    with pytest.raises(InputError, match="same names as those of"):
+    with pytest.raises(InputError, match=r"other/a.fil: must have another name than .*a.fil"):
         many_files.expand([str(observations / "a.fil"), str(tmp_path / "other" / "a.fil")])
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"\*.fil: must be a file or a pattern that matches one"):
         many_files.expand([str(tmp_path / "*.fil")])
     assert len(many_files.expand([str(observations / "*.fil"), str(observations / "a.fil")])) == 3
     (tmp_path / "z.fil").write_bytes(b"no filterbank")
@@ -109,7 +264,7 @@ def test_files_that_would_overwrite_each_other_or_are_not_there_are_refused(obse
     assert done.returncode == 2 and "z.fil" in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_the_place_of_a_process():
+def test_the_part_of_a_process():
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2", "SLURM_NTASKS_PER_NODE": "4"}
     array = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "2",
@@ -119,8 +274,8 @@ def test_the_place_of_a_process():
     assert part_of_this_process(slurm) == Part(2, 8, 2, 4)
     assert part_of_this_process(array) == Part(2, 3)
     files = [Path(str(number)) for number in range(10)]
-    shares = [Part(rank, 4).of(files) for rank in range(4)]
-    assert sorted(sum(shares, [])) == files and max(map(len, shares)) - min(map(len, shares)) <= 1
+    parts = [Part(rank, 4).of(files) for rank in range(4)]
+    assert sorted(sum(parts, [])) == files and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_joined_files_are_one_observation(observations, tmp_path):
