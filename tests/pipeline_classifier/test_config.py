@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
+from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config, parse_key
 from single_pulse_classifier_training.cli import InputError
 
 
@@ -225,3 +225,11 @@ def test_keys_of_rings_are_hexadecimal_digits_however_they_are_written(tmp_path)
 def test_a_mistake_in_a_key_of_the_live_pipeline_is_named(tmp_path, keys):
     with pytest.raises(InputError, match=next(iter(keys))):
         load(tmp_path, **keys)
+
+
+def test_the_key_of_a_ring():
+    assert parse_key("dada") == parse_key("0xDADA") == parse_key(0xDADA) == 0xDADA
+    assert parse_key("1111") == 0x1111
+    for wrong in ("", "xyz", "0", 0, -1, "80000000", 1 << 31):
+        with pytest.raises(InputError, match="hexadecimal"):
+            parse_key(wrong)

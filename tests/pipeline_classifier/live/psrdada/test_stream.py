@@ -2,7 +2,6 @@
 
 import pytest
 
-from pipeline_classifier.config import parse_key
 from pipeline_classifier.live.psrdada.client import Reader, RingError, Writer
 from pipeline_classifier.live.psrdada.stream import create_rings
 from single_pulse_classifier_training.cli import InputError
@@ -14,14 +13,6 @@ def test_impossible_rings_are_refused(ring_key, parts_of, arguments):
     with pytest.raises(InputError):
         create_rings(ring_key, **{"block_bytes": BLOCK} | arguments)
     assert not any(parts_of(ring_key).values())
-
-
-def test_keys():
-    assert parse_key("dada") == parse_key("0xDADA") == parse_key(0xDADA) == 0xDADA
-    assert parse_key("1111") == 0x1111
-    for wrong in ("", "xyz", "0", 0, -1, "80000000", 1 << 31):
-        with pytest.raises(InputError, match="hexadecimal"):
-            parse_key(wrong)
 
 
 def test_every_segment_is_detached(ring_key):
