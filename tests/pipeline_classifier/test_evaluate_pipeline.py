@@ -14,17 +14,10 @@ from pipeline_classifier.detection.classifiers import Classifiers, load_classifi
 from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
 from pipeline_classifier.detection.search import page_interval_s, search
 from pipeline_classifier.evaluation.recovery import (
-    binomial_interval,
     compare,
-    outcome_of,
-    pooled,
-    quality,
-    without_known,
 )
-from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
-from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.interference import Rfi, random_rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, read_truth, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -143,57 +136,10 @@ def test_a_kept_file_is_an_observation_with_truth(tmp_path):
 def test_a_file_that_was_not_made_here_is_not_overwritten(tmp_path):
     noise(tmp_path / "mine.fil", GEOMETRY, 4000)
     (tmp_path / "mine_injected.fil").write_bytes(b"precious")
-    with pytest.raises(InputError, match="mine_injected.fil must not exist or have a truth table"):
+    with pytest.raises(InputError, match="mine_injected.fil: must be a new file or have a truth table"):
         evaluate_here("--inject", tmp_path / "mine.fil", "--pulses", 1, "--output-dir", tmp_path, "--keep")
     assert {path.name for path in tmp_path.iterdir()} == {"mine.fil", "mine_injected.fil"}
     assert (tmp_path / "mine_injected.fil").read_bytes() == b"precious"
-
-
-def event(time_s: float, dm: float, snr: float) -> Event:
-    return Event(time_s, 59000.0, dm, snr, 1.0, 1.0, 0, 0, 2)
-
-
-GRID = PageGrid(0.5 * np.arange(256), 256, 0.5e-3, 59000.0, 1530.0, 1215.0)
-
-
-def test_known_events_are_not_false_but_new_ones_are():
-    pulses = [Pulse(1.0, 50.0, 20.0, 1.0)]
-    known = [event(5.0, 30.0, 10.0), event(1.0, 50.0, 8.0)]
-    found = [event(1.001, 50.0, 20.0), event(5.001, 30.5, 9.0), event(5.002, 30.0, 8.0), event(8.0, 10.0, 7.0)]
-    recovery = without_known(compare(pulses, found, GRID), found, known, GRID)
-    assert recovery.event_of_pulse.tolist() == [0]
-    # The third is the same old event once more, the fourth is new.
-    assert recovery.false_events.tolist() == [False, False, True, True]
-
-
-def test_observations_are_pooled():
-    pulses = [Pulse(1.0, 50.0, 20.0, 1.0), Pulse(3.0, 20.0, 7.0, 0.5)]
-    first = [event(1.001, 51.0, 22.0), event(9.0, 10.0, 6.5)]
-    second = [event(1.0, 50.0, 18.0), event(2.998, 20.5, 7.7)]
-    parts = [
-        outcome_of(pulses, events, compare(pulses, events, GRID), 0.5e-3, seconds)
-        for events, seconds in ((first, 600.0), (second, 1200.0), ([], 0.0))
-    ]
-    figures = quality(pooled(parts), GRID.dms)
-    assert figures["pulses"] == 6 and figures["found"] == 3 and figures["hours"] == 0.5
-    shares = [(part["found"], part["of"]) for part in figures["recall_by_snr"]]
-    assert shares == [(0, 0), (1, 3), (0, 0), (0, 0), (2, 3)]
-    assert figures["false_events"] == 1 and figures["false_events_per_hour"] == 2
-    assert figures["dm_error_pc_cm3"]["median"] == pytest.approx(0.5)
-    assert figures["time_error_ms"]["median"] == pytest.approx(1.0)
-    assert figures["time_error_samples"]["percentile_90"] == pytest.approx(2 + 2 * 0.8)
-    assert figures["snr_ratio_median"] == pytest.approx(1.1)
-    nothing = quality(parts[2], GRID.dms)
-    assert nothing["false_events_per_hour"] is None and nothing["snr_ratio_median"] is None
-    json.dumps(nothing, allow_nan=False)
-
-
-@pytest.mark.parametrize("found, of", [(0, 5), (5, 5), (1, 1), (50, 100)])
-def test_a_binomial_interval_holds_the_recall_and_is_a_share(found, of):
-    low, high = binomial_interval(found, of)
-    assert -1e-12 <= low <= found / of <= high <= 1 + 1e-12 and high > low
-    if of == 100:
-        assert high - low == pytest.approx(2 * np.sqrt(0.25 / 100), rel=0.01)
 
 
 @pytest.mark.parametrize(

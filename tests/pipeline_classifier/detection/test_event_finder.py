@@ -10,12 +10,10 @@ from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import merge_duplicates
 from pipeline_classifier.detection.peaks import Peak
-from pipeline_classifier.evaluation.recovery import compare
 from pipeline_classifier.frontend.boxcar import BoxcarSearch, boxcar_search
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.sources import Layer
-from pipeline_classifier.simulation.pulses import Pulse
-from tests.pipeline_classifier.detection.planes import GRID, N_TIME, event, find, plane
+from tests.pipeline_classifier.detection.planes import GRID, N_TIME, find, plane
 
 LAYER = Layer(GRID, np.empty(0, np.int64))
 
@@ -148,11 +146,3 @@ def test_the_candidate_classifier_decides_on_every_peak_of_a_page_that_may_show_
 def test_the_time_at_infinite_frequency():
     [pulse] = find(plane(3, [(20, 100, 2, 30.0)]), [1], 10)
     assert (pulse.mjd - pulse.mjd_infinite) * 86400 == pytest.approx(4148.808 * 20 / 1500**2, abs=1e-5)
-
-
-def test_what_was_found_of_known_pulses():
-    pulses = [Pulse(1.0, 50.0, 20.0, 1.0), Pulse(2.0, 60.0, 9.0, 1.0), Pulse(3.0, 70.0, 15.0, 1.0)]
-    events = [event(1.001, 50.5, 19.0), event(1.002, 49.5, 8.0), event(3.0, 20.0, 14.0), event(2.5, 60.0, 7.0)]
-    recovery = compare(pulses, events, PageGrid(GRID.dms, N_TIME, 1e-4, 59000.0, 1530.0, 1211.25))
-    assert recovery.event_of_pulse.tolist() == [0, -1, -1]
-    assert recovery.false_events.tolist() == [False, True, True, True]
