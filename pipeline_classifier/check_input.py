@@ -50,7 +50,7 @@ from pipeline_classifier.options import add_config_option
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.cli import InputError, run_script
 
-# Size of the stretches in which sample values are checked; chosen by hand.
+# Number and size of the stretches in which sample values are checked; chosen by hand.
 STRETCHES = 4
 STRETCH_SAMPLES = 2048
 STRETCH_BYTES = 16 << 20

@@ -23,7 +23,7 @@ DEFAULT_CONFIG = Path(__file__).with_name("config.json")
 
 
 def checked_bands(zaplist: list[Band]) -> list[Band]:
-    """Raise ValueError for a band whose lower frequency does not come first."""
+    """Raise ValueError for a band that does not start with its lower frequency."""
     for low, high in zaplist:
         if not low <= high:
             raise ValueError(f"a band must be [lowest, highest] in MHz, got [{low}, {high}]")
@@ -44,7 +44,7 @@ class Preprocess(_Section):
 
 
 class Downsample(_Section):
-    """Averaging after the channel mask; here the two are one."""
+    """Averaging after the channel mask in TransientX; here done together with that of `Preprocess`."""
 
     td: int = Field(default=1, ge=1, le=4096)
     fd: int = Field(default=1, ge=1, le=4096)
@@ -138,7 +138,7 @@ class TransientXConfig(ConfigFile):
         )
 
     def not_implemented(self) -> list[str]:
-        """Return what the file asks for and this project's front end does not do, each with what it does instead."""
+        """Return the settings that this project's front end does not implement, each with what it does instead."""
         asked = []
         for entry in self.rfi.rfilist:
             if entry[0] == "kadaneT":
@@ -158,7 +158,7 @@ class TransientXConfig(ConfigFile):
 
 
 class PipelineConfig(ConfigFile):
-    """Config of the pipeline. The keys up to ``workers_for_pytorch`` are the original's; README.md has them all."""
+    """Config of the pipeline; README.md describes the keys. Those up to ``workers_for_pytorch`` are the original's."""
 
     path_to_filterbanks: Name = "./"
     name_of_the_filterbank: Name = "B0531+21_59000_48386.fil"
@@ -230,7 +230,7 @@ class PipelineConfig(ConfigFile):
         for key, threshold in (("threshold", self.threshold), ("event_threshold", self.event_threshold)):
             if threshold is not None and self.max_false_per_hour is not None:
                 raise ValueError(
-                    f"only one of {key} and max_false_per_hour must be set, got {threshold:g} and "
+                    f"only one of {key} and max_false_per_hour may be set, got {threshold:g} and "
                     f"{self.max_false_per_hour:g}"
                 )
         return self
@@ -316,13 +316,13 @@ def load_pipeline_config(path: str | Path, changes: Mapping[str, object] | None 
     Raises
     ------
     InputError
-        If the config is not valid. For one of the TensorFlow pipeline the message lists the lines to change.
+        If the config is not valid. For a config of the TensorFlow pipeline the message lists the lines to change.
     """
     path = Path(path)
     content = read_json(path)
     if edits := _tensorflow_changes(content):
         raise InputError(
-            f"{path} is of the TensorFlow pipeline; change these lines, or let `python convert_to_pytorch.py "
+            f"{path} is a config of the TensorFlow pipeline; change these lines, or let `python convert_to_pytorch.py "
             f"--config {path}` do it: {'; '.join(edits)}"
         )
     if "second_look" in content and "candidate_classifier" not in content:
@@ -330,7 +330,7 @@ def load_pipeline_config(path: str | Path, changes: Mapping[str, object] | None 
         content["candidate_classifier"] = content.pop("second_look")
     config = check_config(path, content, PipelineConfig)
     config = config.model_copy(update=dict(changes or {}))
-    config.transientx  # noqa: B018 - an error in that file is reported before any work
+    config.transientx  # noqa: B018 - an error in that file is reported before any processing
     return config
 
 

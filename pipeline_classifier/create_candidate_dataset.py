@@ -9,7 +9,7 @@ the truth table; it gives no cutout if they nearly agree.
 Written to the output folder (<name>_DM_time_dataset_peaks_...), for training.py with "normaliser": "noise":
   training_64x64.npy     (N, 64, 64) uint8 images, row 0 = highest DM
   labels_training.npy    (N,) strings, Pulse or Artefact
-  groups_training.npy    (N,) int64, the pulse, or the stretch of eight pages, of each peak
+  groups_training.npy    (N,) int64, number of the pulse or, for artefacts, of the stretch of eight pages
   snr_training.npy       (N,) float32, S/N of the pulse as the truth table gives it, NaN for artefacts
 """
 
@@ -43,10 +43,12 @@ from single_pulse_classifier_training.runtime import make_output_folder, save_np
 logger = logging.getLogger(__name__)
 
 NEARLY = 3.0
-"""Factor on the tolerances of a match within which a peak is neither class: a pulse that was measured badly."""
-PAGES_PER_GROUP = 8
+"""Factor on the tolerances of a match: a peak that agrees with a pulse only within these wider tolerances is left out,
+as it may be a badly measured pulse. Chosen by hand; not tuned on data."""
+PAGES_PER_GROUP = 8  # artefacts of adjacent pages may be the same interference; chosen by hand
 LEAST_SNR = 5.5
-"""S/N from which peaks are used: below the ``min_snr`` of events, so that the classifier also knows fainter ones."""
+"""Minimum S/N of peaks: below the ``min_snr`` of events, so that the training set has fainter ones too. Chosen by
+hand; not tuned on data."""
 
 Peaks = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -55,8 +57,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files with <name>_truth.csv beside each")
     add_config_option(parser, "DM grid and cleaning")
-    parser.add_argument("--output-dir", default=".", help="folder of the set (default: this folder)")
-    parser.add_argument("--name", help="name of the set (default: of the first observation)")
+    parser.add_argument("--output-dir", default=".", help="folder of the set (default: the current folder)")
+    parser.add_argument("--name", help="name of the set (default: that of the first observation)")
     return parser
 
 
@@ -112,7 +114,7 @@ def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankP
 
 
 def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
-    """All peaks of an observation, as `labelled_peaks` returns them, with groups from 0."""
+    """All peaks of an observation, as `labelled_peaks` returns them, with groups numbered from 0."""
     source, matcher = observation
     parts = [labelled_peaks(source, source.pages(block)[0], matcher) for block in source.blocks()]
     source.release()

@@ -5,16 +5,16 @@
   python create_dataset.py B0531+21.fil --cands B0531+21.cands --pulse-dm 56 58 --name B0531+21_59000_48386
       labels from a TransientX candidate list: DM in [56, 58] is a pulse, DM 0 is an artefact
 
-Every pulse, and every candidate at DM 0, gives --shifts pages that start at different samples, so that the pulse is
-everywhere between the left and the right edge. Pages of pulse-free sky are artefacts as well; with --hard-negatives
-MODEL.pth only those that this model takes for pulses, to train it again. The pages are read, cleaned, dedispersed and
-normalised by the code that run_inference.py uses, with the same config.
+Every pulse, and every candidate at DM 0, gives --shifts pages that start at different samples, so that it appears at
+all positions between the left and the right edge. Pages of pulse-free sky are artefacts as well; with --hard-negatives
+MODEL.pth only those to which this model gives a pulse probability of at least 0.05. The pages are read, cleaned,
+dedispersed and normalised by the code that run_inference.py uses, with the same config.
 
 Written to the output folder (<name>_DM_time_dataset_realbased_...):
   training.npy               (N, 256, 256) uint8 images, row 0 = highest DM
   training_<res>x<res>.npy   the same for other --resolutions
   labels_training.npy        (N,) strings, Pulse or Artefact
-  groups_training.npy        (N,) int64, the event that an image shows: all images of one belong into one split
+  groups_training.npy        (N,) int64, the event that an image shows; its images belong in one split
   snr_training.npy           (N,) float32, S/N of the pulse as the truth or the list gives it, NaN for artefacts
 """
 
@@ -46,10 +46,10 @@ from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
 
 VISIBLE_SNR = 1.5
-"""S/N below which a pulse smeared at a wrong trial DM no longer shows in a page. Chosen by hand, on the safe side."""
+"""S/N below which a pulse smeared at a wrong trial DM is not visible in a page. Chosen by hand, on the safe side."""
 BATCH_SIZE = 64
 HARD = 0.05
-"""Probability from which a page without a pulse is a hard negative: that from which a search classifies its peaks."""
+"""Minimum probability of a hard negative, a page without a pulse: as `event_finder.CANDIDATE_THRESHOLD`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class KnownEvents:
         Samples.
     is_pulse : ndarray of bool
     labelled : ndarray of bool
-        The others give no images, but pages of pulse-free sky avoid them as well.
+        Whether the event gives images; pages of pulse-free sky avoid the others too.
     """
 
     sample: np.ndarray
@@ -90,7 +90,7 @@ class LabelledStarts:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What goes into the set.
+    """Contents of the set.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class DatasetOptions:
         Checkpoint of the model that selects pulse-free pages.
     normaliser : str
     resolutions : tuple of int
-        Sides of the images.
+        Heights and widths of the images in pixels.
     seed : int
     """
 
@@ -157,8 +157,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files")
     add_config_option(parser, "DM grid, page and cleaning")
-    parser.add_argument("--output-dir", default=".", help="folder of the set (default: this folder)")
-    parser.add_argument("--name", help="name of the set (default: of the first observation)")
+    parser.add_argument("--output-dir", default=".", help="folder of the set (default: the current folder)")
+    parser.add_argument("--name", help="name of the set (default: that of the first observation)")
     parser.add_argument("--cands", nargs="+", help="TransientX lists, one per observation, instead of truth tables")
     parser.add_argument(
         "--pulse-dm",
@@ -181,7 +181,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--sky-pages",
         type=float,
         default=1.0,
-        help="pulse-free pages per page of a pulse, as far as there are any (default: %(default)s)",
+        help="pulse-free pages per page of a pulse, if there are so many (default: %(default)s)",
     )
     parser.add_argument(
         "--hard-negatives",
@@ -192,7 +192,11 @@ def get_parser() -> argparse.ArgumentParser:
         "--normaliser", choices=PAGE_NORMALISERS, default="minmax", help="default: %(default)s, the original's"
     )
     parser.add_argument(
-        "--resolutions", nargs="+", type=int, default=[256], help="sides of the images, one file each (default: 256)"
+        "--resolutions",
+        nargs="+",
+        type=int,
+        default=[256],
+        help="pixels along a side of the images, one file each (default: 256)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed of the choice of pulse-free pages (default: %(default)s)"
@@ -250,7 +254,7 @@ def pulse_free_starts(events: KnownEvents, grid: PageGrid, nsamples: int, rng: n
 
 
 def only_hard(starts: np.ndarray, source: FilterbankPages, classifier: PageClassifier) -> np.ndarray:
-    """Return those of the pages that the classifier takes for pulses."""
+    """Return the starts of the pages to which the classifier gives a probability of at least `HARD`."""
     batches = source.with_starts(starts).batches(BATCH_SIZE)
     probabilities = [classifier.classify(batch)[0] for batch in batches]
     source.release()
@@ -262,8 +266,8 @@ def label_starts(
 ) -> LabelledStarts:
     """Choose the pages of one observation.
 
-    The pages of an event have its arrival in every column from the last to the first (``options.shifts`` of them,
-    evenly spaced).
+    In the pages of an event its arrival moves from the last column to the first, in ``options.shifts`` columns, evenly
+    spaced.
 
     Parameters
     ----------

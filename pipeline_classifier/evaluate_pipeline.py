@@ -72,9 +72,10 @@ INJECTION_OPTIONS = (
 )  # fmt: skip
 MOST_PULSES = 100_000
 DM_MARGIN = 0.05
-"""Part of the range of trial DMs, at either end, without injected pulses: at DM 0 a pulse looks like interference."""
+"""Fraction of the range of trial DMs, at either end, without injected pulses: near DM 0 a pulse looks like
+interference. Chosen by hand."""
 LONGEST_IN_PAGES, LONGEST_IN_BASELINE_WINDOWS = 1 / 3, 1 / 4
-"""Longest injected pulse, in units of a page and of the baseline window: longer ones lose S/N to either."""
+"""Longest injected pulse, in units of a page and of the baseline window: both reduce the S/N of longer ones."""
 
 Evaluated = tuple[dict[str, Any], dict[float, Outcome]]
 """Entry of an observation in evaluation.json, and the outcome of its pulses at each threshold."""
@@ -87,7 +88,7 @@ def get_parser() -> argparse.ArgumentParser:
     OutputOptions.add_plots_to(parser)
     group = parser.add_argument_group("injection")
     group.add_argument("--inject", metavar="FILE", help="SIGPROC file to add pulses to")
-    group.add_argument("--pulses", type=int, default=100, help="how many (default: %(default)s)")
+    group.add_argument("--pulses", type=int, default=100, help="number of pulses (default: %(default)s)")
     group.add_argument("--snr-min", type=float, default=6.0, help="smallest S/N (default: %(default)s)")
     group.add_argument("--snr-max", type=float, default=30.0, help="largest S/N (default: %(default)s)")
     group.add_argument("--dm-min", type=float, help="smallest DM (default: a little above the config's smallest)")
@@ -98,7 +99,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         help="largest width (default: a third of a page, at most a quarter of the baseline window)",
     )
-    group.add_argument("--seed", type=int, default=0, help="of the pulses (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="random seed of the pulses (default: %(default)s)")
     group.add_argument("--keep", action="store_true", help="keep the file with pulses, and its truth table")
     return parser
 
@@ -133,7 +134,7 @@ class InjectionOptions:
         """Take the options from parsed arguments, and check them; None without ``--inject``."""
         if args.inject and args.filterbanks:
             raise InputError(
-                f"only one of --inject and observations with a truth table must be given, got {args.inject} and "
+                f"only one of --inject and observations with a truth table may be given, got {args.inject} and "
                 f"{args.filterbanks[0]}"
             )
         if not args.inject:
@@ -193,7 +194,7 @@ def injected_path(options: InjectionOptions, folder: Path) -> Path:
     """Return the path of the file with pulses; InputError if a kept one would replace another file."""
     path = folder / f"{options.path.stem}_injected.fil"
     if options.keep and path.exists() and not truth_path(path).exists():
-        raise InputError(f"{path} must not exist or have a truth table, to be overwritten: use another --output-dir")
+        raise InputError(f"{path}: must be a new file or have a truth table, got one without; use another --output-dir")
     return path
 
 
@@ -219,9 +220,9 @@ class Searched:
     ----------
     source : FilterbankPages
     chosen : float
-        The threshold of events that the user chose.
+        Event threshold of the `Decision`, or its page threshold if pages decide.
     events : dict of float to list of Event
-        Of the search at each threshold.
+        Events found at each threshold.
     duration_s : float
         Seconds searched.
     """
@@ -233,7 +234,7 @@ class Searched:
 
 
 def searched(path: str | Path, config: PipelineConfig, classifiers: Classifiers) -> Searched:
-    """Search an observation at the threshold that the user chose and, if candidates decide, at `EVENT_THRESHOLDS`."""
+    """Search an observation at the threshold of its decision and, if candidates decide, at `EVENT_THRESHOLDS`."""
     source = FilterbankPages(path, config.front_end())
     decision = decide(config, classifiers, source.grid, page_interval_s(source))
     chosen = decision.threshold if decision.event_threshold is None else decision.event_threshold
@@ -282,7 +283,7 @@ def record(path: str | Path, done: Searched, outcome: Outcome) -> dict[str, obje
 
 
 def by_threshold(outcomes: Sequence[dict[float, Outcome]], dms: np.ndarray) -> list[dict[str, object]]:
-    """Recall and false events per hour over all observations, at each threshold that all were searched at."""
+    """Recall and false events per hour over all observations, at each threshold used for all of them."""
     rows = []
     for threshold in sorted(set.intersection(*(set(parts) for parts in outcomes))):
         figures = quality(pooled([parts[threshold] for parts in outcomes]), dms)

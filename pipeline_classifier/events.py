@@ -14,7 +14,7 @@ class Event:
     time_s : float
         Centre of the best boxcar at the top channel, from the first sample of the observation, seconds.
     mjd : float
-        The same as a topocentric MJD.
+        The same time as a topocentric MJD.
     dm_pc_cm3 : float
         Trial DM of the highest S/N, pc cm^-3.
     snr : float
@@ -26,11 +26,11 @@ class Event:
     first_page, last_page : int
         Run of adjacent pages in which the event was found.
     width_samples : int
-        Width in columns of the page.
+        Width of that boxcar in columns of the page.
     time_downsample : int
         Samples of the observation in a column of those pages.
     dm_stack : int
-        Number of their stack of trial DMs.
+        Index of their stack of trial DMs; 0 has the lowest DMs.
     mjd_infinite : float
         Topocentric MJD of the arrival at infinite frequency.
     """

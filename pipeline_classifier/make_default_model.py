@@ -3,9 +3,9 @@
   python make_default_model.py --work-dir /tmp/default_model
 
 Runs simulate_observation.py, create_dataset.py, create_candidate_dataset.py and training.py one after the other, each
-as a command of its own; their files stay in the work folder (about 50 GB). The thresholds are then
-set by the false pages and events per hour on other, pulse-free observations. The checkpoints become models/default.pth
-and models/candidate_classifier.pth, the training configs models/<model>_training_config.json.
+in its own process; their files stay in the work folder (about 50 GB). The thresholds are then set by the false pages
+and events per hour on other, pulse-free observations. The checkpoints become models/default.pth and
+models/candidate_classifier.pth, the training configs models/<model>_training_config.json.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", required=True, help="folder for observations, training set and checkpoints")
     parser.add_argument(
-        "--models-dir", default=HERE / "models", help="where the model is installed (default: %(default)s)"
+        "--models-dir", default=HERE / "models", help="folder in which the models are installed (default: %(default)s)"
     )
     for name, count, what in (
         ("observations", 150, "with pulses in mild and strong interference"),
@@ -134,7 +134,7 @@ def command(script: Path, *words: str | Path) -> None:
 
 
 def options_of(settings: dict[str, object]) -> list[str]:
-    """Settings as words of a command line."""
+    """Return settings as the words of a command line."""
     return [str(word) for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)]
 
 
@@ -153,9 +153,9 @@ def train(work: Path, name: str, prefix: str, images: dict[str, str], **config: 
     work : Path
         Folder of the set and of the checkpoints.
     name : str
-        Of the config file, ``<name>_training_config.json``.
+        Prefix of the config file, ``<name>_training_config.json``.
     prefix : str
-        Of the files of the set.
+        Prefix of the files of the set.
     images : dict of str to str
         Files of the set by resolution.
     **config

@@ -46,7 +46,7 @@ class SearchOptions:
         decision.add_argument(
             "--threshold",
             type=float,
-            help="probability from which a page counts as one with a pulse (default: the config's, else the model's)",
+            help="minimum probability for a page to be classified as a pulse (default: the config's, else the model's)",
         )
         decision.add_argument(
             "--max-false-per-hour",
@@ -58,7 +58,7 @@ class SearchOptions:
         parser.add_argument(
             "--event-threshold",
             type=float,
-            help="candidate probability from which a peak is an event (default: the config's, else the model's)",
+            help="minimum candidate probability for a peak to be an event (default: the config's, else the model's)",
         )
 
     @classmethod
@@ -71,7 +71,7 @@ class SearchOptions:
         if rate is not None and not 0.0 < rate < np.inf:
             raise InputError(f"--max-false-per-hour must be a positive number, got {rate:g}")
         if rate is not None and args.event_threshold is not None:
-            raise InputError("only one of --max-false-per-hour and --event-threshold must be given, got both")
+            raise InputError("only one of --max-false-per-hour and --event-threshold may be given, got both")
         return cls(Path(args.config), args.output_dir, args.device, args.threshold, args.event_threshold, rate)
 
     def load_config(self) -> PipelineConfig:
@@ -98,7 +98,7 @@ class OutputOptions:
     plots : bool
         A picture of each event.
     report : bool
-        One HTML page of everything.
+        One HTML page with all results.
     saliency : bool
         In the pictures, the parts of the page that the network reacted to.
     """
@@ -125,12 +125,12 @@ class OutputOptions:
 
     @classmethod
     def of(cls, args: argparse.Namespace, ring: bool) -> Self:
-        """Take the options from parsed arguments; InputError for what a ring cannot have."""
+        """Take the options from parsed arguments; raise InputError for an option that a ring does not support."""
         for option in ("report", "saliency"):
             if ring and getattr(args, option):
-                raise InputError(f"--{option} must be used with a file, got a ring, whose pages are gone at the end")
+                raise InputError(f"--{option} must be used with a file, got a ring, which cannot be read again")
         if args.saliency and args.no_plots:
-            raise InputError("only one of --saliency and --no-plots must be given, got both")
+            raise InputError("only one of --saliency and --no-plots may be given, got both")
         return cls(not args.no_plots, args.report, args.saliency)
 
 
@@ -144,7 +144,7 @@ def check_distinct(paths: Sequence[str | Path]) -> None:
 
 
 def set_name(name: str | None, observations: Sequence[str | Path]) -> str:
-    """Return the name of a training set: ``--name``, or that of the first observation."""
+    """Return the name of a training set: ``--name``, or the file name of the first observation without its suffix."""
     name = name or Path(observations[0]).stem
     if Path(name).name != name:
         raise InputError(f"--name must be a name without folders (see --output-dir), got {name}")

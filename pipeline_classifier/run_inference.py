@@ -3,9 +3,9 @@
   python run_inference.py -c config.json                           the PSRDADA ring key_output of the config, live
   python run_inference.py -c config.json --filterbank              the filterbank that the config names
   python run_inference.py --filterbank file.fil --output-dir out   another filterbank
-  python run_inference.py --filterbank a.fil b.fil 'data/*.fil'    many, one after the other; the model is loaded once
+  python run_inference.py --filterbank a.fil b.fil 'data/*.fil'    many files, in turn; the models are loaded once
   python run_inference.py --filterbank a_1.fil a_2.fil --joined    one observation in several files, without gaps
-  python run_inference.py --pages batch.npy                        candidates that are dedispersed already
+  python run_inference.py --pages batch.npy                        dedispersed candidates
 
 A ring is read until n_spectra pages have come, none has come for idle_timeout_s, its writer has died, or SIGINT or
 SIGTERM arrives. The outputs are named after the config's filterbank; they grow while the ring is read and are valid at
@@ -24,8 +24,8 @@ Written to the output folder; each file is complete or absent:
   candidates_<name>.csv      one row per event: time_s, mjd (top channel), dm_pc_cm3, snr, width_ms, probability, ...
   candidates_<name>.cands, heimdall_<name>.csv   the same events in the columns of TransientX and heimdall
   summary_<name>.json        the run summary
-  event_<name>_NNNN.png      one picture per event (--no-plots: none; --saliency: with what the network reacted to)
-  report_<name>.html         with --report: one self-contained page of everything
+  event_<name>_NNNN.png      one picture per event (--no-plots: none; --saliency: with the evidence for a pulse)
+  report_<name>.html         with --report: one self-contained page with all results
 The run summary and the table of events are printed on standard output.
 """
 
@@ -65,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--filterbank",
         nargs="*",
         metavar="FILE",
-        help="SIGPROC filterbank files, or quoted patterns; without a FILE the config's",
+        help="SIGPROC filterbank files, or quoted patterns (default without FILE: the config's)",
     )
     what.add_argument("--pages", help=".npy batch of dedispersed pages or images")
     parser.add_argument("--joined", action="store_true", help="the filterbank files are one observation, without gaps")

@@ -12,8 +12,8 @@
 The programs run in path_to_pulsarx_singularity_image (apptainer or singularity), or from PATH if the config names no
 image. Each has its log in the output folder, <program>_<name>.log. The run ends when n_spectra pages have come, when
 dada_dbdedispdb has ended and all pages are read, when no page has come for idle_timeout_s, when a program fails, and on
-Ctrl-C or SIGTERM. In every case the programs and rings that it started, and no others, are removed. The exit code is 0,
-or 2 with one sentence if a program failed.
+Ctrl-C or SIGTERM. In every case it stops the programs and destroys the rings that it made, and no others. The exit
+code is 0, or 2 with one sentence if a program failed.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def in_image(image: Path | None, folders: list[Path], words: list[str]) -> tuple[str, ...]:
-    """Return the command line of a program; with an image, it runs in there and has access to the folders."""
+    """Return the command line of a program, which runs in the image, if there is one, with access to the folders."""
     if image is None:
         return tuple(words)
     runtime = next(filter(shutil.which, RUNTIMES), RUNTIMES[0])
@@ -110,7 +110,7 @@ def in_image(image: Path | None, folders: list[Path], words: list[str]) -> tuple
 
 
 def make_plan(config: PipelineConfig) -> Plan:
-    """Return what the config asks for."""
+    """Return the rings and programs that the config asks for."""
     if config.path_to_a_transientx_config is None:
         raise InputError("path_to_a_transientx_config must name TransientX's config file for dada_dbdedispdb, got null")
     filterbank, transientx = config.filterbank_path, config.resolve(config.path_to_a_transientx_config)
@@ -137,7 +137,7 @@ def make_plan(config: PipelineConfig) -> Plan:
 
 
 def missing(config: PipelineConfig, plan: Plan) -> Iterator[str]:
-    """Yield a sentence for each thing that the plan needs and that is missing."""
+    """Yield a sentence for each requirement of the plan that is not met."""
     words = {word for command in plan.commands for word in command.words}
     for key in ("path_to_pulsarx_singularity_image", "path_to_tensorflow_psrdada_singularity_image"):
         image = getattr(config, key) and str(config.resolve(getattr(config, key)))
@@ -155,7 +155,7 @@ def missing(config: PipelineConfig, plan: Plan) -> Iterator[str]:
 
 
 def is_taken(key: str) -> bool:
-    """Whether shared memory exists under one of the two keys of a stream."""
+    """Return whether shared memory exists under one of the two keys of a ring (data and header)."""
     for number in (parse_key(key), parse_key(key) + 1):
         try:
             Segment(number).detach()
@@ -191,7 +191,7 @@ Entered = TypeVar("Entered")
 
 
 class CleanUp(ExitStack):
-    """An exit stack that SIGTERM and SIGHUP unwind as Ctrl-C does, and whose unwinding no signal interrupts."""
+    """An exit stack that is unwound on SIGTERM and SIGHUP, as on Ctrl-C; signals do not interrupt the unwinding."""
 
     def __enter__(self) -> Self:
         self._starting = self._told = False
@@ -204,7 +204,7 @@ class CleanUp(ExitStack):
             raise KeyboardInterrupt
 
     def start(self, make: Callable[..., AbstractContextManager[Entered]], *args: object) -> Entered:
-        """Enter ``make(*args)``; a signal is held back until it is on the stack."""
+        """Enter ``make(*args)``; a signal takes effect once the context is on the stack."""
         self._starting = True
         try:
             return self.enter_context(make(*args))

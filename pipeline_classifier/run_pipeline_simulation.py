@@ -1,6 +1,6 @@
 """The dry run: the whole pipeline, from an observation to a catalogue, in Python alone.
 
-  python run_pipeline_simulation.py                                  simulates an observation and counts what is found
+  python run_pipeline_simulation.py                                  simulates an observation and searches it
   python run_pipeline_simulation.py -c config.json --output-dir out
   python run_pipeline_simulation.py -c config.json --filterbank file.fil --output-dir out
   python run_pipeline_simulation.py -c config.json --through-ring    pages go through a real PSRDADA ring, key_output
@@ -76,7 +76,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """The observation to simulate where there is no file.
+    """The observation to simulate if the file does not exist.
 
     Attributes
     ----------
@@ -106,7 +106,9 @@ class SimulationOptions:
 def simulate_missing(path: Path, options: SimulationOptions) -> None:
     """Simulate the observation that is not on disk; a file that was not simulated is never overwritten."""
     if path.exists() and not truth_path(path).exists():
-        raise InputError(f"{path} must not exist or be a simulated file, to be overwritten: use another --output-dir")
+        raise InputError(
+            f"{path}: must be a new or simulated file, got one without a truth table; use another --output-dir"
+        )
     nsamples = max(1, round(options.duration_s / EFFELSBERG.tsamp))
     pulses = random_pulses(options.pulses, PulseRanges(), EFFELSBERG, nsamples, options.seed)
     rfi = random_rfi(options.rfi, EFFELSBERG, nsamples, options.seed)

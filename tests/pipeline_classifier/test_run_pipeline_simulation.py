@@ -91,7 +91,7 @@ def test_a_file_that_was_not_simulated_is_not_overwritten(tmp_path):
     done = dry_run("-c", tmp_path / "config.json", "--output-dir", tmp_path, *SHORT)
     assert (
         done.returncode == 2
-        and "a.fil must not exist or be a simulated file" in done.stderr
+        and "a.fil: must be a new or simulated file" in done.stderr
         and "Traceback" not in done.stderr
     )
     assert (tmp_path / "a.fil").read_bytes() == b"precious"
