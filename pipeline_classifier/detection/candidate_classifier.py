@@ -23,12 +23,12 @@ class CandidateClassifier:
     Parameters
     ----------
     checkpoint : Checkpoint
-        A network for cutouts, on the CPU.
+        A network for cutouts, loaded on the CPU.
 
     Raises
     ------
     InputError
-        If the network is for something else.
+        If the network is not one for cutouts.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -1,7 +1,7 @@
 """Cutouts of candidates: the surroundings of a peak in the DM-time plane, scaled to its width.
 
-On a page a pulse may be a dot or a broad streak, anywhere. Scaled so that its width is four columns, and a row sweeps
-over as much time as a column lasts, every dispersed pulse looks nearly the same, whatever the band and the sampling.
+On a page a pulse may be a dot or a broad streak, at any position. In a cutout its width is four columns, and the sweep
+changes by one column from row to row: every dispersed pulse looks nearly the same, whatever the band and the sampling.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
     searched : BoxcarSearch
         The plane (n_dm, n) in which the peak was found.
     grid : PageGrid
-        Of its rows and samples; the band must be known.
+        Rows and columns of the plane; the band must be known.
     peak : Peak
 
     Returns
@@ -52,5 +52,5 @@ def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
 
 
 def cutout_images(cutouts: np.ndarray) -> torch.Tensor:
-    """Return what the network gets of cutouts (B, SIDE, SIDE): uint8, row 0 = highest DM."""
+    """Turn cutouts (B, SIDE, SIDE) into the input of the network: uint8, row 0 = highest DM."""
     return to_images(cutouts, NORMALISER, SIDE)[0]

@@ -35,7 +35,7 @@ def load_classifiers(config: PipelineConfig) -> Classifiers:
     Raises
     ------
     InputError
-        If a model is missing, damaged, or made for something else.
+        If a model is missing or damaged, or one for candidates is given for pages or vice versa.
     """
     candidates = None
     if path := config.candidate_classifier_path:

@@ -21,10 +21,10 @@ class Decision:
     Attributes
     ----------
     threshold : float
-        Probability from which a page counts as one with a pulse.
+        Minimum probability for a page to be classified as a pulse.
     event_threshold : float or None
-        Candidate probability from which a peak is an event. None if pages decide: every pulse found on pages with a
-        pulse is an event.
+        Minimum candidate probability for a peak to be an event. None if pages decide: every pulse found on pages
+        classified as a pulse is an event.
     min_snr : float
         Lowest S/N of an event.
     false_per_hour : float or None
@@ -57,7 +57,7 @@ def decide(config: PipelineConfig, classifiers: Classifiers, grid: PageGrid, pag
     config : PipelineConfig
     classifiers : Classifiers
     grid : PageGrid
-        Of the pages to be searched.
+        Grid of the pages to be searched.
     page_interval_s : float
         Mean time between pages in seconds, NaN when unknown.
 

@@ -13,11 +13,11 @@ from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.times import SECONDS_PER_DAY
 
 LONGEST_RUN = 32
-"""Pages that are measured at once: a longer run of pages is measured in pieces, so that memory stays bounded."""
+"""Largest number of pages measured at once: a longer run of pages is measured in pieces, so that memory is bounded."""
 CANDIDATE_THRESHOLD = 0.05
-"""Page probability from which the peaks of a page are classified. Lower values down to 0.03 found no more pulses on 24
-simulated observations in strong interference."""
-PEAKS_PER_PAGE = 3
+"""Minimum page probability for the peaks of a page to be classified. Lower values down to 0.03 found no more pulses on
+24 simulated observations in strong interference."""
+PEAKS_PER_PAGE = 3  # chosen by hand; not tuned on data
 
 
 class EventFinder:
@@ -26,7 +26,7 @@ class EventFinder:
     Parameters
     ----------
     layer : Layer
-        Of the pages; its starts are not used.
+        Layer of the pages; its starts are not used.
     decision : Decision
         Without an ``event_threshold`` the brightest peaks of pages with a pulse are events, at most one for each page.
     candidates : CandidateClassifier, optional
@@ -100,8 +100,8 @@ class EventFinder:
     def _measure(self, held: PageBatch, first_page: int, last_page: int) -> list[Event]:
         """Measure the pulses of one run, with the adjoining page before and after it as context.
 
-        A pulse that is cut by the edge of a page may be recognised on one side of it only: its centre may lie a quarter
-        of a page outside of the run.
+        A pulse on the edge between two pages may be recognised on one of them only, so its centre may lie up to a
+        quarter of a page outside the run.
         """
         n_time, starts = self.grid.n_time, held.starts
         before = first_page > 0 and starts[first_page] - starts[first_page - 1] <= n_time

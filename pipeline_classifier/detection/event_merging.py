@@ -20,7 +20,7 @@ because a band-limited pulse is smeared less. Chosen by hand."""
 
 
 def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
-    """Group the numbers of events that are one pulse; the groups and the events in them are sorted by S/N.
+    """Group the indices of events that are one pulse; the groups and the events in them are sorted by S/N.
 
     A bright pulse is found at wrong trial DMs in several pages, between which there may be pages that were not
     recognised.
@@ -58,7 +58,7 @@ def _is_part_of(event: Event, brighter: Event, grid: PageGrid) -> bool:
 
 
 def _run(event: Event) -> tuple[int, int, int, int]:
-    """What events that were measured together have in common."""
+    """Key that is equal for events measured together."""
     return event.first_page, event.last_page, event.time_downsample, event.dm_stack
 
 
@@ -78,15 +78,15 @@ def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
 
 
 class EventMerger:
-    """`merge_duplicates` for events that arrive one after the other: the same events, each as soon as it is settled.
+    """`merge_duplicates` for events that arrive one after the other: the same result, each event once it is final.
 
-    Whether an event is kept depends on the brighter ones within ``reach_s`` of it, and those on brighter ones again. It
-    is settled when all of them have arrived; its pages are settled when the fainter ones within reach are.
+    Whether an event is kept depends on the brighter ones within ``reach_s`` of it, and on those brighter than these in
+    turn. This is settled when all of them have arrived; its pages are settled when the fainter ones within reach are.
 
     Parameters
     ----------
     grid : PageGrid
-        Of the pages; the sweep over its DMs and its longest boxcar give ``reach_s``.
+        Grid of the pages; the sweep over its DMs and its longest boxcar give ``reach_s``.
 
     Attributes
     ----------

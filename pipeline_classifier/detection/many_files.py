@@ -24,7 +24,7 @@ class Part:
     Attributes
     ----------
     rank, n : int
-        Number of the process, and of all processes.
+        Rank of this process, and number of processes.
     local_rank, n_local : int
         The same for this machine.
     """
@@ -89,7 +89,7 @@ def fingerprint(path: Path, models: Sequence[Path], settings: object) -> dict[st
     models : sequence of Path
         Checkpoints; their sizes and times are part of the hash.
     settings : object
-        Anything that json can write.
+        Settings of the search, as JSON can represent them.
     """
     file = path.stat()
     networks = [(str(model.resolve()), model.stat().st_size, model.stat().st_mtime_ns) for model in models]
@@ -107,7 +107,7 @@ def _record(folder: Path, path: Path) -> Path:
 
 
 def is_done(folder: Path, path: Path, identity: dict[str, object]) -> bool:
-    """Whether the results in ``folder`` are those of the search that `fingerprint` identified."""
+    """Return whether the results in ``folder`` are those of the search that `fingerprint` identified."""
     try:
         return json.loads(_record(folder, path).read_text()) == identity
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ class Network:
     batch_size : int
         Images that the network gets at once; missing ones are zeros.
     precision : {"float32", "bf16"}
-        Of the multiplications; bf16 is nearly twice as fast on CPUs with such instructions.
+        Precision of the multiplications; bf16 is nearly twice as fast on CPUs with such instructions.
     """
 
     def __init__(

@@ -19,13 +19,13 @@ class PageClassifier:
     checkpoint : Checkpoint
         A network for pages, loaded on ``device``.
     device : torch.device
-        Where the work is done.
+        Device of the network.
     batch_size : int
         Images that the network gets at once.
     snr_gate : float, optional
-        Pages without a boxcar of this S/N get probability 0 and are not shown to the network.
+        Minimum S/N of the best boxcar of a page; other pages get probability 0 without being shown to the network.
     precision : {"float32", "bf16"}
-        Of the multiplications; bf16 is nearly twice as fast on CPUs with such instructions.
+        Precision of the multiplications; bf16 is nearly twice as fast on CPUs with such instructions.
     """
 
     def __init__(

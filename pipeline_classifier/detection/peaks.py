@@ -13,23 +13,23 @@ from pipeline_classifier.frontend.pages import PageGrid
 # tenth of the pulses double): at the same number of false events, recall rose by 0.07 at S/N 8 to 10 and by 0.03 above
 # 15 compared to one peak for each bow tie.
 NEXT_PEAK_SNR = 6.0
-"""S/N from which a second peak of a plane counts."""
+"""Minimum S/N of all peaks of a plane but the brightest."""
 HIDDEN_SNR = 7.5
-"""S/N from which a peak in the bow tie of a brighter one counts."""
+"""Minimum S/N of a peak in the bow tie of a brighter one."""
 VALLEY_DEPTH = 4.0
 """Smallest depth of the valley between two pulses, in units of the noise."""
 APART_REACH = 16
 """Widths around a maximum within which its surroundings are examined."""
 FEWEST_ROWS = 4
-"""Trial DMs around a maximum that are examined at least."""
+"""Minimum number of trial DMs examined on either side of a maximum."""
 COMPANION_REACH = 12
 """Widths around a peak within which its profile is searched for companions."""
 SHORTEST_JOINED, FAINTEST_JOINED = 4, 12.0
-"""Width in samples and S/N from which a peak may be two pulses that a neighbouring DM separates."""
+"""Minimum width in samples and minimum S/N of a peak for which separation into two pulses at other DMs is tried."""
 DM_OFFSETS_IN_WIDTHS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
-"""DM offsets at which that is tried, in units of the DM that sweeps over the width of the peak."""
+"""Offsets of these DMs, in units of the DM that sweeps over the width of the peak."""
 PARTS_POWER = 0.9
-"""Fraction of the squared S/N of a pulse that its parts must have together."""
+"""Minimum sum of the squared S/N of the parts of a pulse, as a fraction of its own squared S/N."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Peak:
     Attributes
     ----------
     row : int
-        Trial DM.
+        Index of the trial DM.
     column : int
         First sample of the boxcar.
     width : int
@@ -61,7 +61,7 @@ def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, mo
     searched : BoxcarSearch
         The plane (n_dm, n).
     grid : PageGrid
-        Of its rows and samples.
+        Rows and columns of the plane.
     first, last : int
         Columns in which the centre of a pulse must lie; ``last`` is excluded.
     most : int
@@ -166,7 +166,7 @@ def maxima(total: np.ndarray, width: int, first: int, last: int) -> list[tuple[i
     total : (n + 1,) ndarray of float
         Cumulative sum of the profile, in units of its noise.
     width : int
-        Of the boxcar, samples.
+        Width of the boxcar in samples.
     first, last : int
         Limits of the first samples of the boxcars.
 
@@ -244,8 +244,8 @@ def power(peaks: Sequence[Peak]) -> float:
 def sub_pulses(total: np.ndarray, peak: Peak) -> list[Peak]:
     """Return the pulses that narrower boxcars show within a peak, or the peak itself if they show no more than one.
 
-    The parts must have the power of the whole: the noise on a long pulse gives it maxima, but none of them has much of
-    its S/N.
+    The parts must together have nearly the squared S/N of the whole (`PARTS_POWER`): noise gives a long pulse several
+    maxima, but each of them has only a small part of its S/N.
 
     Parameters
     ----------
@@ -270,17 +270,17 @@ def _best_within(total: np.ndarray, row: int, first: int, longest: int) -> Peak:
 
 
 def brightest_of_bow_tie(snr: np.ndarray, grid: PageGrid, row: int, centre: int, width: int) -> tuple[int, int]:
-    """Return row and centre of a much brighter pulse in whose bow tie a peak lies, or of the peak itself.
+    """Return row and centre of a much brighter pulse with a bow tie that contains a peak, or else of the peak itself.
 
     The network may recognise the bow tie of a bright pulse on a page beside that of the pulse.
 
     Parameters
     ----------
     snr : (n_dm, n) ndarray
-        Of the best boxcar, by its centre.
+        S/N of the best boxcar centred on each sample.
     grid : PageGrid
     row, centre, width : int
-        Of the peak.
+        Position and width of the peak.
     """
     reach = np.nan_to_num(grid.sweep(grid.dms - grid.dms[row]))[:, None]
     columns = np.arange(snr.shape[1])

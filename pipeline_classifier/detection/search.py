@@ -50,7 +50,7 @@ class Detections:
     events : list of Event
         A pulse that is in several pages or layers may be several events.
     pages_gated : int
-        Pages that the S/N gate kept from the network.
+        Pages below ``snr_gate``, which were not shown to the network.
     """
 
     layers: list[LayerResult]
@@ -69,12 +69,12 @@ class SearchResult:
 
     @property
     def predictions(self) -> np.ndarray:
-        """Of the first layer."""
+        """Predictions of the first layer."""
         return self.layers[0].predictions
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Of the first layer."""
+        """Probabilities of the first layer."""
         return self.layers[0].probabilities
 
 
@@ -83,7 +83,7 @@ def page_interval_s(source: Source) -> float:
     pages_per_s = 0.0
     for layer in source.layers:
         steps = np.diff(layer.starts)
-        # The last page ends with the file, so that the step before it may be short.
+        # The last page ends with the file, so the step before it may be short.
         step = steps[:-1].max() if len(steps) > 1 else layer.grid.n_time
         pages_per_s += 1.0 / (step * layer.grid.tsamp)
     return 1.0 / pages_per_s
@@ -111,7 +111,7 @@ def search(source: Source, classifiers: Classifiers, decision: Decision, threads
 
 
 def find_events(source: Source, classifiers: Classifiers, decision: Decision, threads: int | None = None) -> Detections:
-    """Classify every page and measure what it holds: the parameters are those of `search`."""
+    """Classify every page and measure its events; the parameters are those of `search`."""
     layers = [
         LayerResult(
             layer,
@@ -179,7 +179,7 @@ def complete_summary(
     Parameters
     ----------
     name : str
-        Of the source, for the warning about pages that cannot be classified.
+        Name of the source, for the warning about pages that cannot be classified.
     summary : RunSummary
         With the numbers that the source and the search have counted.
     layers : sequence of LayerResult

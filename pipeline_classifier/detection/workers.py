@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def prepare_process() -> None:
-    """Set what holds for the whole process of a search; scripts call it before they start.
+    """Configure the process of a search; scripts call it before they start.
 
     Freed memory is kept for the next block, threads switch every `SWITCH_INTERVAL_S`, and torch uses no threads of its
     own in the main thread, since the cores are busy with the pages.
@@ -31,7 +31,7 @@ def prepare_process() -> None:
 
 
 def thread_count(threads: int | None) -> int:
-    """Number of threads asked for, or one per core."""
+    """Return the number of threads asked for, or the number of cores."""
     return threads or len(os.sched_getaffinity(0))
 
 

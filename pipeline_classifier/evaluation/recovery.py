@@ -10,7 +10,7 @@ from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.metrics import recall_by
 
-# Least tolerances of a match; chosen by hand, not tuned on data. 2 pc cm^-3 are four steps of the default DM grid.
+# Minimum tolerances of a match; chosen by hand, not tuned on data. 2 pc cm^-3 are four steps of the default DM grid.
 TIME_TOLERANCE_S = 0.003
 DM_TOLERANCE = 2.0  # pc cm^-3
 SNR_EDGES = (0.0, 6.0, 8.0, 10.0, 15.0, np.inf)

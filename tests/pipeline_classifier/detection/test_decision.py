@@ -163,14 +163,14 @@ def test_a_model_without_thresholds(config, observation):
 
 @pytest.mark.parametrize("rate", [0, -1, "inf", "nan"])
 def test_an_impossible_rate(config, observation, rate):
-    with pytest.raises(InputError, match=f"--max-false-per-hour {rate}"):
+    with pytest.raises(InputError, match=f"--max-false-per-hour must be a positive number, got {rate}"):
         search("-c", config, "--filterbank", observation, "--max-false-per-hour", rate)
 
 
 @pytest.mark.parametrize("keys", [{"max_false_per_hour": 0}, {"max_false_per_hour": "10"},
                                   {"max_false_per_hour": 10, "threshold": 0.5}], ids=str)  # fmt: skip
 def test_a_mistake_in_the_config_is_named(config, keys):
-    with pytest.raises(InputError, match="max_false_per_hour.*(only one of|greater than 0|number)") as error:
+    with pytest.raises(InputError, match="max_false_per_hour.*(greater than 0|number|may be set)") as error:
         load_pipeline_config(change(config, **keys))
     assert "\n" not in str(error.value) and "config.json" in str(error.value)
 
@@ -223,7 +223,7 @@ def test_pages_and_events_have_thresholds_of_their_own(observation, tmp_path):
     assert decided() == (page, 0.6) and decided("--event-threshold", 0.7) == (page, 0.7)
     rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).summary
     assert rated.threshold == page and rated.event_threshold > 0.2 and rated.false_per_hour <= 10
-    with pytest.raises(InputError, match="the candidate classifier has stored thresholds for 1.889, "):
+    with pytest.raises(InputError, match="the candidate classifier has thresholds for 1.889, "):
         search("-c", config, "--filterbank", observation, "--max-false-per-hour", 1)
     with pytest.raises(InputError, match="only one of --max-false-per-hour and --event-threshold"):
         search("-c", config, "--max-false-per-hour", 10, "--event-threshold", 0.5)
