@@ -37,7 +37,7 @@ def candidate_lines(events: Sequence[Event], heading: bool = False) -> str:
 
 
 def write_candidates(path: Path, events: Sequence[Event]) -> None:
-    """Write events as CSV; the file is whole or absent."""
+    """Write events as CSV; the file is complete or absent."""
     _write(path, candidate_lines(events, heading=True))
 
 

@@ -1,4 +1,4 @@
-"""A search as one self-contained HTML page: what was searched, and what was found, with pictures."""
+"""HTML report: one self-contained page with the observation, the run summary, and the events with their pictures."""
 
 import base64
 import html
@@ -20,14 +20,14 @@ from single_pulse_classifier_training.calibration import rate_for_page_length
 from single_pulse_classifier_training.runtime import atomic_writer
 from single_pulse_classifier_training.training_models import current_name
 
-MOST_PICTURES = 500  # of the brightest events
+MOST_PICTURES = 500  # those of the brightest events
 PICTURE_WIDTH, JPEG_QUALITY = 560, 50  # pixels; some 60 kB each
-MASK_PLACES, MASK_SAMPLES = 16, 4096  # places at which the channel mask is made for the overview, and their length
+MASK_PLACES, MASK_SAMPLES = 16, 4096  # places at which the channel mask is computed for the overview, and their length
 COLUMNS = ("#", "time (s)", "MJD", "DM (pc cm⁻³)", "S/N", "width (ms)", "probability", "pages")
 
 
 def write_report(folder: Path, result: SearchResult, source: Source, classifiers: Classifiers, model: str) -> Path:
-    """Write ``report_<name>.html``, whole or not at all.
+    """Write ``report_<name>.html``; the file is complete or absent.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def write_report(folder: Path, result: SearchResult, source: Source, classifiers
 
 
 def text(value: object) -> str:
-    """Escaped for HTML; what cannot be shown becomes U+FFFD."""
+    """Escape for HTML, and replace unprintable characters by U+FFFD."""
     return html.escape("".join(letter if letter.isprintable() else "\ufffd" for letter in str(value)))
 
 
@@ -79,7 +79,7 @@ def facts(source: Source) -> list[tuple[str, str]]:
 
 
 def summary(result: SearchResult, source: Source, classifiers: Classifiers, model: str) -> str:
-    """One line: events, duration, threshold, false positives and models, of the classifier that decided."""
+    """One line: events, duration, models, and threshold and false positives of the classifier that decided."""
     run, checkpoint = result.summary, classifiers.pages.checkpoint
     assert run.threshold is not None
     model += f" ({checkpoint.model_name} at {checkpoint.resolution})"
@@ -98,7 +98,8 @@ def summary(result: SearchResult, source: Source, classifiers: Classifiers, mode
             rate = rate_for_page_length(entry, page_s)
     false = "rate not known" if rate is None else f"{float(f'{rate:.3g}'):,g} per hour, as measured for this model"
     return (
-        f"{found}. A {what} counts as a pulse from probability {threshold:.6g}; false {what}s: {false}. Model {model}."
+        f"{found}. Every {what} with a probability of at least {threshold:.6g} counts as a pulse; "
+        f"false {what}s: {false}. Model {model}."
     )
 
 
@@ -108,11 +109,11 @@ def overview(result: SearchResult, source: Source) -> tuple[str, str]:
     words = "Above: the events, " + (
         "circle area by S/N, colour by width. " if np.isfinite(source.grid.tsamp) else "circle area by S/N. "
     )
-    words += "Below: the probability of every page"
+    words += "Below: the number of pages by probability"
     channels = None
     if isinstance(source, FilterbankPages):
         channels = source.frequencies, channels_in_use(source)
-        words += f", and in what fraction of {MASK_PLACES} places of the observation a channel was in use"
+        words += f", and the fraction of {MASK_PLACES} places in the observation at which each channel was in use"
     buffer = io.BytesIO()
     plot_overview(buffer, result.events, probabilities, result.summary.threshold or 0.0, channels)
     return data_uri("png", buffer), words + "."
@@ -166,7 +167,7 @@ def event_cells(number: int, event: Event) -> list[str]:
 
 
 def picture(number: int, path: Path) -> str:
-    """One image, small in its row, and enlarged while the address of the page names it."""
+    """Return one image as HTML: small in its row, and enlarged while the fragment of the URL names it."""
     from PIL import Image
 
     with Image.open(path) as image:

@@ -32,7 +32,7 @@ def plot_event(path: Path, event: Event, source: "Source", saliency: "Saliency |
     source : Source
         Gives the cutout around the event.
     saliency : Saliency, optional
-        Adds the page that the network got, and the parts that it reacted to.
+        Adds the page that the network got, and the parts of it that are evidence for or against a pulse.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -166,9 +166,9 @@ def plot_overview(
     file : binary file
     events : sequence of Event
     probabilities : (N,) ndarray
-        Of every page; -1 where not classified.
+        Probability of every page; -1 where not classified.
     threshold : float
-        Page probability from which a page counts as one with a pulse.
+        Minimum probability for a page to be classified as a pulse.
     channels : ((nchans,) ndarray, (nchans,) ndarray), optional
         Frequencies in MHz, and the fraction of the observation in which each was in use.
     """

@@ -1,4 +1,4 @@
-"""What a search writes: predictions, lists, the run summary, pictures, the HTML report; and the text on the screen."""
+"""Results of a search: predictions, lists, run summary, pictures and HTML report on disk, and the printed text."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def search_and_write(
 
 
 def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: int | None, plots: bool) -> None:
-    """Write predictions, probabilities, lists of events and run summary; each file is whole or absent.
+    """Write predictions, probabilities, lists of events and run summary; each file is complete or absent.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: i
     source : Source
     folder : Path
     n_spectra : int or None
-        Expected number of pages. Missing ones are -1; a source with more pages is written whole.
+        Expected number of pages. Missing ones are -1; all pages of a source with more are written.
     plots : bool
-        Whether pictures will be drawn, which TransientX's list names.
+        Whether pictures will be drawn; the TransientX list has their file names.
     """
     name = source.name
     missing = max(0, (n_spectra or 0) - source.n_pages)
@@ -89,7 +89,7 @@ def write_pictures(result: SearchResult, source: Source, folder: Path, saliency:
     source : Source
     folder : Path
     saliency : Classifiers, optional
-        Show what the page classifier reacted to.
+        Show which parts of the page are evidence for a pulse.
     """
     numbered = ((number, event, None) for number, event in enumerate(result.events, start=1))
     shown = saliency_of_events(source, result, saliency.pages) if saliency else numbered

@@ -1,4 +1,4 @@
-"""Saliency: which parts of a page the network reacted to.
+"""Saliency: which parts of a page are evidence for a pulse, according to the network.
 
 Parts of the image are hidden one after the other, and the change of the network's output is recorded: occlusion, after
 Zeiler & Fergus 2014 (arXiv:1311.2901, section 4.2).
@@ -74,7 +74,7 @@ def occlusion(classifier: PageClassifier, image: torch.Tensor) -> np.ndarray:
 
 
 def page_of(event: Event, result: LayerResult) -> int:
-    """Return the page, of those in which an event was found, whose centre is closest to it."""
+    """Return the page whose centre is closest to an event, among those in which it was found."""
     pages = np.arange(event.first_page, event.last_page + 1)
     grid = result.layer.grid
     distance_s = np.abs((result.layer.starts[pages] + grid.n_time / 2) * grid.tsamp - event.time_s)
@@ -86,8 +86,8 @@ def saliency_of_events(
 ) -> Iterator[tuple[int, Event, Saliency]]:
     """Yield number (from 1), event and saliency of every event of a search, block by block of its source.
 
-    The source is read again. The pages are made from the same blocks as in the search, so that they are what the
-    network got, bit for bit.
+    The source is read again. The pages are made from the same blocks as in the search, and are therefore
+    bit-identical to those that the network got.
     """
     layers = [(layer.layer.time_downsample, layer.layer.dm_stack) for layer in result.layers]
     wanted: dict[tuple[int, int], list[tuple[int, Event]]] = {}
