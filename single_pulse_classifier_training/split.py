@@ -132,7 +132,7 @@ def column_marks(dataset: DMTimeImages) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join_by_marks(groups: np.ndarray, image: np.ndarray, mark: np.ndarray) -> np.ndarray:
-    """Join the groups that share a mark.
+    """Join the groups of images that have a mark in common, and hence show the same data.
 
     Parameters
     ----------

@@ -157,7 +157,7 @@ def evaluate(learner: Learner, loader: DataLoader, after_step: Callable[[], None
 
 
 def describe(config: TrainingConfig, model: nn.Module, metrics: dict) -> Checkpoint:
-    """Return the checkpoint of a network with the description in the config."""
+    """Return a checkpoint of a network, with the metrics of its epoch and the settings of the training config."""
     return Checkpoint(
         model=model,
         model_name=config.model_name,

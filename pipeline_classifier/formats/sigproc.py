@@ -381,7 +381,8 @@ class FilterbankWriter:
         Parameters
         ----------
         block : (m, nchans) or (m, nifs, nchans) ndarray
-            Of the header's dtype, channels in the order of the *header*.
+            Samples of the header's dtype, with the channels in the order of the header: ascending if ``foff`` is
+            positive, unlike those that `Filterbank.read` returns.
         """
         header = self.header
         if block.dtype != header.dtype or block[:1].size not in (0, header.nifs * header.nchans):

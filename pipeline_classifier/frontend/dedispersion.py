@@ -123,7 +123,7 @@ def brute_force(data: np.ndarray, delays: np.ndarray, n: int) -> np.ndarray:
     Returns
     -------
     (n_dm, n) ndarray
-        Of `accumulator_dtype` for int8 samples, otherwise of the dtype of ``data``.
+        The dtype is `accumulator_dtype` for int8 samples, otherwise that of ``data``.
     """
     out = np.zeros((len(delays), n), accumulator_dtype(len(data)) if data.dtype.kind == "i" else data.dtype)
     for row, shifts in zip(out, delays, strict=True):

@@ -41,7 +41,7 @@ class Band:
 
     @property
     def past(self) -> int:
-        """Samples that the channels of the band need after the end of a stretch."""
+        """Input samples needed past the last output sample, because of the delays within the band."""
         if self.halves is None:
             return 0
         return max(int(self.rows[:, k, 1].max()) + half.past for k, half in enumerate(self.halves))

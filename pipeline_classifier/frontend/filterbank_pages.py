@@ -27,7 +27,7 @@ from single_pulse_classifier_training.cli import InputError
 BLOCK_BYTES = 64 << 20
 """Largest size of a cleaned block as float32, unless the dispersion sweep alone is longer."""
 NOISE_SAMPLES = 4096
-"""Samples read on either side of a cutout, from which the noise of its channels is measured."""
+"""Samples read on either side of a cutout to measure the noise of its channels."""
 STACK_DMS = 256
 LARGEST_SWEEP_BYTES = 8 << 30
 
@@ -35,9 +35,9 @@ LARGEST_SWEEP_BYTES = 8 << 30
 class FilterbankPages(Source):
     """Pages of an observation.
 
-    Each block carries the samples past its end that its pages and the largest delay need; past the end of the file
-    channels add nothing. Blocks do not depend on each other, so that threads can share them. Page values are in units
-    of the noise of the sum over the channels in use.
+    Each block is read with the samples past its end that its pages and the largest delay need; past the end of a file
+    channels add nothing. Blocks do not depend on each other, so threads can share them. Page values are in units of the
+    noise of the sum over the channels in use.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def check_band(
 
 
 def after_downsampling(file: Filterbank | JoinedFilterbank, cleaning: Cleaning) -> tuple[np.ndarray, float, int]:
-    """Return what the search works with after `Cleaning.td` and `Cleaning.fd`.
+    """Return frequencies, sampling time and length of an observation averaged by `Cleaning.td` and `Cleaning.fd`.
 
     Returns
     -------

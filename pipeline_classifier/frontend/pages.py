@@ -1,4 +1,4 @@
-"""The page: what it is, how it is cut from a dedispersed time series of every trial DM, how it becomes an image.
+"""Pages: their definition, how they are cut from dedispersed time series, and how they become images.
 
 A page is a (n_dm, n_time) float32 DM-time plane: row 0 is the lowest DM, column j the sample ``start + j``, timed at
 the top channel of the band. An image is what a network gets: uint8 (resolution, resolution), row 0 the *highest* DM.
@@ -20,7 +20,7 @@ ROBUST_RANGE = (-5.0, 20.0)
 pixel does not darken the rest of the page."""
 
 PAGES_IN_CACHE = 16
-"""Pages that are scaled at once on a CPU, so that the intermediate values stay in its cache."""
+"""Pages scaled at once on a CPU, few enough for the intermediate values to stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PageGrid:
 
     @property
     def sweeps(self) -> bool:
-        """Whether a pulse is dispersed on these pages, so that its shape distinguishes it from interference."""
+        """Whether the sweep of a pulse over the band is known and not zero, so that its shape depends on its DM."""
         return len(self.dms) > 1 and float(self.sweep(1.0)) > 0
 
 
@@ -97,9 +97,9 @@ class PageBatch:
     starts : (B,) ndarray of int64
         First sample of each page.
     first : int
-        Number of the first page of the batch in its layer.
+        Index of the first page of the batch in its layer.
     layer : int
-        Number of the layer (DM stack and time resolution) in its source.
+        Index of the layer (DM stack and time resolution) in `Source.layers`.
     """
 
     pages: np.ndarray
@@ -163,7 +163,7 @@ def on_device(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
 def to_images(
     pages: np.ndarray, normaliser: str, resolution: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn pages into images: the one normaliser, used to make training sets and to classify.
+    """Turn pages into images, in the same way for training sets and for classification.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def to_images(
     resolution : int
         Side of the images. Pages of another size are averaged (or repeated) onto it after scaling.
     device : torch.device or str
-        Where the work is done.
+        Device on which the images are computed.
 
     Returns
     -------
@@ -198,7 +198,7 @@ def to_images(
     else:
         raise ValueError(f"normaliser must be one of {', '.join(NORMALISERS)}, got {normaliser!r}")
     images = _grey_levels(values, black, white - black)
-    if unusable.any():  # writing through a mask that is all False takes as long
+    if unusable.any():  # writing through a mask takes as long if it is all False
         images[unusable] = 0
     return resize(images, resolution), unusable
 

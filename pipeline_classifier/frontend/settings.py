@@ -1,4 +1,4 @@
-"""Settings of the front end: plain data, without torch, so that a config is checked before anything heavy is loaded."""
+"""Settings of the front end: plain data, so that a config can be checked before torch is loaded."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 BIN = 16
-"""Samples in one of the sums from which noise and baseline are measured."""
+"""Samples per bin; noise and baseline are measured from the sums over bins."""
 BLOCK_SAMPLES = 24576
 """Default length of the blocks in which an observation is read, in samples."""
 
@@ -24,15 +24,17 @@ class Cleaning:
         Treatment of undispersed interference: ``zdot`` regresses every channel against the mean of all channels,
         ``zero`` subtracts that mean. Both also set the samples of strong impulses to zero.
     zap_threshold : float
-        Inter-quartile ranges beyond the quartiles of the band from which a channel's statistics mask it.
+        A channel is masked if a statistic lies more than this many inter-quartile ranges beyond the quartiles of the
+        band.
     mask_threshold : float
-        Robust standard deviations from neighbouring channels from which a channel's statistics mask it (IQRM).
+        A channel is masked if a statistic differs by more than this many robust standard deviations from that of
+        neighbouring channels (IQRM).
     zaplist : tuple of (low, high)
         Frequency bands in MHz that are never used.
     kadane_channels : int
         Neighbouring channels that are averaged in the search for long narrow-band signals; 0 switches it off.
     kadane_threshold : float
-        S/N from which such a signal is removed.
+        Minimum S/N of such a signal to be removed.
     kadane_width_s : float
         Shortest such signal in seconds.
     td, fd : int

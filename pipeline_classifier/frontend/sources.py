@@ -31,7 +31,7 @@ class Layer:
     time_downsample : int
         Samples of the observation in one column.
     dm_stack : int
-        Number of the stack; 0 has the lowest DMs.
+        Index of the stack; 0 has the lowest DMs.
     """
 
     grid: PageGrid
@@ -96,7 +96,7 @@ class Source(ABC):
     name : str
         Part of the names of all output files.
     layers : list of Layer
-        Their pages; a `PageBatch` names its layer by the place in this list.
+        Layers of its pages; `PageBatch.layer` is an index into this list.
     """
 
     name: str
@@ -144,8 +144,8 @@ class Source(ABC):
 class ArrayPages(Source):
     """Pages of a .npy file: (N, H, W), (N, 1, H, W) or (N, H, W, 1), float32 pages or uint8 images.
 
-    Times are not known. The pages are separate candidates: their starts lie a page and a sample apart, so that no two
-    are treated as neighbours.
+    Times are not known. The pages are separate candidates: their starts are a page plus one sample apart, so that no
+    two are treated as neighbours.
 
     Parameters
     ----------
@@ -172,7 +172,10 @@ class ArrayPages(Source):
             raise InputError(f"{path}: the dtype must be float32 (pages) or uint8 (images), got {pages.dtype}")
         if pages.shape[1] != len(dms):
             logger.warning(
-                "%s has %d DM rows, the configured DM grid %d: DMs are not given", path, pages.shape[1], len(dms)
+                "%s has %d DM rows, the config %d trial DMs: the DMs of events are unknown",
+                path,
+                pages.shape[1],
+                len(dms),
             )
             dms = np.full(pages.shape[1], np.nan)
         self.pages_on_disk, self.name = pages, Path(path).stem
@@ -199,7 +202,7 @@ class ArrayPages(Source):
 
 def _mapped(path: str | Path) -> np.ndarray:
     try:
-        pages = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants arrays that it may write to
+        pages = np.load(path, mmap_mode="c", allow_pickle=False)  # torch needs writable arrays
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: must be a .npy array of numbers ({error})") from error
     if not isinstance(pages, np.ndarray):

@@ -1,8 +1,8 @@
-"""What a live search leaves on disk while it goes on; killed at any moment, each file is valid and says what is known.
+"""Files that a live search writes while it runs; each is always valid, even if the process is killed.
 
-predictions_<name>.npy, probabilities_<name>.npy   as long as n_spectra, or longer than the pages so far; -1: not yet
+predictions_<name>.npy, probabilities_<name>.npy   one value per page, at least n_spectra; -1: not classified
 candidates_<name>.csv                              whole rows, each written once
-status_<name>.json                                 how it goes, written anew every second
+status_<name>.json                                 progress, rewritten every second
 """
 
 import json
@@ -95,7 +95,7 @@ class GrowingNpy:
 
 
 class LiveResults:
-    """Predictions, probabilities and events, written as they come.
+    """Predictions, probabilities and events, written as they arrive.
 
     Files of an earlier run are renamed to contain the time of their last change, as the data of a ring cannot be read
     again.
@@ -130,7 +130,7 @@ class LiveResults:
         self.last_events: deque[Event] = deque(maxlen=EVENTS_KEPT)
 
     def add_pages(self, first: int, predictions: np.ndarray, probabilities: np.ndarray) -> None:
-        """Write the classes and probabilities of pages, the first of which has the number ``first``."""
+        """Write the classes and probabilities of consecutive pages, starting with page number ``first``."""
         self.predictions.write(first, predictions)
         self.probabilities.write(first, probabilities)
         self.pages = first + len(predictions)
@@ -167,12 +167,12 @@ def keep_earlier(path: Path) -> None:
 
 
 class Monitor:
-    """Reports the progress of a live search from its own thread, also while no page comes or all threads are busy.
+    """Reports the progress of a live search from its own thread, also while no page arrives or all threads are busy.
 
     Parameters
     ----------
     path : Path
-        Of the status file.
+        Path of the status file.
     source : RingPages
     results : LiveResults
     source_ended : callable, optional

@@ -1,6 +1,6 @@
-"""The live search: pages of a ring are classified as they come.
+"""The live search: pages of a ring are classified as they arrive.
 
-It finds, bit for bit, what `search` finds in the same pages. Its files are those of live_results.py.
+Its results are bit-identical to those of `search` on the same pages. Its files are those of live_results.py.
 """
 
 import logging
@@ -30,11 +30,11 @@ from single_pulse_classifier_training.cli import InputError
 logger = logging.getLogger(__name__)
 
 ATTEMPT_S = 0.5
-"""Time between two checks, while the ring is awaited, whether a page can still come."""
+"""Time between two checks whether a page can still come, while waiting for the ring."""
 
 
 def ring_settings(config: PipelineConfig, tstart: float = math.nan) -> RingSettings:
-    """Return how the ring ``key_output`` is read.
+    """Return the settings for reading the ring ``key_output``.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def live_search(
     config: PipelineConfig,
     source_ended: Callable[[], str] | None = None,
 ) -> SearchResult:
-    """Classify every page of a ring until its stream ends, or a signal ends it; everything is written by then.
+    """Classify every page of a ring until its stream ends or a signal arrives, and write all results.
 
     Parameters
     ----------

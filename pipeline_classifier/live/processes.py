@@ -27,7 +27,7 @@ class Command:
     Parameters
     ----------
     name : str
-        What messages call it.
+        Name of the program in messages.
     words : tuple of str
         Command line.
     log : Path

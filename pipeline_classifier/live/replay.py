@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 PAGES_IN_RING = 64
 """Blocks of one page each: as many pages as in the original's ring of 16 blocks."""
 SENDER_ENDS_S = 1.0
-"""Time that the sender has to end after its last page."""
+"""Longest time for the sender to exit after its last page."""
 
 
 def ring_header(grid: PageGrid) -> str:
@@ -84,7 +84,7 @@ def sent_through_ring(path: Path, config: PipelineConfig) -> Iterator[Callable[[
     Raises
     ------
     InputError
-        If the process failed.
+        If that process failed.
     """
     n_dm, n_time = whole_pages(path, config).grid.shape
     create_rings(config.key_output, 4 * n_dm * n_time, PAGES_IN_RING)

@@ -1,4 +1,4 @@
-"""Pages of a live PSRDADA ring, whose number is not known beforehand.
+"""Pages of a live PSRDADA ring; their number is not known in advance.
 
 TransientX's ``dada_dbdedispdb`` writes a byte stream of images, each (ndm, ndump) float32 in the byte order of the
 machine, DM-major: row i is the trial DM ``dms + i*ddm``, column j of image p the sample ``p*ndump + j`` at the top
@@ -33,7 +33,7 @@ MAX_SIDE = 1 << 20
 TICK_S = 0.25
 """Longest time between two checks of the latency of waiting pages."""
 NEARLY_FULL = 0.75
-"""Fraction of full blocks from which a warning is logged, once in ``WARN_EVERY_S``."""
+"""Fraction of full blocks at which a warning is logged, at most once in ``WARN_EVERY_S``."""
 WARN_EVERY_S = 60.0
 
 
@@ -50,11 +50,11 @@ class RingSettings:
     name : str or None
         Part of the names of the outputs; ``ring_<key>`` by default.
     max_pages : int or None
-        Stop after so many pages; the rest stays in the ring.
+        Stop after this number of pages; the rest stays in the ring.
     connect_timeout_s : float
         Longest wait for the ring and its header, seconds.
     idle_timeout_s : float
-        Stop when no page has come for so long, seconds.
+        Stop when no page has come for this time, seconds.
     stop_at_end_of_data : bool
         Stop at the first end of data. The dada_dbdedispdb of 2024 sends one with every page.
     max_latency_s : float
@@ -177,7 +177,7 @@ class RingPages:
         self._own_reader = isinstance(self._reader, Reader)
         try:
             header = self._reader.getHeader()
-            # psrdada-python takes every header for lines of KEY value.
+            # psrdada-python parses every header as lines of KEY value.
             self.header = parse_header(header[RAW_HEADER]) if RAW_HEADER in header else header
             if not self.header.get(RAW_HEADER, self.header):
                 logger.warning("%s: no header in the ring; DM grid and page length are those of the config", self.name)
@@ -188,7 +188,7 @@ class RingPages:
         except BaseException:
             self.close()
             raise
-        # A reader before this one may have stopped inside an image, the rest of which is skipped.
+        # An earlier reader may have stopped inside an image; the rest of that image is skipped.
         self._first_page = -(-bytes_before // self._image_bytes)
         self._skip = self._first_page * self._image_bytes - bytes_before
         self.n_pages = 0
@@ -205,7 +205,7 @@ class RingPages:
 
     @property
     def stopped(self) -> str:
-        """Why the stream ended, or will; empty while it goes on."""
+        """Reason why the stream ended or will end; empty while it continues."""
         return self._stop_reasons[0] if self._stop_reasons else ""
 
     def summary(self) -> RunSummary:
@@ -236,10 +236,10 @@ class RingPages:
         return self._reader.fill if self._own_reader else (0, 0)
 
     def batches(self, batch_size: int) -> Iterator[PageBatch]:
-        """Yield pages as they come: ``batch_size`` of them, or fewer after ``max_latency_s`` and at the end.
+        """Yield pages as they arrive: ``batch_size`` of them, or fewer after ``max_latency_s`` and at the end.
 
         If the writer dies or the ring is destroyed, the stream ends as for any other reason: every page that came is
-        yielded, and `stopped` tells what happened.
+        yielded, and `stopped` has the reason.
         """
         size = self._image_bytes
         most = math.inf if self.settings.max_pages is None else self.settings.max_pages
@@ -302,7 +302,7 @@ class RingPages:
                     self._blocks_read += 1
                     self._transfers += ends
                     yield block, ends, self.fill[0] > 0
-                    last = time.monotonic()  # the time that pages were worked on is not idle
+                    last = time.monotonic()  # time spent on processing pages is not idle time
                     if ends and settings.stop_at_end_of_data:
                         self.stop("end of data")
         except RingError as error:
@@ -324,7 +324,7 @@ class RingPages:
         return same
 
     def _watch_fill(self) -> None:
-        """Record how full the ring is, and warn before the writer must wait, when data would be lost."""
+        """Record how full the ring is, and warn before it is full: the writer would wait, and data would be lost."""
         full, blocks = self.fill
         self._most_blocks_full = max(self._most_blocks_full, full)
         now = time.monotonic()
