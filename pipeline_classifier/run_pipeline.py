@@ -13,7 +13,7 @@ The programs run in path_to_pulsarx_singularity_image (apptainer or singularity)
 image. Each has its log in the output folder, <program>_<name>.log. The run ends when n_spectra pages have come, when
 dada_dbdedispdb has ended and all pages are read, when no page has come for idle_timeout_s, when a program fails, and on
 Ctrl-C or SIGTERM. In every case it stops the programs and destroys the rings that it made, and no others. The exit
-code is 0, or 2 with one sentence if a program failed.
+code is 0; 2, with one sentence, if a program failed; 130 if a signal came before the first page.
 """
 
 import argparse
