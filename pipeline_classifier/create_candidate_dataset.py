@@ -56,7 +56,7 @@ Peaks = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files with <name>_truth.csv beside each")
-    add_config_option(parser, "DM grid and cleaning")
+    add_config_option(parser, "config with DM grid and cleaning")
     parser.add_argument("--output-dir", default=".", help="folder of the set (default: the current folder)")
     parser.add_argument("--name", help="name of the set (default: that of the first observation)")
     return parser

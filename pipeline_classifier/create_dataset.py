@@ -156,7 +156,7 @@ class DatasetOptions:
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("observations", nargs="+", help="SIGPROC filterbank files")
-    add_config_option(parser, "DM grid, page and cleaning")
+    add_config_option(parser, "config with DM grid, page length and cleaning")
     parser.add_argument("--output-dir", default=".", help="folder of the set (default: the current folder)")
     parser.add_argument("--name", help="name of the set (default: that of the first observation)")
     parser.add_argument("--cands", nargs="+", help="TransientX lists, one per observation, instead of truth tables")
@@ -166,7 +166,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         default=(56.0, 58.0),
         metavar=("LOW", "HIGH"),
-        help="DM window of pulses in the lists (default: 56 58)",
+        help="DM window of pulses in the lists, pc cm^-3 (default: 56 58)",
     )
     parser.add_argument(
         "--artefact-dm",
@@ -174,9 +174,9 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         default=(0.0, 0.0),
         metavar=("LOW", "HIGH"),
-        help="DM window of artefacts in the lists (default: 0 0)",
+        help="DM window of artefacts in the lists, pc cm^-3 (default: 0 0)",
     )
-    parser.add_argument("--shifts", type=int, default=256, help="pages of each event (default: %(default)s)")
+    parser.add_argument("--shifts", type=int, default=256, help="number of pages of each event (default: %(default)s)")
     parser.add_argument(
         "--sky-pages",
         type=float,
@@ -189,7 +189,10 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"use only pulse-free pages to which this model gives a probability of {HARD:g} or more",
     )
     parser.add_argument(
-        "--normaliser", choices=PAGE_NORMALISERS, default="minmax", help="default: %(default)s, the original's"
+        "--normaliser",
+        choices=PAGE_NORMALISERS,
+        default="minmax",
+        help="scaling of the images; that of the training config must be the same (default: %(default)s)",
     )
     parser.add_argument(
         "--resolutions",

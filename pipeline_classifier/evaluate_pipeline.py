@@ -91,8 +91,10 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--pulses", type=int, default=100, help="number of pulses (default: %(default)s)")
     group.add_argument("--snr-min", type=float, default=6.0, help="smallest S/N (default: %(default)s)")
     group.add_argument("--snr-max", type=float, default=30.0, help="largest S/N (default: %(default)s)")
-    group.add_argument("--dm-min", type=float, help="smallest DM (default: a little above the config's smallest)")
-    group.add_argument("--dm-max", type=float, help="largest DM (default: a little below the config's largest)")
+    group.add_argument("--dm-min", type=float, help="lowest DM, pc cm^-3 (default: a little above the lowest trial DM)")
+    group.add_argument(
+        "--dm-max", type=float, help="highest DM, pc cm^-3 (default: a little below the highest trial DM)"
+    )
     group.add_argument("--width-ms-min", type=float, help="smallest width (default: one sample)")
     group.add_argument(
         "--width-ms-max",

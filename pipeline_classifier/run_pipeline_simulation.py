@@ -1,4 +1,4 @@
-"""The dry run: the whole pipeline, from an observation to a catalogue, in Python alone.
+"""Simulate an observation and run the pipeline on it, from file to catalogue, in Python alone.
 
   python run_pipeline_simulation.py                                  simulates an observation and searches it
   python run_pipeline_simulation.py -c config.json --output-dir out

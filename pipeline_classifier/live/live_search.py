@@ -87,7 +87,7 @@ def open_ring(
             if reason := source_ended() if source_ended else "":
                 raise InputError(f"no page came: {reason}") from error
             if time.monotonic() >= deadline:
-                raise RingTimeout(f"{error} (tried again for idle_timeout_s, {config.idle_timeout_s:g} s)") from error
+                raise RingTimeout(f"{error} (waited for idle_timeout_s, {config.idle_timeout_s:g} s)") from error
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
