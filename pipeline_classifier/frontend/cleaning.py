@@ -114,8 +114,8 @@ def clean(
     good = torch.from_numpy(~zapped(frequencies, settings.zaplist))
     if raw.is_floating_point():
         finite = (raw.abs() < LARGEST).all(dim=0)
+        # A channel of zeros has no noise, and is masked as such.
         raw = raw if finite.all() else torch.where(finite, raw, 0.0)
-        good &= finite
     out = np.empty((nchans, n), dtype=np.float32) if out is None else out
     out[:, n:] = 0
     if n < FEWEST_SAMPLES:

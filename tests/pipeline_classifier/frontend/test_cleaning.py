@@ -84,6 +84,16 @@ def test_a_bad_channel_is_masked_and_its_neighbours_are_not(kind):
     assert good[[98, 99, 101, 102]].all() and good.mean() > 0.95
 
 
+def test_a_bad_channel_is_masked_beside_one_without_noise():
+    signal = noise()
+    signal[:, 100] += 0.5 * np.sin(2 * np.pi * np.arange(N) / 512)
+    signal[:, 200] += 30 * (np.arange(N) % 400 == 0)
+    block = observe(signal)
+    block[:, 50] = 60
+    _, good = cleaned(block)
+    assert not good[[50, 100, 200]].any() and good.mean() > 0.95
+
+
 def test_the_zaplist_is_never_used():
     data, good = cleaned(observe(noise(2048)), zaplist=((1300.0, 1325.0), (1500.0, 1500.0)))
     inside = ((FREQUENCIES >= 1300) & (FREQUENCIES <= 1325)) | (FREQUENCIES == 1500)
@@ -122,11 +132,11 @@ def test_the_regression_coefficients_are_those_of_least_squares():
     n, s, response = 64, 0.15, np.linspace(0.5, 1.5, 64)
     common = s * rng.standard_normal(60_000)
     signal = rng.standard_normal((60_000, n)) + common[:, None] * response
-    signal[20_000:20_010] += 10 * response[::-1]  # one impulse must not dominate the coefficients
+    signal[20_000:20_200] += 10 * response[::-1]  # one impulse must not dominate the coefficients
     block = (100 + 10 * signal).astype(np.float32)
     for zero_dm, coefficient in (("zdot", (response * s**2 + 1 / n) / (s**2 + 1 / n)), ("zero", 1)):
         data, good = clean(block, FREQUENCIES[:n], TSAMP, Cleaning(zero_dm=zero_dm))
-        assert good.all() and (data[:, 20_000:20_010] == 0).all()
+        assert good.all() and (data[:, 20_000:20_200] == 0).all()
         remaining = data @ common / (common @ common)
         np.testing.assert_allclose(remaining, response - coefficient, atol=0.1)
         assert np.abs(remaining - (response - coefficient)).mean() < 0.03
@@ -177,6 +187,23 @@ def test_an_impulse_is_blanked_wherever_it_is_in_the_block(n, first):
     assert blanked[first : first + 10].all() and not blanked[~near].any()
 
 
+@pytest.mark.parametrize("level, blanked", [(1.0, True), (0.5, False)])
+def test_samples_are_blanked_from_a_mean_of_three_quarters_of_the_noise(level, blanked):
+    signal = noise()
+    signal[8000:8020] += level
+    data, _ = cleaned(observe(signal))
+    assert (data[:, 8000:8020] == 0).all() == blanked and (data[:, 8000:8020] != 0).any() != blanked
+
+
+def test_an_impulse_that_cancels_a_drift_is_blanked():
+    """At sample 2 TILE + 100 the baseline has fallen by as much as the impulse is high."""
+    n = 4 * TILE
+    signal = noise(n) - 3 * np.arange(n, dtype=np.float32)[:, None] / (2 * TILE + 100)
+    signal[2 * TILE + 100 : 2 * TILE + 110] += 3.0
+    data, good = cleaned(observe(signal))
+    assert good.mean() > 0.95 and (data[:, 2 * TILE + 100 : 2 * TILE + 110] == 0).all()
+
+
 def test_samples_of_a_few_channels_of_pure_noise_are_not_blanked():
     """The mean of eight channels exceeds the impulse threshold in one sample of thirty."""
     block = (100 + 10 * np.random.default_rng(0).standard_normal((50_000, 8))).astype(np.float32)
@@ -192,11 +219,12 @@ def test_a_burst_in_a_few_channels_is_not_blanked():
     assert (data[32:, 8000:8004] != 0).any(axis=0).all()
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("first, last", [(0, 30), (50, 80), (170, 200)])
-def test_impulses_extend_to_the_edges_of_the_smoothed_series(first, last):
+def test_impulses_extend_to_the_edges_of_the_smoothed_series(first, last, sign):
     series = torch.zeros(200)
-    series[first:last] = 1.0
-    series[110:140] = 1.0  # as bright, but no sample of it is an impulse
+    series[first:last] = sign
+    series[110:140] = sign  # as bright, but no sample of it is an impulse
     impulses = torch.zeros(200, dtype=torch.bool)
     impulses[first + 12] = True
     n_good = 400  # the edge is where the mean of nine samples is 4 / sqrt(3600) = 0.067: one of nine samples
@@ -231,13 +259,24 @@ def test_figures_of_merit_of_interference_in_one_channel():
     assert figures.impulsiveness[150] == pytest.approx(np.sqrt(1 + 20**2 / 400), rel=0.1)
 
 
-def test_figures_of_merit_exclude_what_the_whole_band_has_at_once():
+def test_figures_of_merit_exclude_impulses_in_the_whole_band():
+    """One bin in seventeen has an impulse; the standard deviations in counts are those of the other bins."""
     signal = noise()
     quiet = figures_of(signal)
-    signal[8000:8064] += 10.0
+    for first in range(4, N, 17 * BIN):
+        signal[first : first + 8] += 10.0
     loud = figures_of(signal)
-    np.testing.assert_allclose(loud.impulsiveness, quiet.impulsiveness, atol=0.02)
-    np.testing.assert_allclose(loud.low_frequency_excess, quiet.low_frequency_excess, atol=0.1)
+    level = np.exp(loud.log_noise - quiet.log_noise)
+    np.testing.assert_allclose(loud.impulsiveness * level, quiet.impulsiveness, rtol=0.01)
+    ratio = loud.low_frequency_excess * level**2 / quiet.low_frequency_excess
+    assert ratio.mean() == pytest.approx(1, abs=0.02)
+
+
+def test_figures_of_merit_include_undispersed_noise_below_the_impulse_threshold():
+    """A sinusoid of 0.6 sigma in all channels adds a power of 0.18 to every sample, and 0.36 at its peaks."""
+    signal = noise() + 0.6 * np.sin(2 * np.pi * np.arange(N, dtype=np.float32) / 512)[:, None]
+    figures = figures_of(signal)
+    assert figures.low_frequency_excess.mean() == pytest.approx(1 + BIN * 0.18, rel=0.03)
 
 
 def test_one_bright_bin_counts_no_more_than_five_sigma_in_the_low_frequency_excess():

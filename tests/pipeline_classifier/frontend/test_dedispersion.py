@@ -1,6 +1,7 @@
 """The cold-plasma law, and the dedispersion tree against the brute-force sum, bit for bit."""
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.dispersion import dispersion_delay
-from pipeline_classifier.frontend import compiled_additions
+from pipeline_classifier.frontend import compiled_additions, dedispersion
 from pipeline_classifier.frontend.compiled_additions import COMPILER
 from pipeline_classifier.frontend.dedispersion import (
+    LEVELS_PER_SIGMA,
     DedispersionTree,
     accumulator_dtype,
     brute_force,
@@ -147,6 +149,42 @@ def test_concurrent_calls_do_not_disturb_each_other(at_once):
         np.testing.assert_array_equal(one, other)
 
 
+def test_calls_reuse_a_workspace_until_it_is_released(monkeypatch):
+    made = []
+
+    class Counted(dedispersion._Workspace):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(dedispersion, "_Workspace", Counted)
+    tree = DedispersionTree(channel_delays(DMS[:10], FREQUENCIES, 1e-3), stretch=100)
+    data = np.zeros((256, 100 + tree.max_delay), np.int8)
+    for _ in range(3):
+        tree(data, 100)
+    assert len(made) == 1 and made[0].data.untyped_storage().nbytes() == tree.memory_bytes
+    tree.release()
+    tree(data, 100)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_more_threads_than_allowed_sum_at_once(monkeypatch, at_once):
+    running, most = [], []
+
+    def slow_sum(self, workspace, data, n, out):
+        running.append(out)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.pop()
+
+    monkeypatch.setattr(DedispersionTree, "_sum", slow_sum)
+    tree = DedispersionTree(np.zeros((1, 2)), stretch=10, at_once=at_once)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: tree(np.zeros((2, 10), np.int8), 10), range(8)))
+    assert max(most) == at_once
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("exact", [True, False])
 def test_gpu_and_cpu_agree(exact):
@@ -162,6 +200,13 @@ def test_no_sum_of_quantised_samples_overflows(nchans, sign):
     exact = quantised.astype(np.int64).sum(axis=0)
     np.testing.assert_array_equal(quantised.sum(axis=0, dtype=accumulator_dtype(nchans)), exact)
     assert (sign * exact > 0).all()
+
+
+@pytest.mark.parametrize("nchans", [1, 256, 1024, 1025, 2048, 100_000])
+def test_samples_up_to_nearly_four_sigma_are_not_clipped(nchans):
+    data = torch.linspace(-3.8, 3.8, 77)[None]
+    quantised = quantise(data.clone(), nchans, np.empty(data.shape, np.int8))
+    np.testing.assert_allclose(quantised / LEVELS_PER_SIGMA, data, atol=1 / 16 + 1e-6)
 
 
 def test_quantisation_errors_are_at_most_a_sixteenth_of_the_noise():
