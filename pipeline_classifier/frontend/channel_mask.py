@@ -18,9 +18,10 @@ FLOORS = {
 }
 """Differences from the other channels below which no channel is masked, however similar those are.
 
-Chosen by hand to exceed what a bright pulse causes. Pulses of S/N 100 (DM 10 and 56.77 pc cm^-3, widths 0.1 to 20 ms,
-the whole band or 50 MHz of it, 1210 to 1530 MHz in 256 channels of 102.4 us, 16384 samples) change the log noise by at
-most 0.002, the impulsiveness by 0.05, the low-frequency excess by 0.3, the skewness by 0.07 and the kurtosis by 0.16.
+Chosen by hand to exceed what a bright pulse causes. Pulses of S/N 100 in 256 channels from 1210 to 1530 MHz (102.4 us,
+16384 samples; widths of 0.1 to 20 ms; DM 10 and 56.77 pc cm^-3, the latter also in 50 MHz of the band only) change the
+log noise by at most 0.002, the impulsiveness by 0.05, the low-frequency excess by 0.3, the skewness by 0.07 and the
+kurtosis by 0.16.
 """
 
 RADIUS = 0.1
