@@ -29,12 +29,11 @@ MIDDLE = SIDE // 2
 
 def plane_with_pulse(width: int, tsamp: float, snr: float, dm: float = 60.0) -> tuple[np.ndarray, PageGrid, Peak]:
     """What dedispersion makes of a boxcar pulse without noise, and its peak."""
-    n = 300 * width
+    n = 200 * width
     grid = PageGrid(DMS, 256, tsamp, 59000.0, FREQUENCIES[0], FREQUENCIES[-1])
     late = dispersion_delay(dm - DMS[:, None], FREQUENCIES, FREQUENCIES[0]) / tsamp  # (n_dm, nchans)
-    edges = np.clip(n // 2 + late[..., None] - np.arange(n + 1), 0, None)
-    parts = np.clip(np.minimum(edges, width), 0, width)
-    plane = -np.diff(parts, axis=2).sum(axis=1) / len(FREQUENCIES) * snr / np.sqrt(width)
+    still_to_come = sum(np.clip(n // 2 + delays[:, None] - np.arange(n + 1), 0, width) for delays in late.T)
+    plane = -np.diff(still_to_come, axis=1) / len(FREQUENCIES) * snr / np.sqrt(width)
     return plane.astype(np.float32), grid, Peak(120, n // 2 - width, width, snr)
 
 
