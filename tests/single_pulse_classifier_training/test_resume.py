@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from single_pulse_classifier_training import training
 from single_pulse_classifier_training.checkpoint import load_checkpoint, load_training_state
+from tests.command_line import run_here
 
 SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "training.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -71,6 +73,13 @@ def train(config: Path, *options: str, returncode: int = 0, **settings) -> subpr
     done = subprocess.run(
         command(config, *options), capture_output=True, text=True, env=ENVIRONMENT, check=False, **settings
     )
+    assert done.returncode == returncode, done.stderr
+    return done
+
+
+def train_here(config: Path, *options: str, returncode: int = 0) -> subprocess.CompletedProcess:
+    """The same inside of the process of the tests, without the start of another one."""
+    done = run_here(training, config, *options)
     assert done.returncode == returncode, done.stderr
     return done
 
@@ -153,34 +162,34 @@ def test_a_signal_finishes_the_step_saves_and_exits(whole, config, number):
 
 def test_a_finished_training_resumed_reports_again_and_more_epochs_go_on(config):
     path = config("a", scheduler=None, num_epochs=2)
-    first = train(path)
+    first = train_here(path)
     weights = (checkpoints(path) / "last.pth").read_bytes()
-    again = train(path, "--resume")
+    again = train_here(path, "--resume")
     assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
     assert (checkpoints(path) / "last.pth").read_bytes() == weights
-    longer = train(config("a", scheduler=None, num_epochs=3), "--resume")
+    longer = train_here(config("a", scheduler=None, num_epochs=3), "--resume")
     assert longer.stdout.startswith("epochs:      3")
     whole = config("b", scheduler=None, num_epochs=3)
-    train(whole)
+    train_here(whole)
     assert_same_training(whole, path)
 
 
 def test_resume_refuses_another_training(config):
-    train(config("a", num_epochs=1))
-    done = train(config("a", num_epochs=2, learning_rate=0.1), "--resume", returncode=2)
+    train_here(config("a", num_epochs=1))
+    done = train_here(config("a", num_epochs=2, learning_rate=0.1), "--resume", returncode=2)
     assert "learning_rate must be 0.001 to resume" in done.stderr.splitlines()[-1]
     last = checkpoints(config("a")) / "last.pth"
     last.write_bytes((last.parent / "best.pth").read_bytes())
-    done = train(config("a"), "--resume", returncode=2)
+    done = train_here(config("a"), "--resume", returncode=2)
     assert "must hold a training state" in done.stderr.splitlines()[-1]
     last.write_bytes(last.read_bytes()[:1000])
-    done = train(config("a"), "--resume", returncode=2)
+    done = train_here(config("a"), "--resume", returncode=2)
     assert "cannot be read: it is damaged" in done.stderr.splitlines()[-1]
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_earlier_checkpoints_intact(config):
     path = config("a", num_epochs=1, scheduler=None)
-    train(path)
+    train_here(path)
     before = {file.name: file.read_bytes() for file in checkpoints(path).iterdir()}
     # 90 kB hold the weights but not the optimiser's moments besides: the write of last.pth stops half-way.
     limit = 90_000
@@ -200,7 +209,7 @@ def test_two_processes_train_as_one(config):
     """torchrun with two CPU processes: same weights on both ranks, and as one process with the same global batch."""
     changes = {"model_name": "DM_time_binary_classificator_241002_3", "augment": False, "class_weights": True}
     alone, together = config("alone", **changes, num_epochs=2), config("together", **changes, num_epochs=2)
-    train(alone)
+    train_here(alone)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*torchrun, str(SCRIPT), str(together)], capture_output=True, text=True, env=ENVIRONMENT, check=False

@@ -337,6 +337,6 @@ def test_no_header_in_the_ring(ring_key, stream):
 def test_no_ring_and_nothing_in_it(ring_key):
     for _ in range(2):
         with pytest.raises(RingTimeout, match=f"{ring_key:x}"):
-            source(ring_key, idle_timeout_s=0.1)
+            source(ring_key, connect_timeout_s=0.1)
         destroy_rings(ring_key)
         create_rings(ring_key, IMAGE)

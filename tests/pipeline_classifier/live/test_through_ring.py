@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline_classifier import run_pipeline_simulation as script
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.live.replay import whole_pages
 from pipeline_classifier.simulation.interference import Rfi
@@ -17,14 +18,17 @@ from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.training_models import build_model
+from tests.command_line import run_here
 
-SCRIPT = Path(__file__).resolve().parents[3] / "pipeline_classifier" / "run_pipeline_simulation.py"
 MODEL_NAME = "DM_time_binary_classificator_241002_3_GAP"
 N_PAGES = 300
 
 
 def dry_run(config: Path, observation: Path, out: Path, *options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, "-c", config, "--filterbank", observation, "--output-dir", out, *options]
+    words = ["-c", config, "--filterbank", observation, "--output-dir", out, *options]
+    if "--through-ring" not in options:
+        return run_here(script, *words)
+    command = [sys.executable, script.__file__, *words]
     return subprocess.run([*map(str, command)], cwd="/", check=False, capture_output=True, text=True)
 
 
