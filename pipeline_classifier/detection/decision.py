@@ -43,6 +43,12 @@ class Decision:
         classes[probabilities < 0] = NOT_CLASSIFIED
         return classes
 
+    def is_event(self, snr: float, probability: float | None = None) -> bool:
+        """Decide whether a peak is an event or, before its candidate probability is known, whether it can be one."""
+        if snr < self.min_snr:
+            return False
+        return self.event_threshold is None or probability is None or probability >= self.event_threshold
+
 
 def decide(config: PipelineConfig, classifiers: Classifiers, grid: PageGrid, page_interval_s: float) -> Decision:
     """Choose the thresholds of a search.

@@ -119,17 +119,16 @@ class EventFinder:
         )
         if not self.grid.sweeps:
             peaks = peaks[:n_pages]
-        peaks = [peak for peak in peaks if peak.snr >= self.decision.min_snr]
+        peaks = [peak for peak in peaks if self.decision.is_event(peak.snr)]
         if self.candidates:
             probabilities = self.candidates.probabilities(searched, self.grid, peaks).tolist()
         else:
             probabilities = [float(self._probabilities[first_page : last_page + 1].max())] * len(peaks)
-        least = self.decision.event_threshold if self.candidates else 0.0
         numbers = held.first + first_page, held.first + last_page
         return [
             self._event(peak, origin, probability, *numbers)
             for peak, probability in zip(peaks, probabilities, strict=True)
-            if probability >= least
+            if self.decision.is_event(peak.snr, probability)
         ]
 
     def _joined(self, run: PageBatch) -> np.ndarray:
