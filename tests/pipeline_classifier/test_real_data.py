@@ -2,15 +2,15 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline_classifier import run_pipeline_simulation as script
+from tests.command_line import run_here
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"
-SCRIPT = REPOSITORY / "pipeline_classifier" / "run_pipeline_simulation.py"
 
 
 def events(filterbank: str, folder: Path, **config: object) -> list[dict[str, float]]:
@@ -19,8 +19,7 @@ def events(filterbank: str, folder: Path, **config: object) -> list[dict[str, fl
     if not path.is_file():
         pytest.skip(f"{path} is not there: real observations are kept outside the repository")
     (folder / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, SCRIPT, "-c", folder / "config.json", "--filterbank", path, "--output-dir", folder]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    done = run_here(script, "-c", folder / "config.json", "--filterbank", path, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     with open(folder / f"candidates_{path.stem}.csv", newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline_classifier import run_pipeline as script
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
@@ -25,9 +26,9 @@ from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.training_models import build_model
+from tests.command_line import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "pipeline_classifier" / "run_pipeline.py"
 MODEL_NAME = "DM_time_binary_classificator_241002_3_GAP"
 SIDE, N_PAGES, PATIENCE_S = 32, 24, 60.0
 # Each says its arguments in a file, in one line of JSON, with its process id, and that of a child that sleeps.
@@ -87,6 +88,7 @@ class Site:
         save_checkpoint(folder / "model.pth", Checkpoint(build_model(MODEL_NAME, SIDE).eval(), MODEL_NAME, SIDE))
         (folder / "dedisp.json").write_text(json.dumps({"subdedispersion": {"ndm": SIDE}}))
         self.config = folder / "config.json"
+        self.process: subprocess.Popen | None = None
         self.keys = {
             "path_to_models": "./",
             "name_of_the_model": "model.pth",
@@ -114,7 +116,7 @@ class Site:
 
     def begin(self, *options: str) -> subprocess.Popen:
         environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}"}
-        command = [sys.executable, SCRIPT, "-c", self.config, *options]
+        command = [sys.executable, script.__file__, "-c", self.config, *options]
         self.process = subprocess.Popen(
             [*map(str, command)], cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -160,9 +162,9 @@ def site(tmp_path, ring_key, parts_of):
     """Nothing may be left of any run: no ring, no program, no child of one."""
     site = Site(tmp_path / 'it\'s "here"', ring_key)
     yield site
-    if site.process.poll() is None:
+    if site.process:
         site.process.kill()
-    site.process.communicate()
+        site.process.communicate()
     left = [pid for pid, child, _ in site.started().values() for pid in (pid, child) if pid and alive(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
@@ -294,10 +296,12 @@ def test_a_ring_of_somebody_else_is_left_alone(site, parts_of):
         ({"key_input": "none"}, "key_input"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_starts(site, keys, named):
+def test_what_is_missing_is_said_before_anything_starts(site, monkeypatch, keys, named):
     site.change(**keys)
-    code, out, errors = site.run()
-    assert code == 2 and named in errors.splitlines()[-1] and site.started() == {} and out == ""
+    monkeypatch.setenv("PATH", f"{site.bin}:{os.environ['PATH']}")
+    done = run_here(script, "-c", site.config)
+    assert done.returncode == 2 and named in done.stderr.splitlines()[-1] and done.stdout == ""
+    assert site.started() == {}
 
 
 def test_a_dry_run_starts_nothing(site):
