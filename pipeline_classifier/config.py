@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 RFI_FILTERS = {"zdot": 0, "zero": 0, "kadaneF": 2, "kadaneT": 2, "mask": 2}
 """Filters of TransientX, and how many numbers follow each name."""
-Band = Annotated[list[float], Field(min_length=2, max_length=2)]
+Band = list[float]
 DEFAULT_CONFIG = Path(__file__).with_name("config.json")
 
 
 def checked_bands(zaplist: list[Band]) -> list[Band]:
-    """Raise ValueError for a band that does not start with its lower frequency."""
-    for low, high in zaplist:
-        if not low <= high:
-            raise ValueError(f"a band must be [lowest, highest] in MHz, got [{low}, {high}]")
+    """Raise ValueError for what is not a lower and a higher frequency."""
+    for band in zaplist:
+        if len(band) != 2 or not band[0] <= band[1]:
+            raise ValueError(f"a band must be [lowest, highest] in MHz, got {band}")
     return zaplist
 
 
@@ -143,17 +143,17 @@ class TransientXConfig(ConfigFile):
         for entry in self.rfi.rfilist:
             if entry[0] == "kadaneT":
                 asked.append(
-                    f"rfi.rfilist {entry}: it would remove bright pulses; zdot and zero remove undispersed impulses"
+                    f"rfi.rfilist {entry} is ignored, as it removes bright pulses; zdot and zero remove impulses"
                 )
             elif entry[0] == "mask":
-                asked.append(f"rfi.rfilist {entry}: it would remove bright pulses; whole channels are masked")
+                asked.append(f"rfi.rfilist {entry} is ignored, as it removes bright pulses; whole channels are masked")
             elif entry[0] == "kadaneF" and int(entry[1]) != BIN:
-                asked.append(f"rfi.rfilist {entry}: kadaneF averages {BIN} samples here")
+                asked.append(f"rfi.rfilist {entry}: {entry[1]} samples are ignored, kadaneF averages {BIN} here")
         if sum(entry[0] in ("zdot", "zero") for entry in self.rfi.rfilist) > 1:
             asked.append("rfi.rfilist: more than one of zdot and zero; only the first is applied")
         for section, values in (("preprocesslite", self.preprocesslite), ("rfi", self.rfi)):
             if values.filltype == "rand":
-                asked.append(f"{section}.filltype 'rand': masked samples add nothing to any sum here, as with 'mean'")
+                asked.append(f"{section}.filltype 'rand' is ignored: masked samples add nothing, as with 'mean'")
         return asked
 
 
@@ -278,7 +278,7 @@ class PipelineConfig(ConfigFile):
     def warn_of_unused_settings(self) -> None:
         """Log a warning for each setting of the TransientX file that the front end does not implement."""
         for setting in self.transientx.not_implemented():
-            logger.warning("%s, %s", self.path_to_a_transientx_config, setting)
+            logger.warning("%s: %s", self.path_to_a_transientx_config, setting)
 
     def zapped_bands(self) -> tuple[tuple[float, float], ...]:
         """Return the bands (low, high) in MHz that are not used: those of the TransientX file and of this config."""
@@ -325,7 +325,9 @@ def load_pipeline_config(path: str | Path, changes: Mapping[str, object] | None 
             f"{path} is a config of the TensorFlow pipeline; change these lines, or let `python convert_to_pytorch.py "
             f"--config {path}` do it: {'; '.join(edits)}"
         )
-    if "second_look" in content and "candidate_classifier" not in content:
+    if "second_look" in content:
+        if "candidate_classifier" in content:
+            raise InputError(f"{path}: only one of candidate_classifier and second_look, its old name, may be given")
         logger.warning("%s: the key second_look is now candidate_classifier; the old name is still read", path)
         content["candidate_classifier"] = content.pop("second_look")
     config = check_config(path, content, PipelineConfig)

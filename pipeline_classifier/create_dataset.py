@@ -138,6 +138,9 @@ class DatasetOptions:
         ):
             if not value >= least:
                 raise InputError(f"{option} must be at least {least}, got {value}")
+        for option, (low, high) in (("--pulse-dm", args.pulse_dm), ("--artefact-dm", args.artefact_dm)):
+            if not low <= high:
+                raise InputError(f"{option} must be a lower and a higher DM, got {low:g} {high:g}")
         check_distinct(args.observations)
         return cls(
             tuple(args.observations),
@@ -229,7 +232,10 @@ def events_from_cands(
     is_pulse = (dm >= pulse_dm[0]) & (dm <= pulse_dm[1])
     labelled = is_pulse | ((dm >= artefact_dm[0]) & (dm <= artefact_dm[1]))
     if not labelled.any():
-        raise InputError(f"{path}: none of {len(dm)} candidates has a DM in {list(pulse_dm)} or {list(artefact_dm)}")
+        raise InputError(
+            f"{path}: a candidate must have a DM in --pulse-dm {list(pulse_dm)} or --artefact-dm {list(artefact_dm)}, "
+            f"got none of {len(dm)}"
+        )
     sample = np.floor((mjd - grid.tstart) * SECONDS_PER_DAY / grid.tsamp).astype(np.int64)
     return KnownEvents(sample, dm, snr, np.maximum(1.0, width_ms / 1e3 / grid.tsamp), is_pulse, labelled)
 

@@ -24,12 +24,13 @@ class SearchOptions:
 
     Attributes
     ----------
-    config : Path
+    config : Path or None
+        None for the included config.
     output_dir, device : str or None
     threshold, event_threshold, max_false_per_hour : float or None
     """
 
-    config: Path
+    config: Path | None = None
     output_dir: str | None = None
     device: str | None = None
     threshold: float | None = None
@@ -39,8 +40,10 @@ class SearchOptions:
     @staticmethod
     def add_to(parser: argparse.ArgumentParser) -> None:
         """Add the options to a parser."""
-        add_config_option(parser)
-        parser.add_argument("--output-dir", help="folder of the results (default: output_dir of the config)")
+        parser.add_argument("-c", "--config", help=f"config of the pipeline (default: {DEFAULT_CONFIG})")
+        parser.add_argument(
+            "--output-dir", help="folder of the results (default: output_dir of the config; without -c, this folder)"
+        )
         parser.add_argument("--device", choices=DEVICES, help="default: device of the config")
         decision = parser.add_mutually_exclusive_group()
         decision.add_argument(
@@ -72,7 +75,8 @@ class SearchOptions:
             raise InputError(f"--max-false-per-hour must be a positive number, got {rate:g}")
         if rate is not None and args.event_threshold is not None:
             raise InputError("only one of --max-false-per-hour and --event-threshold may be given, got both")
-        return cls(Path(args.config), args.output_dir, args.device, args.threshold, args.event_threshold, rate)
+        config = None if args.config is None else Path(args.config)
+        return cls(config, args.output_dir, args.device, args.threshold, args.event_threshold, rate)
 
     def load_config(self) -> PipelineConfig:
         """Load the config with these options in place of its keys."""
@@ -84,9 +88,11 @@ class SearchOptions:
         for name in ("device", "threshold", "event_threshold", "max_false_per_hour"):
             if (value := getattr(self, name)) is not None:
                 changes[name] = value
-        if self.output_dir:  # relative to the working directory, unlike the key of the config
-            changes["output_dir"] = str(Path(self.output_dir).absolute())
-        return load_pipeline_config(self.config, changes)
+        # Relative to the working directory, unlike the key of a config; the included one lies among the source files.
+        output_dir = "." if self.config is None and self.output_dir is None else self.output_dir
+        if output_dir is not None:
+            changes["output_dir"] = str(Path(output_dir).absolute())
+        return load_pipeline_config(self.config or DEFAULT_CONFIG, changes)
 
 
 @dataclass(frozen=True)

@@ -75,14 +75,16 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     """Search what the command line names; return the result, or those of many files."""
-    ring = not args.pages and args.filterbank is None
+    ring = args.pages is None and args.filterbank is None
     output = OutputOptions.of(args, ring)
     if (args.joined or args.resume) and args.filterbank is None:
         raise InputError(f"{'--joined' if args.joined else '--resume'} must be used with --filterbank")
+    if args.joined and args.resume:
+        raise InputError("only one of --joined and --resume may be given, got both")
     config = SearchOptions.of(args).load_config()
     if ring:
         result = search_ring(config)
-    elif args.pages:
+    elif args.pages is not None:
         result = search_one(ArrayPages(args.pages, config.trial_dms()), config, output)
     else:
         config.warn_of_unused_settings()
@@ -126,7 +128,7 @@ def search_many(
             source = FilterbankPages(path, settings)
             decide(config, classifiers, source.grid, page_interval_s(source))
     models = [model for model in (config.model_path, config.candidate_classifier_path) if model]
-    how = [config.model_dump(exclude={"threads", "output_dir"}), config.transientx.model_dump()]
+    how = [config.model_dump(exclude={"threads", "output_dir"}), config.transientx.model_dump(), config.overlap()]
     if config.threads is None:
         config = config.model_copy(update={"threads": max(1, thread_count(None) // part.n_local)})
     results = []
@@ -135,7 +137,6 @@ def search_many(
         if resume and many_files.is_done(folder, path, identity):
             logger.info("%s is finished (%d of %d)", path, number, len(mine))
             continue
-        many_files.begin(folder, path)
         source = FilterbankPages(path, settings)
         decision = decide(config, classifiers, source.grid, page_interval_s(source))
         result = search_and_write(source, classifiers, decision, config, output)

@@ -41,7 +41,7 @@ from pipeline_classifier.live.processes import Child, Command
 from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
 from pipeline_classifier.live.psrdada.ring import Ring
 from pipeline_classifier.live.psrdada.sysv import Segment
-from pipeline_classifier.options import OutputOptions, SearchOptions
+from pipeline_classifier.options import SearchOptions
 from pipeline_classifier.output.results import report
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
@@ -95,7 +95,7 @@ class Plan:
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     SearchOptions.add_to(parser)
-    OutputOptions.add_plots_to(parser)  # accepted without effect: no pictures are drawn
+    parser.add_argument("--no-plots", action="store_true", help=argparse.SUPPRESS)  # pictures are never drawn
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, and start nothing")
     return parser
 

@@ -47,6 +47,10 @@ def load_classifiers(config: PipelineConfig) -> Classifiers:
             f"{config.model_path}: must be a model for pages (normaliser {' or '.join(PAGE_NORMALISERS)}, as "
             f"models/default.pth), got a {checkpoint.model_name} for candidates"
         )
-    logger.info("model %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
+    logger.info("page classifier %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
+    if path:
+        logger.info("candidate classifier %s", path.name)
+    elif config.event_threshold is not None:
+        logger.warning("event_threshold %g has no effect without a candidate classifier", config.event_threshold)
     pages = PageClassifier(checkpoint, device, config.batch_size, config.snr_gate, config.precision)
     return Classifiers(pages, candidates)

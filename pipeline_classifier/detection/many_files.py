@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
+
+logger = logging.getLogger(__name__)
 
 CATALOGUE = "catalogue.csv"
 
@@ -102,26 +105,31 @@ def fingerprint(path: Path, models: Sequence[Path], settings: object) -> dict[st
     }
 
 
-def _record(folder: Path, path: Path) -> Path:
-    return folder / f"done_{path.stem}.json"
+def _record(folder: Path, name: str) -> Path:
+    return folder / f"done_{name}.json"
+
+
+def _candidates(folder: Path, name: str) -> Path:
+    return folder / f"candidates_{name}.csv"
 
 
 def is_done(folder: Path, path: Path, identity: dict[str, object]) -> bool:
     """Return whether the results in ``folder`` are those of the search that `fingerprint` identified."""
     try:
-        return json.loads(_record(folder, path).read_text()) == identity
+        found = json.loads(_record(folder, path.stem).read_text())
     except (OSError, ValueError):
         return False
+    return found == identity and _candidates(folder, path.stem).is_file()
 
 
-def begin(folder: Path, path: Path) -> None:
-    """Mark the results of a file as incomplete."""
-    _record(folder, path).unlink(missing_ok=True)
+def begin(folder: Path, name: str) -> None:
+    """Mark the results of a search as incomplete; every search that writes results under ``name`` calls this first."""
+    _record(folder, name).unlink(missing_ok=True)
 
 
 def finish(folder: Path, path: Path, identity: dict[str, object]) -> None:
     """Mark the results of a file as complete."""
-    with atomic_writer(_record(folder, path)) as file:
+    with atomic_writer(_record(folder, path.stem)) as file:
         file.write(json.dumps(identity).encode())
 
 
@@ -137,13 +145,16 @@ def write_catalogue(folder: Path) -> Path:
         writer = csv.writer(text, lineterminator="\n")
         heading: list[str] = []
         for record in sorted(folder.glob("done_*.json")):
-            stem = record.stem.removeprefix("done_")
-            with open(folder / f"candidates_{stem}.csv", newline="") as file:
+            name = record.stem.removeprefix("done_")
+            if not _candidates(folder, name).is_file():
+                logger.warning("%s is missing: the observation is not in the catalogue", _candidates(folder, name))
+                continue
+            with open(_candidates(folder, name), newline="") as file:
                 columns, *rows = csv.reader(file)
             if not heading:
                 heading = ["observation", *columns]
                 writer.writerow(heading)
-            writer.writerows([stem, *row] for row in rows)
+            writer.writerows([name, *row] for row in rows)
         with atomic_writer(folder / CATALOGUE) as catalogue:
             catalogue.write(text.getvalue().encode())
     return folder / CATALOGUE

@@ -204,7 +204,7 @@ def _mapped(path: str | Path) -> np.ndarray:
     try:
         pages = np.load(path, mmap_mode="c", allow_pickle=False)  # torch needs writable arrays
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: must be a .npy array of numbers ({error})") from error
+        raise InputError(f"{path}: must be a .npy array of numbers, got another kind of file") from error
     if not isinstance(pages, np.ndarray):
         raise InputError(f"{path}: must be a .npy array, got a .npz archive; save the pages alone with numpy.save")
     return pages

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.event_finder import EventFinder
@@ -25,6 +26,7 @@ from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.live.live_results import LiveResults, Monitor
 from pipeline_classifier.live.psrdada.ring import RingTimeout
 from pipeline_classifier.live.ring_pages import RingPages, RingSettings
+from pipeline_classifier.output.results import write_summary
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,7 @@ def live_search(
     finder, merger = EventFinder(layer, decision, classifiers.candidates), EventMerger(source.grid)
     threads, size = thread_count(config.threads), classifiers.pages.network.batch_size
     began, pages_gated = time.monotonic(), 0
+    many_files.begin(config.output_path, source.name)
     results = LiveResults(config.output_path, source.name, config.n_spectra)
     status_path = config.output_path / f"status_{source.name}.json"
     with (
@@ -172,4 +175,5 @@ def live_search(
     gated_or_none = None if classifiers.pages.snr_gate is None else pages_gated
     summary = replace(source.summary(), pages_gated=gated_or_none, events=results.events)
     summary = complete_summary(source.name, summary, layers, decision, began)
-    return SearchResult(layers, list(results.last_events), summary, [*results.files, status_path])
+    files = [*results.files, status_path, write_summary(config.output_path, source.name, summary)]
+    return SearchResult(layers, list(results.last_events), summary, files)

@@ -8,10 +8,12 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
 from pipeline_classifier.detection.search import SearchResult, search
+from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Source
 from pipeline_classifier.options import OutputOptions
 from pipeline_classifier.output.candidate_lists import write_candidates, write_heimdall, write_transientx
@@ -28,6 +30,7 @@ def search_and_write(
 ) -> SearchResult:
     """Search one source and write the results to the output folder of the config, which must exist."""
     folder = config.output_path
+    many_files.begin(folder, source.name)
     result = search(source, classifiers, decision, config.threads)
     write_lists(result, source, folder, config.n_spectra, options.plots)
     if options.plots:
@@ -73,10 +76,15 @@ def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: i
         path = folder / f"heimdall_{name}.csv"
         write_heimdall(path, result.events, source.grid)
         result.files.append(path)
+    result.files.append(write_summary(folder, name, result.summary))
+
+
+def write_summary(folder: Path, name: str, summary: RunSummary) -> Path:
+    """Write ``summary_<name>.json``; return its path."""
     path = folder / f"summary_{name}.json"
     with atomic_writer(path) as file:
-        file.write(json.dumps(result.summary.known(), indent=2).encode() + b"\n")
-    result.files.append(path)
+        file.write(json.dumps(summary.known(), indent=2).encode() + b"\n")
+    return path
 
 
 def write_pictures(result: SearchResult, source: Source, folder: Path, saliency: Classifiers | None = None) -> None:

@@ -63,6 +63,8 @@ def test_the_old_name_of_the_candidate_classifier_is_still_read(tmp_path, caplog
     config = load(tmp_path, second_look="mine.pth")
     assert config.candidate_classifier_path == tmp_path / "mine.pth" and "candidate_classifier" in caplog.text
     assert load(tmp_path, second_look=None).candidate_classifier_path is None
+    with pytest.raises(InputError, match="only one of candidate_classifier and second_look"):
+        load(tmp_path, second_look=None, candidate_classifier=None)
     caplog.clear()
     assert load(tmp_path).candidate_classifier_path.is_file() and not caplog.records
 
@@ -112,7 +114,7 @@ def test_every_transientx_setting_reaches_the_cleaning(tmp_path):
     [
         ({"rfilist": [["kadaneT", "4", "8"]]}, "kadaneT"),
         ({"rfilist": [["mask", "4", "8"]]}, "mask"),
-        ({"rfilist": [["kadaneF", "4", "8"]]}, "averages 16 samples"),
+        ({"rfilist": [["kadaneF", "4", "8"]]}, "averages 16 here"),
         ({"rfilist": [["zdot"], ["zero"]]}, "only the first is applied"),
         ({"filltype": "rand"}, "filltype 'rand'"),
         ({"rfilist": [["zdot"]]}, None),
@@ -164,6 +166,7 @@ def test_a_mistake_in_the_transientx_config_is_named(tmp_path, content, named):
         ({"ddm": -0.5}, "ddm"),
         ({"name_of_the_model": ""}, "name_of_the_model"),
         ({"zaplist": [1400, 1500]}, "zaplist"),
+        ({"zaplist": [[1400]]}, "lowest, highest"),
     ],
     ids=str,
 )

@@ -270,6 +270,11 @@ def test_a_bad_list_or_option_ends_in_one_sentence(observation, tmp_path, conten
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_dm_window_upside_down_is_refused(observation, tmp_path):
+    done = create_dataset(observation, "--cands", "b", "--pulse-dm", 58, 56, folder=tmp_path)
+    assert done.returncode == 2 and "--pulse-dm must be a lower and a higher DM, got 58 56" in done.stderr
+
+
 @pytest.mark.parametrize("kind", ["no truth", "wrong truth", "no observation", "no filterbank", "two lists"])
 def test_a_bad_observation_or_truth(observation, tmp_path, kind):
     (tmp_path / "a.fil").write_bytes(b"nothing" if kind == "no filterbank" else observation.read_bytes())

@@ -147,6 +147,31 @@ def test_a_changed_transientx_file_is_searched_anew(short, searched):
     assert resume(short) == [] and searched == ["short"] * 2
 
 
+def test_an_overlap_that_the_config_now_sets_is_searched_anew(short, searched):
+    """Even if the value is that of the default: before, the TransientX file decided."""
+    set_keys(short.parent / "transientx.json", subdedispersion={"overlap": 0.5})
+    resume(short)
+    set_keys(short, page_overlap=0.0)
+    resume(short)
+    assert searched == ["short"] * 2
+
+
+def test_a_search_without_resume_replaces_a_finished_one(short, searched):
+    content = short.read_text()
+    assert resume(short) == THE_PULSE
+    set_keys(short, min_snr=1000.0)
+    run_inference.run(run_inference.get_parser().parse_args(["-c", str(short), "--filterbank", "--no-plots"]))
+    short.write_text(content)
+    assert resume(short) == THE_PULSE and searched == ["short"] * 3
+
+
+def test_an_observation_whose_results_are_missing_is_searched_again(short, searched):
+    assert resume(short) == THE_PULSE
+    (short.parent / "out" / "candidates_short.csv").unlink()
+    assert many_files.write_catalogue(short.parent / "out").read_text() == ""
+    assert resume(short) == THE_PULSE and searched == ["short"] * 2
+
+
 @pytest.mark.parametrize("name", ["default.pth", "candidate_classifier.pth"])
 def test_a_model_replaced_by_one_of_the_same_size_is_searched_anew(short, searched, name):
     path = short.parent / "models" / name
@@ -180,14 +205,15 @@ def test_a_search_that_fails_half_way_is_not_finished(short, searched, monkeypat
     assert resume(short) == THE_PULSE and searched == ["short"] * 3
 
 
-@pytest.mark.parametrize("change", ["time", "size", "settings", "cut off"])
+@pytest.mark.parametrize("change", ["time", "size", "settings", "cut off", "results gone"])
 def test_what_has_changed_is_searched_again(observations, tmp_path, change):
     path = tmp_path / "a.fil"
     shutil.copy(observations / "a.fil", path)
     model, settings = observations / "b.fil", ["x"]
     identity = many_files.fingerprint(path, [model], settings)
-    many_files.begin(tmp_path, path)
+    many_files.begin(tmp_path, path.stem)
     assert not many_files.is_done(tmp_path, path, identity)
+    leave_results(tmp_path, "a")
     many_files.finish(tmp_path, path, identity)
     assert many_files.is_done(tmp_path, path, many_files.fingerprint(path, [model], settings))
     if change == "time":
@@ -196,6 +222,8 @@ def test_what_has_changed_is_searched_again(observations, tmp_path, change):
         path.write_bytes(path.read_bytes()[:-1])
     elif change == "settings":
         settings = ["y"]
+    elif change == "results gone":
+        (tmp_path / "candidates_a.csv").unlink()
     else:
         (tmp_path / "done_a.json").write_text(json.dumps(identity)[:-5])
     assert not many_files.is_done(tmp_path, path, many_files.fingerprint(path, [model], settings))

@@ -150,7 +150,13 @@ def test_no_input_means_the_ring_until_n_spectra_pages_came(config, search, star
     for row in found:
         assert float(row["mjd"]) == pytest.approx(59000.5 + float(row["time_s"]) / 86400, abs=1e-9)
         assert 10 <= float(row["dm_pc_cm3"]) <= 41 and float(row["probability"]) >= 0
-    names = {"candidates_a.b 1.csv", "predictions_a.b 1.npy", "probabilities_a.b 1.npy", "status_a.b 1.json"}
+    names = {
+        "candidates_a.b 1.csv",
+        "predictions_a.b 1.npy",
+        "probabilities_a.b 1.npy",
+        "status_a.b 1.json",
+        "summary_a.b 1.json",
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     said = status(tmp_path / "out")
     assert said["state"] == "ended" and said["pages"] == 50 and said["events"] == len(found)
