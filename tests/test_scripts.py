@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,28 @@ SCRIPTS = [
 ]
 
 
-def help_of(script: Path, folder: Path) -> str:
-    done = subprocess.run([sys.executable, script, "--help"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+OLD_NAME = ROOT / "pipeline_classifier" / "create_peak_dataset.py"
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory) -> dict[Path, str]:
+    """What each script prints for --help, in a process of its own and from another folder."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+
+    def help_of(script: Path) -> str:
+        done = subprocess.run([sys.executable, script, "--help"], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        texts = dict(zip([*SCRIPTS, OLD_NAME], pool.map(help_of, [*SCRIPTS, OLD_NAME])))
+    assert not list(folder.iterdir())
+    return texts
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_help_has_an_example_and_an_error_is_code_2(script, tmp_path):
-    assert f"python {script.name}" in help_of(script, tmp_path)
+def test_help_has_an_example_and_an_error_is_code_2(helps, script, tmp_path):
+    assert f"python {script.name}" in helps[script]
     done = run_here(importlib.import_module(f"{script.parent.name}.{script.stem}"), "--no-such", folder=tmp_path)
     assert done.returncode == 2 and "error:" in done.stderr and not list(tmp_path.iterdir())
 
@@ -35,5 +49,5 @@ def test_all_scripts_are_here():
     assert len(SCRIPTS) == 12
 
 
-def test_the_old_name_of_a_script_still_works(tmp_path):
-    assert "candidate classifier" in help_of(ROOT / "pipeline_classifier" / "create_peak_dataset.py", tmp_path)
+def test_the_old_name_of_a_script_still_works(helps):
+    assert "candidate classifier" in helps[OLD_NAME]

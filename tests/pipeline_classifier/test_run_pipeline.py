@@ -118,7 +118,13 @@ class Site:
         environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}"}
         command = [sys.executable, script.__file__, "-c", self.config, *options]
         self.process = subprocess.Popen(
-            [*map(str, command)], cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*map(str, command)],
+            cwd="/",
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where nohup runs the tests
         )
         return self.process
 

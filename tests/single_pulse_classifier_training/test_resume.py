@@ -109,7 +109,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(whole, config):
     (whole, duration), killed = whole, config("killed", checkpoint_interval_s=0.05)
     random = np.random.default_rng(1)
     kills = 0
-    for part in random.uniform(0.5, 1.0, 4):
+    for part in random.uniform(0.5, 1.0, 3):
         process = subprocess.Popen(command(killed, "--resume"), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(part * duration)

@@ -94,7 +94,14 @@ def search():
     def begin(config: Path, *options: object) -> subprocess.Popen:
         command = [sys.executable, SCRIPT, "-c", config, *options]
         processes.append(
-            subprocess.Popen([*map(str, command)], cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*map(str, command)],
+                cwd="/",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where nohup runs the tests
+            )
         )
         return processes[-1]
 
