@@ -35,7 +35,7 @@ import numpy as np
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
 from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
-from pipeline_classifier.detection.search import events_by_threshold, page_interval_s
+from pipeline_classifier.detection.search import events_by_threshold
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.evaluation.evaluation_plot import plot_evaluation
@@ -238,7 +238,7 @@ class Searched:
 def searched(path: str | Path, config: PipelineConfig, classifiers: Classifiers) -> Searched:
     """Search an observation at the threshold of its decision and, if candidates decide, at `EVENT_THRESHOLDS`."""
     source = FilterbankPages(path, config.front_end())
-    decision = decide(config, classifiers, source.grid, page_interval_s(source))
+    decision = decide(config, classifiers, source.layers)
     chosen = decision.threshold if decision.event_threshold is None else decision.event_threshold
     thresholds = {chosen} if decision.event_threshold is None else {chosen, *EVENT_THRESHOLDS}
     _, events = events_by_threshold(source, classifiers, decision, sorted(thresholds), config.threads)

@@ -27,7 +27,7 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.candidate_cutouts import SIDE
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
-from pipeline_classifier.detection.search import events_by_threshold, page_interval_s
+from pipeline_classifier.detection.search import events_by_threshold
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
@@ -234,7 +234,7 @@ def measure_thresholds(
     counts = dict.fromkeys(EVENT_THRESHOLDS, 0)
     for path in tqdm(paths, desc="pulse-free observations", unit="file", disable=None):
         source = FilterbankPages(path, config.front_end())
-        decision = decide(config, classifiers, source.grid, page_interval_s(source))
+        decision = decide(config, classifiers, source.layers)
         layers, events = events_by_threshold(source, classifiers, decision, EVENT_THRESHOLDS)
         of_pages.append(layers[0].probabilities)
         duration_s += source.duration_s

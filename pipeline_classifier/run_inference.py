@@ -42,7 +42,7 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
-from pipeline_classifier.detection.search import SearchResult, page_interval_s
+from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.detection.workers import prepare_process, thread_count
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
@@ -109,7 +109,7 @@ def search_one(source: FilterbankPages | ArrayPages, config: PipelineConfig, out
     """Search one observation or batch."""
     make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
-    decision = decide(config, classifiers, source.grid, page_interval_s(source))
+    decision = decide(config, classifiers, source.layers)
     return search_and_write(source, classifiers, decision, config, output)
 
 
@@ -126,7 +126,7 @@ def search_many(
     if config.max_false_per_hour is not None:  # likewise a rate that cannot be reached
         for path in mine:
             source = FilterbankPages(path, settings)
-            decide(config, classifiers, source.grid, page_interval_s(source))
+            decide(config, classifiers, source.layers)
     models = [model for model in (config.model_path, config.candidate_classifier_path) if model]
     how = [config.model_dump(exclude={"threads", "output_dir"}), config.transientx.model_dump(), config.overlap()]
     if config.threads is None:
@@ -138,7 +138,7 @@ def search_many(
             logger.info("%s is finished (%d of %d)", path, number, len(mine))
             continue
         source = FilterbankPages(path, settings)
-        decision = decide(config, classifiers, source.grid, page_interval_s(source))
+        decision = decide(config, classifiers, source.layers)
         result = search_and_write(source, classifiers, decision, config, output)
         many_files.finish(folder, path, identity)
         results.append(result)

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
-from pipeline_classifier.detection.search import SearchResult, page_interval_s
+from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.recovery import compare, summary
 from pipeline_classifier.formats.sigproc import Filterbank
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> SearchResult:
             result, grid = live_search(ring, classifiers, config, ended), ring.grid
     else:
         source = FilterbankPages(path, config.front_end())
-        decision = decide(config, classifiers, source.grid, page_interval_s(source))
+        decision = decide(config, classifiers, source.layers)
         result, grid = search_and_write(source, classifiers, decision, config, output), source.grid
     print(report(result))
     if truth_path(path).exists():

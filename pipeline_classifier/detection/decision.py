@@ -1,5 +1,6 @@
 """The decision: which pages and which peaks are reported, settled before the first page is read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
-from pipeline_classifier.frontend.pages import PageGrid
+from pipeline_classifier.frontend.sources import Layer
 from single_pulse_classifier_training.calibration import threshold_for_rate
 
 EVENT_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -50,7 +51,18 @@ class Decision:
         return self.event_threshold is None or probability is None or probability >= self.event_threshold
 
 
-def decide(config: PipelineConfig, classifiers: Classifiers, grid: PageGrid, page_interval_s: float) -> Decision:
+def page_interval_s(layers: Sequence[Layer]) -> float:
+    """Mean time between pages over all layers in seconds, NaN when unknown."""
+    pages_per_s = 0.0
+    for layer in layers:
+        steps = np.diff(layer.starts)
+        # The last page ends with the file, so the step before it may be short.
+        step = steps[:-1].max() if len(steps) > 1 else layer.grid.n_time
+        pages_per_s += 1.0 / (step * layer.grid.tsamp)
+    return 1.0 / pages_per_s
+
+
+def decide(config: PipelineConfig, classifiers: Classifiers, layers: Sequence[Layer]) -> Decision:
     """Choose the thresholds of a search.
 
     A threshold comes from the config, else from the checkpoint. With ``max_false_per_hour`` it is the lowest one stored
@@ -62,17 +74,15 @@ def decide(config: PipelineConfig, classifiers: Classifiers, grid: PageGrid, pag
     ----------
     config : PipelineConfig
     classifiers : Classifiers
-    grid : PageGrid
-        Grid of the pages to be searched.
-    page_interval_s : float
-        Mean time between pages in seconds, NaN when unknown.
+    layers : sequence of Layer
+        Pages to be searched; their interval scales the rates of page thresholds.
 
     Raises
     ------
     InputError
         If no stored threshold has so low a rate.
     """
-    pages = classifiers.pages.checkpoint
+    pages, grid = classifiers.pages.checkpoint, layers[0].grid
     candidates = classifiers.candidates.checkpoint if classifiers.candidates and grid.sweeps else None
     threshold = pages.threshold if config.threshold is None else config.threshold
     event_threshold, rate = None, None
@@ -83,6 +93,6 @@ def decide(config: PipelineConfig, classifiers: Classifiers, grid: PageGrid, pag
             candidates.thresholds, config.max_false_per_hour, of="the candidate classifier"
         )
     elif config.max_false_per_hour is not None:
-        threshold, rate = threshold_for_rate(pages.thresholds, config.max_false_per_hour, page_interval_s)
+        threshold, rate = threshold_for_rate(pages.thresholds, config.max_false_per_hour, page_interval_s(layers))
     min_snr = config.min_snr if grid.sweeps or "min_snr" in config.model_fields_set else 0.0
     return Decision(float(threshold), None if event_threshold is None else float(event_threshold), min_snr, rate)

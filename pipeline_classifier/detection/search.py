@@ -78,17 +78,6 @@ class SearchResult:
         return self.layers[0].probabilities
 
 
-def page_interval_s(source: Source) -> float:
-    """Mean time between pages over all layers in seconds, NaN when unknown."""
-    pages_per_s = 0.0
-    for layer in source.layers:
-        steps = np.diff(layer.starts)
-        # The last page ends with the file, so the step before it may be short.
-        step = steps[:-1].max() if len(steps) > 1 else layer.grid.n_time
-        pages_per_s += 1.0 / (step * layer.grid.tsamp)
-    return 1.0 / pages_per_s
-
-
 def search(source: Source, classifiers: Classifiers, decision: Decision, threads: int | None = None) -> SearchResult:
     """Classify every page of a source and measure the events, one for each pulse.
 

@@ -52,8 +52,8 @@ class FilterbankPages(Source):
         self.cleaning = settings.cleaning
         self.name = file.path.stem
         self.frequencies, self.tsamp, self.nsamples = after_downsampling(file, self.cleaning)
-        check_band(file, self.frequencies, self.tsamp, settings)
         sweep = float(dispersion_delay(np.max(settings.dms), self.frequencies[-1], self.frequencies[0]) / self.tsamp)
+        check_band(file, self.frequencies, sweep, settings)
         coarsest = max(settings.time_downsample)
         longest_page = settings.n_time * coarsest
         length = block_length(settings.block_samples, len(self.frequencies), math.ceil(sweep), longest_page)
@@ -207,20 +207,18 @@ class FilterbankPages(Source):
 
 
 def check_band(
-    file: Filterbank | JoinedFilterbank, frequencies: np.ndarray, tsamp: float, settings: FrontEndSettings
+    file: Filterbank | JoinedFilterbank, frequencies: np.ndarray, sweep: float, settings: FrontEndSettings
 ) -> None:
-    """Raise InputError if the zaplist removes every channel, or the largest trial DM sweeps over too many samples."""
+    """Raise InputError if the zaplist removes every channel, or the sweep of the highest trial DM, samples, is too long."""
     if zapped(frequencies, settings.cleaning.zaplist).all():
         raise InputError(
             f"{file.path}: the zaplist must leave at least one of its {len(frequencies)} channels, "
             f"got {list(settings.cleaning.zaplist)}"
         )
-    highest = np.max(settings.dms)
-    sweep = float(dispersion_delay(highest, frequencies[-1], frequencies[0]) / tsamp)
     if not sweep * len(frequencies) * 4 < LARGEST_SWEEP_BYTES:
         raise InputError(
             f"{file.path}: the sweep of the highest trial DM must be below "
-            f"{LARGEST_SWEEP_BYTES / 4 / len(frequencies):.3g} samples, got {sweep:.3g} for DM {highest:g}"
+            f"{LARGEST_SWEEP_BYTES / 4 / len(frequencies):.3g} samples, got {sweep:.3g} for DM {np.max(settings.dms):g}"
         )
 
 

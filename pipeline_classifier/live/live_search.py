@@ -143,7 +143,7 @@ def live_search(
         If no stored threshold has a rate as low as ``max_false_per_hour``.
     """
     layer = Layer(source.grid, np.empty(0, np.int64))
-    decision = decide(config, classifiers, source.grid, source.grid.n_time * source.grid.tsamp)
+    decision = decide(config, classifiers, [layer])
     finder, merger = EventFinder(layer, decision, classifiers.candidates), EventMerger(source.grid)
     threads, size = thread_count(config.threads), classifiers.pages.network.batch_size
     began, pages_gated = time.monotonic(), 0

@@ -10,7 +10,8 @@ from string import Template
 import numpy as np
 
 from pipeline_classifier.detection.classifiers import Classifiers
-from pipeline_classifier.detection.search import SearchResult, page_interval_s
+from pipeline_classifier.detection.decision import page_interval_s
+from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.sources import Source
@@ -83,7 +84,7 @@ def summary(result: SearchResult, source: Source, classifiers: Classifiers, mode
     run, checkpoint = result.summary, classifiers.pages.checkpoint
     assert run.threshold is not None
     model += f" ({checkpoint.model_name} at {checkpoint.resolution})"
-    what, threshold, page_s, thresholds = "page", run.threshold, page_interval_s(source), checkpoint.thresholds
+    what, threshold, page_s, thresholds = "page", run.threshold, page_interval_s(source.layers), checkpoint.thresholds
     if classifiers.candidates and run.event_threshold is not None:
         # The rates of events hold for pages of any length.
         what, threshold, page_s = "peak", run.event_threshold, np.inf

@@ -12,7 +12,7 @@ from pipeline_classifier import evaluate_pipeline
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
 from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
-from pipeline_classifier.detection.search import page_interval_s, search
+from pipeline_classifier.detection.search import search
 from pipeline_classifier.evaluation.recovery import (
     compare,
 )
@@ -59,7 +59,7 @@ def test_the_report_is_what_compare_says(observation, classifiers, tmp_path):
 
     config = PipelineConfig()
     source = FilterbankPages(observation, config.front_end())
-    result = search(source, classifiers, decide(config, classifiers, source.grid, page_interval_s(source)))
+    result = search(source, classifiers, decide(config, classifiers, source.layers))
     pulses = read_truth(observation.with_name("a_truth.csv"))
     recovery = compare(pulses, result.events, source.grid)
     assert recovery.found.all() and evaluation["found"] == evaluation["pulses"] == len(PULSES)

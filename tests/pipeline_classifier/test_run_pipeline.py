@@ -20,6 +20,7 @@ from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
+from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
@@ -187,7 +188,7 @@ def sweep_rings(site: Site) -> None:
 def expected(site: Site) -> np.ndarray:
     config = load_pipeline_config(site.config, {"device": "cpu"})
     classifiers, pages = load_classifiers(config), PageBatch(site.images, np.arange(N_PAGES) * SIDE, 0)
-    decision = decide(config, classifiers, PageGrid(np.arange(SIDE), SIDE), np.nan)
+    decision = decide(config, classifiers, [Layer(PageGrid(np.arange(SIDE), SIDE), np.empty(0, int))])
     return decision.classes(classifiers.pages.classify(pages)[0])
 
 

@@ -13,7 +13,8 @@ import torch
 
 from pipeline_classifier import run_inference
 from pipeline_classifier.config import load_pipeline_config
-from pipeline_classifier.detection.search import SearchResult, page_interval_s
+from pipeline_classifier.detection.decision import page_interval_s
+from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.frontend.sources import ArrayPages
@@ -100,15 +101,17 @@ def test_the_lowest_threshold_at_the_page_length_of_the_file(config, observation
 
 
 def test_the_interval_of_pages(observation, tmp_path):
-    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS))) == pytest.approx(PAGE_S)
-    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, n_time=128))) == pytest.approx(PAGE_S / 2)
-    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, overlap=0.75))) == pytest.approx(
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS)).layers) == pytest.approx(PAGE_S)
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, n_time=128)).layers) == pytest.approx(
+        PAGE_S / 2
+    )
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, overlap=0.75)).layers) == pytest.approx(
         PAGE_S / 4
     )
-    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, n_time=2000))) == pytest.approx(2.0), (
-        "the last step is short"
-    )
-    assert math.isnan(page_interval_s(ArrayPages(grey_pages(tmp_path / "pages.npy", np.array([9, 200])), DMS)))
+    assert page_interval_s(FilterbankPages(observation, FrontEndSettings(DMS, n_time=2000)).layers) == pytest.approx(
+        2.0
+    ), "the last step is short"
+    assert math.isnan(page_interval_s(ArrayPages(grey_pages(tmp_path / "pages.npy", np.array([9, 200])), DMS).layers))
 
 
 def test_a_batch_of_pages_takes_the_rates_as_stored(config, tmp_path):
