@@ -209,7 +209,7 @@ class FilterbankPages(Source):
 def check_band(
     file: Filterbank | JoinedFilterbank, frequencies: np.ndarray, sweep: float, settings: FrontEndSettings
 ) -> None:
-    """Raise InputError if the zaplist removes every channel, or the sweep of the highest trial DM, samples, is too long."""
+    """Raise InputError if the zaplist removes every channel, or the highest trial DM has too long a sweep (samples)."""
     if zapped(frequencies, settings.cleaning.zaplist).all():
         raise InputError(
             f"{file.path}: the zaplist must leave at least one of its {len(frequencies)} channels, "
