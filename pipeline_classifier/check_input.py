@@ -135,7 +135,7 @@ def header(filterbank: Filterbank | JoinedFilterbank) -> Report:
         "nsamples": filterbank.nsamples,
         "duration_s": filterbank.nsamples * head.tsamp,
         "tstart_mjd": head.tstart,
-        "start_utc": utc_of(head.tstart) if head.tstart else None,
+        "start_utc": utc_of(head.tstart) if head.tstart > 0 else None,
         "bytes_left_over": filterbank.bytes_left_over,
     }
 
@@ -189,6 +189,7 @@ def search_grid(
         "baseline_window_s": cleaning.baseline_window_s,
         "zaplist_mhz": [list(band) for band in cleaning.zaplist],
         "channels_zapped": int(zapped(frequencies, cleaning.zaplist).sum()),
+        "header_warnings": filterbank_pages.header_warnings(filterbank, frequencies, cleaning),
     }
 
 

@@ -41,7 +41,6 @@ def find_warnings(report: Report) -> list[str]:
     window_s, factor = report["baseline_window_s"], report.get("times_real_time")
     found = {
         f"{report['bytes_left_over']} bytes after the last whole sample are not read": report["bytes_left_over"] > 0,
-        "the header has no start time, so MJDs will be wrong": report["tstart_mjd"] == 0,
         f"all {report['nifs']} IFs are added, which is wrong for Stokes parameters": report["nifs"] > 1,
         "the observation is shorter than a page, which is padded with zeros": report["duration_s"]
         < report["longest_page_s"],
@@ -69,7 +68,7 @@ def find_warnings(report: Report) -> list[str]:
             factor is not None and factor < 1 and report["nsamples"] >= MIN_TIMED_SAMPLES
         ),
     }
-    return [phrase for phrase, applies in found.items() if applies]
+    return report["header_warnings"] + [phrase for phrase, applies in found.items() if applies]
 
 
 def size(n_bytes: float) -> str:
@@ -92,7 +91,8 @@ def described(report: Report) -> list[tuple[str, str]]:
     """Return the lines of a report as (name, text) pairs."""
     r, ms = report, 1e3 * report["tsamp_s"]
     order = "ascending" if r["ascending"] else "descending"
-    start = f"MJD {r['tstart_mjd']:.9f}, {r['start_utc']} UTC" if r["start_utc"] else "not in the header"
+    utc = f", {r['start_utc']} UTC" if r["start_utc"] else ""
+    start = f"MJD {r['tstart_mjd']:.9f}{utc}" if r["tstart_mjd"] else "not in the header"
     saturated = "" if r["saturated_fraction"] is None else f"{r['saturated_fraction']:.2%} of the samples saturated, "
     resolutions = "" if r["time_downsample"] == [1] else f" of {r['time_downsample']} samples"
     lines = [

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ class JoinedFilterbank:
                     f"{after.path}: must start at the end of {before.path}, got {kind} of {abs(gap_s):.6g} s "
                     "(search these files separately)"
                 )
-        self.path, self.header, self.ifs = first.path, first.header, ifs
+        unknown = dict.fromkeys(keyword for file in self.files for keyword in file.header.unknown_keywords)
+        self.path, self.header, self.ifs = first.path, replace(first.header, unknown_keywords=tuple(unknown)), ifs
         self.nchans, self.tsamp, self.tstart = first.nchans, first.tsamp, first.tstart
         self.frequencies = first.frequencies
         self._ends = list(itertools.accumulate(file.nsamples for file in self.files))

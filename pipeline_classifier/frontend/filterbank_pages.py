@@ -1,6 +1,7 @@
 """Pages of an observation: read in blocks, cleaned, dedispersed and cut, in bounded memory."""
 
 import copy
+import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
 from pipeline_classifier.frontend.sources import Block, Cutout, Layer, Source
 from single_pulse_classifier_training.cli import InputError
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 64 << 20
 """Largest size of a cleaned block as float32, unless the dispersion sweep alone is longer."""
@@ -52,6 +55,8 @@ class FilterbankPages(Source):
         self.cleaning = settings.cleaning
         self.name = file.path.stem
         self.frequencies, self.tsamp, self.nsamples = after_downsampling(file, self.cleaning)
+        for warning in header_warnings(file, self.frequencies, self.cleaning):
+            logger.warning("%s: %s", file.path, warning)
         sweep = float(dispersion_delay(np.max(settings.dms), self.frequencies[-1], self.frequencies[0]) / self.tsamp)
         check_band(file, self.frequencies, sweep, settings)
         coarsest = max(settings.time_downsample)
@@ -204,6 +209,15 @@ class FilterbankPages(Source):
         noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
         dms = next(layer.grid.dms for layer in self.layers if layer.dm_stack == event.dm_stack)
         return Cutout(start - centre, dms, (plane / noise).astype(np.float32), spectrum, self.frequencies)
+
+
+def header_warnings(file: Filterbank | JoinedFilterbank, frequencies: np.ndarray, cleaning: Cleaning) -> list[str]:
+    """Return what may be wrong with a header, or with the zaplist for its band; ``frequencies`` as for `check_band`."""
+    return file.header.warnings() + [
+        f"the zaplist band {low:g} to {high:g} MHz contains the centre of no channel"
+        for low, high in cleaning.zaplist
+        if not zapped(frequencies, ((low, high),)).any()
+    ]
 
 
 def check_band(

@@ -182,7 +182,7 @@ def test_samples_that_are_not_finite(report_of, tmp_path):
     [
         ({}, NSAMPLES, {"zaplist": [[0, 1e5]]}, "NOT USABLE", "zaplist removes all 64"),
         ({}, 300, {"dms": 1000.0}, "NOT USABLE", "the lowest trial DM, 1000, has a sweep of 1.04 s"),
-        ({"fch1": 1.0, "foff": -0.01, "tsamp": 1e-9}, NSAMPLES, {}, "NOT USABLE", "of memory are needed"),
+        ({"fch1": 10.0, "foff": -0.1, "tsamp": 1e-9}, NSAMPLES, {}, "NOT USABLE", "of memory are needed"),
         ({}, 300, {"ddm": 1.0}, "OK with warnings", "from DM 119 on, the sweep is longer"),
         (
             {"foff": -20.0},
@@ -196,6 +196,8 @@ def test_samples_that_are_not_finite(report_of, tmp_path):
         ({}, 200, {}, "OK with warnings", "no channel is masked"),
         ({"fch1": 30000.0}, NSAMPLES, {}, "OK with warnings", "too little to distinguish pulses from interference"),
         ({"tstart": 0.0}, NSAMPLES, {}, "OK with warnings", "no start time"),
+        ({"tstart": -2400000.5}, NSAMPLES, {}, "OK with warnings", "MJD -2.4e+06, is before 1858"),
+        ({}, NSAMPLES, {"zaplist": [[1, 2]]}, "OK with warnings", "zaplist band 1 to 2 MHz contains the centre of no"),
     ],
 )
 def test_the_report_has_every_obstacle_and_warning(report_of, tmp_path, header, nsamples, keys, verdict, sentence):
@@ -234,7 +236,7 @@ VALUES = {
     "tsamp": st.floats(1e-9, 9.9),
     "fch1": st.floats(1e-3, 1e7),
     "foff": st.one_of(st.floats(-100, 100), st.floats(-1e6, 1e6)),
-    "tstart": st.floats(0, 1e6),
+    "tstart": st.floats(-1e7, 1e6),
     "source_name": st.text(st.characters(codec="utf-8"), max_size=9),
 }
 anything = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

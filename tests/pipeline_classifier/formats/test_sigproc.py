@@ -150,15 +150,102 @@ def test_an_impossible_value_is_named(tmp_path, keyword, value):
         FilterbankWriter(tmp_path / "b.fil", replace(HEADER, **{keyword: value}))
 
 
+START, END = b"\x0c\0\0\0HEADER_START", b"\x0a\0\0\0HEADER_END"
+
+
+def string(text: str) -> bytes:
+    return struct.pack("<i", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize("before", ["src_raj", "HEADER_END"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(struct.pack("<i", number) for number in (0, -1, 8, 12345)),
+        *(struct.pack("<d", number) for number in (0.0, 1.0, 59000.5, -np.inf)),
+        *(struct.pack("<q", number) for number in (0, 5, -1, 10**12)),
+        *(string(text) for text in ("", "a", "abc", "four", "fifth", "GBT 350 MHz", "x" * 79)),
+    ],
+)
+def test_the_value_of_an_unknown_keyword_is_skipped(tmp_path, value, before):
+    path, whole = tmp_path / "a.fil", header_bytes(HEADER)
+    at = whole.index(string(before))
+    path.write_bytes(whole[:at] + string("refrm") + value + whole[at:])
+    header = read_header(path)
+    assert header == HEADER and header.header_bytes == path.stat().st_size
+    assert (
+        header.unknown_keywords == ("refrm",) and "unknown keywords, which are not used: refrm" in header.warnings()[0]
+    )
+
+
 def test_unknown_and_missing_keywords_are_named(tmp_path):
-    path = tmp_path / "a.fil"
-    path.write_bytes(header_bytes(HEADER).replace(b"tsamp", b"tsomp"))
-    with pytest.raises(InputError, match="'tsomp'"):
+    path, whole = tmp_path / "a.fil", header_bytes(HEADER)
+    path.write_bytes(whole.replace(b"tsamp", b"tsomp"))
+    with pytest.raises(InputError, match="lacks tsamp and has the unknown 'tsomp'"):
         read_header(path)
-    start, end = b"\x0c\0\0\0HEADER_START", b"\x0a\0\0\0HEADER_END"
+    path.write_bytes(whole.replace(END, string("odd") + b"\xff\xff\xff" + END))
+    with pytest.raises(InputError, match="or have a value of 4 or 8 bytes or a string, got 'odd'"):
+        read_header(path)
+    start, end = START, END
     path.write_bytes(start + struct.pack("<i6si", 6, b"nchans", 4) + end)
     with pytest.raises(InputError, match="lacks nbits, tsamp, fch1, foff"):
         read_header(path)
+
+
+def with_table(table: np.ndarray) -> bytes:
+    """The header with a table of frequencies in place of fch1 and foff."""
+    whole = header_bytes(HEADER)
+    for keyword in ("fch1", "foff"):
+        at = whole.index(string(keyword))
+        whole = whole[:at] + whole[at + 16 :]
+    rows = b"".join(string("fchannel") + struct.pack("<d", frequency) for frequency in table)
+    at = whole.index(string("nchans"))
+    return whole[:at] + string("FREQUENCY_START") + rows + string("FREQUENCY_END") + whole[at:]
+
+
+@pytest.mark.parametrize("foff", [-1.25, 0.3])
+def test_a_table_of_frequencies_in_equal_steps(tmp_path, foff):
+    path, table = tmp_path / "a.fil", 1530.0 + foff * np.arange(16)
+    for dtype in (np.float64, np.float32):
+        path.write_bytes(with_table(table.astype(dtype)) + bytes(400))
+        file = Filterbank(path)
+        assert file.header.warnings() == [] and file.nsamples == 25
+        np.testing.assert_allclose(file.frequencies, np.sort(table)[::-1], atol=1e-4)
+    many = 1e5 - 0.5 * np.arange(65536)  # a header longer than those of any observation without a table
+    path.write_bytes(with_table(many).replace(struct.pack("<i", 16), struct.pack("<i", 65536), 1) + bytes(65536))
+    assert Filterbank(path).nchans == 65536 and Filterbank(path).header.foff == -0.5
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        (np.append(np.linspace(1530, 1500, 15), 1400), "equal steps of frequency, .* from -100 to -2.14286 MHz"),
+        (np.full(16, 1500.0), "foff must be a number of MHz other than 0"),
+        (np.full(16, np.nan), "equal steps"),
+        (np.linspace(1530, 1500, 15), "nchans = 16 frequencies, got 15"),
+        (np.linspace(1530, 1500, 17), "nchans = 16 frequencies, got 17"),
+    ],
+)
+def test_another_table_of_frequencies_is_refused(tmp_path, table, message):
+    (tmp_path / "a.fil").write_bytes(with_table(table) + bytes(400))
+    with pytest.raises(InputError, match=message):
+        Filterbank(tmp_path / "a.fil")
+
+
+@pytest.mark.parametrize("unit, factor", [("GHz", 1e-3), ("kHz", 1e3), ("Hz", 1e6)])
+@pytest.mark.parametrize("ascending", [False, True])
+def test_frequencies_in_other_units_are_named(tmp_path, unit, factor, ascending):
+    foff = (1.25 if ascending else -1.25) * factor
+    (tmp_path / "a.fil").write_bytes(header_bytes(replace(HEADER, fch1=1530 * factor, foff=foff)) + bytes(400))
+    with pytest.raises(InputError, match=f"a.fil: fch1 must be in MHz, .* look like .*{unit}.*, got "):
+        Filterbank(tmp_path / "a.fil")
+
+
+@pytest.mark.parametrize("tstart, phrase", [(0.0, "no start time"), (-3.5, "MJD -3.5, is before 1858")])
+def test_a_start_before_mjd_0_is_a_warning(tmp_path, tstart, phrase):
+    (tmp_path / "a.fil").write_bytes(header_bytes(replace(HEADER, tstart=tstart)) + bytes(400))
+    [warning] = Filterbank(tmp_path / "a.fil").header.warnings()
+    assert phrase in warning
 
 
 def test_files_that_are_not_observations(tmp_path):

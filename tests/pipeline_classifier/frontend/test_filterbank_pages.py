@@ -214,7 +214,7 @@ def test_downsampling_keeps_the_pulse_and_changes_the_grid(observation):
 
 
 def test_a_sweep_that_needs_too_much_memory_is_refused(tmp_path):
-    header = Header(nchans=64, nbits=8, tsamp=1e-9, fch1=1.0, foff=-0.01)
+    header = Header(nchans=64, nbits=8, tsamp=1e-9, fch1=10.0, foff=-0.1)
     with FilterbankWriter(tmp_path / "a.fil", header) as file:
         file.write(np.zeros((100, 64), dtype=np.uint8))
     with pytest.raises(InputError, match="a.fil: the sweep of the highest trial DM must be below .* for DM 126"):
