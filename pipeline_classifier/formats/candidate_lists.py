@@ -11,7 +11,8 @@ def read_transientx(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarra
     """Read a TransientX candidate list (``.cands``).
 
     The columns, separated by tabs and without a header line, are: beam, number, MJD, DM, width (ms), S/N, highest and
-    lowest frequency, image, group, observation. Only columns 3 to 6 are read; empty lines are skipped.
+    lowest frequency, image, group, observation. Only columns 3 to 6 are read; empty lines and, as in TransientX's
+    ``replot_fil``, lines that begin with ``#`` are skipped.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def read_transientx(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarra
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             fields = line.rstrip("\n").split("\t")
-            if fields == [""]:
+            if fields == [""] or line.lstrip().startswith("#"):
                 continue
             try:
                 values = [float(value) for value in fields[2:6]]

@@ -92,3 +92,11 @@ def test_the_list_that_a_search_writes_is_read(tmp_path):
     mjd, dm, width_ms, snr = read_transientx(tmp_path / "a.cands")
     np.testing.assert_allclose(mjd, [event.mjd for event in events], rtol=0, atol=1e-11)
     assert dm.tolist() == [56.5] * 2 and width_ms.tolist() == [1.6384] * 2 and snr.tolist() == [12.25] * 2
+
+
+def test_comments_are_skipped_as_in_replot_fil(tmp_path):
+    """A candidate that was commented out is not read, and line numbers still count it."""
+    lines = ["# beam\tnumber\tmjd", line_of((59000.5, 56.7, 1.0, 20.0)), "  #" + line_of((59000.6, 56.7, 1.0, 20.0))]
+    assert read_transientx(write(tmp_path / "a.cands", lines))[0].tolist() == [59000.5]
+    with pytest.raises(InputError, match="line 4"):
+        read_transientx(write(tmp_path / "a.cands", [*lines, "1\t1"]))
