@@ -13,7 +13,7 @@ any moment. Progress is in status_<name>.json. No pictures are drawn.
 
 Many files are divided among the processes of `torchrun --nproc-per-node=N run_inference.py ...`, of `srun -n N`, or of
 a Slurm array; catalogue.csv has the events of all. With --resume a file is skipped if its results exist and were made
-from a file of the same name, size and time, with the same config and models: after an interruption, repeat the command.
+from the same file, with the same config and models: after an interruption, repeat the command.
 
 A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM), which the model's normaliser turns into
 images, or uint8 images as in a training set (row 0 = highest DM), which are used unchanged.
@@ -42,6 +42,7 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.detection.parts import Part, part_of_this_process
 from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.detection.workers import prepare_process, thread_count
 from pipeline_classifier.formats.joined import open_observation
@@ -84,11 +85,16 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     config = SearchOptions.of(args).load_config()
     if ring:
         result = search_ring(config)
-    elif args.pages is not None:
+        print(report(result))
+        return result
+    part = part_of_this_process()
+    if (args.joined or args.pages is not None) and part.rank > 0:
+        logger.info("share %d of %d: nothing, as share 1 searches the one observation", part.rank + 1, part.n)
+        return []
+    if args.pages is not None:
         result = search_one(ArrayPages(args.pages, config.trial_dms()), config, output)
     else:
         config.warn_of_unused_settings()
-        part = many_files.part_of_this_process()
         files = many_files.expand(args.filterbank) or [config.filterbank_path]
         if not args.joined and (len(files) > 1 or part.n > 1 or args.resume):
             return search_many(files, part, config, output, args.resume)
@@ -114,10 +120,12 @@ def search_one(source: FilterbankPages | ArrayPages, config: PipelineConfig, out
 
 
 def search_many(
-    files: Sequence[Path], part: many_files.Part, config: PipelineConfig, output: OutputOptions, resume: bool
+    files: Sequence[Path], part: Part, config: PipelineConfig, output: OutputOptions, resume: bool
 ) -> list[SearchResult]:
     """Search this process's part of the files, one after the other, and join the catalogue."""
     mine, settings = part.of(files), config.front_end()
+    if part.n > 1:
+        logger.info("share %d of %d: %d of %d files", part.rank + 1, part.n, len(mine), len(files))
     for path in mine:
         open_observation(path, settings.ifs)  # an error in any file is reported before the first is searched
     folder = make_output_folder(config.output_path, "output_dir")

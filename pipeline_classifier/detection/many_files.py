@@ -1,4 +1,4 @@
-"""Many observations: divided among the processes of torchrun or Slurm, each marked when finished; one catalogue."""
+"""Many observations: each marked when finished, and one catalogue of the events of all."""
 
 import csv
 import fcntl
@@ -8,8 +8,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from single_pulse_classifier_training.cli import InputError
@@ -18,43 +17,6 @@ from single_pulse_classifier_training.runtime import atomic_writer
 logger = logging.getLogger(__name__)
 
 CATALOGUE = "catalogue.csv"
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part of the files that this process searches.
-
-    Attributes
-    ----------
-    rank, n : int
-        Rank of this process, and number of processes.
-    local_rank, n_local : int
-        The same for this machine.
-    """
-
-    rank: int = 0
-    n: int = 1
-    local_rank: int = 0
-    n_local: int = 1
-
-    def of(self, files: Sequence[Path]) -> list[Path]:
-        """Return the files of this process."""
-        return list(files[self.rank :: self.n])
-
-
-def part_of_this_process(environment: Mapping[str, str] = os.environ) -> Part:
-    """Read the part from the variables of torchrun, a Slurm array, or a Slurm job of several tasks."""
-    for rank, n, local_rank, n_local in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "", ""),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
-    ):
-        if rank in environment and n in environment:
-            first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in rank else 0
-            step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1)) if "ARRAY" in rank else 1
-            number, count = (int(environment[rank]) - first) // step, int(environment[n])
-            return Part(number, count, int(environment.get(local_rank, 0)), int(environment.get(n_local, 1)))
-    return Part()
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:

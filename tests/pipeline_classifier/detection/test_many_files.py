@@ -17,7 +17,6 @@ import torch
 from pipeline_classifier import run_inference
 from pipeline_classifier.config import DEFAULT_CONFIG
 from pipeline_classifier.detection import many_files
-from pipeline_classifier.detection.many_files import Part, part_of_this_process
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -290,20 +289,6 @@ def test_files_whose_results_have_the_same_names_and_missing_files_are_refused(o
     (tmp_path / "z.fil").write_bytes(b"no filterbank")
     done = search("--filterbank", observations / "a.fil", tmp_path / "z.fil", "--output-dir", tmp_path / "out")
     assert done.returncode == 2 and "z.fil" in done.stderr and not (tmp_path / "out").exists()
-
-
-def test_the_part_of_a_process():
-    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2", "SLURM_NTASKS_PER_NODE": "4"}
-    array = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "2",
-             "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}  # fmt: skip
-    assert part_of_this_process({}) == Part()
-    assert part_of_this_process(torchrun) == Part(3, 4, 1, 2)
-    assert part_of_this_process(slurm) == Part(2, 8, 2, 4)
-    assert part_of_this_process(array) == Part(2, 3)
-    files = [Path(str(number)) for number in range(10)]
-    parts = [Part(rank, 4).of(files) for rank in range(4)]
-    assert sorted(sum(parts, [])) == files and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_joined_files_are_one_observation(observations, tmp_path):
