@@ -15,6 +15,13 @@ SIDE = 64
 """Columns and rows of a cutout."""
 COLUMNS_PER_WIDTH = 4
 NORMALISER = "noise"
+BRIGHTEST_SNR = 40.0
+"""S/N to which the cutouts of brighter peaks are scaled down.
+
+The shape of a pulse does not depend on its S/N, but the network was trained on pulses of S/N 6 to 50, and values above 20
+sigma are clipped. With this limit the probability is the same from S/N 40 to 10,000 (tests/pipeline_classifier/
+test_bright_pulses.py).
+"""
 
 
 def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
@@ -32,8 +39,9 @@ def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
     -------
     (SIDE, SIDE) ndarray of float32
         Row 0 = lowest DM, the peak in row and column ``SIDE / 2``. A column is a quarter of the peak's width; a row is
-        the DM that sweeps over that time, but at least half a trial DM. Columns outside the plane are 0; rows outside
-        the grid of DMs have the lowest value of `ROBUST_RANGE`.
+        the DM that sweeps over that time, but at least half a trial DM. Above `BRIGHTEST_SNR` all values are scaled
+        such that the peak has this S/N. Columns outside the plane are 0; rows outside the grid of DMs have the lowest
+        value of `ROBUST_RANGE`.
     """
     column = max(1, round(peak.width / COLUMNS_PER_WIDTH))
     n = searched.total.shape[1] - 1
@@ -45,7 +53,7 @@ def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
     # Each row is shifted by the delay of the highest frequency in use, so that this frequency stays in one column.
     edges = edges - np.rint(grid.top_delay((rows - peak.row) * step)).astype(np.int64)[:, None]
     total = searched.total[np.clip(rows, 0, len(grid.dms) - 1)[:, None], np.clip(edges, 0, n)]
-    values = np.diff(total, axis=1) / np.float32(column**0.5)
+    values = np.diff(total, axis=1) / np.float32(column**0.5 * max(1.0, peak.snr / BRIGHTEST_SNR))
     values[(edges[:, :-1] < 0) | (edges[:, 1:] > n)] = 0.0
     values[(rows < 0) | (rows >= len(grid.dms))] = ROBUST_RANGE[0]
     return values
