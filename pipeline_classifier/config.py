@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline_classifier.frontend.settings import BIN, BLOCK_SAMPLES, Cleaning, FrontEndSettings
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.config import ConfigFile, Name, check_config, load_config, read_json
+from single_pulse_classifier_training.config import ConfigFile, Name, Text, check_config, load_config, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Rfi(_Section):
         for name, *numbers in filter(None, filters):
             if name not in RFI_FILTERS:
                 raise ValueError(f"a filter must be one of {', '.join(RFI_FILTERS)}, got {name!r}")
-            if len(numbers) != RFI_FILTERS[name] or not all(number.isdigit() and int(number) for number in numbers):
+            if len(numbers) != RFI_FILTERS[name] or not all(re.fullmatch(r"0*[1-9]\d{0,8}", n, re.A) for n in numbers):
                 raise ValueError(
                     f"{name!r} must be followed by {RFI_FILTERS[name]} positive integers as strings, "
                     f"got {[name, *numbers]}"
@@ -166,8 +167,8 @@ class PipelineConfig(ConfigFile):
     key_input: str | int = "1111"
     key_output: str | int = "2222"
     path_to_a_transientx_config: Name | None = None
-    path_to_pulsarx_singularity_image: str | None = None
-    path_to_tensorflow_psrdada_singularity_image: str | None = None
+    path_to_pulsarx_singularity_image: Text | None = None
+    path_to_tensorflow_psrdada_singularity_image: Text | None = None
     path_to_models: Name = str(DEFAULT_CONFIG.with_name("models"))
     name_of_the_model: Name = "default.pth"
     threads_for_transientx: int = Field(default=48, ge=1)
@@ -217,7 +218,7 @@ class PipelineConfig(ConfigFile):
     @classmethod
     def _in_order(cls, factors: list[int]) -> list[int]:
         if factors != sorted(set(factors)):
-            raise ValueError("the factors must be ascending and different")
+            raise ValueError(f"must be ascending and different factors, got {factors}")
         return factors
 
     @field_validator("zaplist")

@@ -137,6 +137,8 @@ def test_what_is_not_done_is_said_at_the_start(tmp_path, caplog, rfi, said):
         ({"rfi": 3}, "rfi"),
         ({"rfi": {"rfilist": [["zdott"]]}}, "kadaneT.*zdott"),
         ({"rfi": {"rfilist": [["kadaneF", "4"]]}}, "positive integers"),
+        ({"rfi": {"rfilist": [["kadaneF", "4", "\N{SUPERSCRIPT TWO}"]]}}, "positive integers"),
+        ({"rfi": {"rfilist": [["kadaneF", "4", "9" * 5000]]}}, "positive integers"),
         ({"rfi": {"filltype": "median"}}, "filltype"),
         ({"preprocesslite": {"td": 0}}, "td"),
         ({"subdedispersion": {"overlap": 1.0}}, "overlap"),
@@ -155,12 +157,21 @@ def test_a_mistake_in_the_transientx_config_is_named(tmp_path, content, named):
     "keys, named",
     [
         ({"thresold": 0.5}, "thresold.*threshold"),
-        ({"threshold": 1.5}, "threshold.*1.5"),
-        ({"threshold": "0.5"}, "threshold"),
+        ({"threshold": 1.5}, "key 'threshold' must be at most 1, got 1.5$"),
+        ({"threshold": "0.5"}, "key 'threshold' must be a number, got '0.5'$"),
+        ({"ifs": -1}, "key 'ifs' must be at least 0 or 'sum', got -1$"),
+        ({"ifs": "all"}, "key 'ifs' must be an integer or 'sum', got 'all'$"),
+        ({"key_input": 1.5}, "key 'key_input' must be a string or an integer, got 1.5$"),
+        ({"time_downsample": [1, 3]}, "key 'time_downsample.1' must be 1, 2, 4, 8, 16, 32 or 64, got 3$"),
+        ({"time_downsample": [4, 1]}, "key 'time_downsample' must be ascending and different factors, got .4, 1.$"),
+        ({"path_to_models": "~nosuchuser"}, "'path_to_models' must begin with the home folder .*, got '~nosuchuser'$"),
+        ({"path_to_pulsarx_singularity_image": "~nosuchuser"}, "_image' must begin with the home folder"),
+        ({"output_dir": "a\0b"}, r"key 'output_dir' must be a name that a file can have, got 'a\\x00b'$"),
+        ({"threshold": 0.5, "max_false_per_hour": 1.0}, "config.json: only one of threshold and max_false_per_hour"),
         ({"n_spectra": 0}, "n_spectra"),
         ({"n_spectra": 2.5}, "n_spectra"),
         ({"batch_size": True}, "batch_size"),
-        ({"device": "gpu"}, "device.*gpu.*cuda"),
+        ({"device": "gpu"}, "key 'device' must be 'auto', 'cpu' or 'cuda', got 'gpu'$"),
         ({"page_overlap": 1.0}, "page_overlap"),
         ({"ndm": 1}, "ndm"),
         ({"ddm": -0.5}, "ddm"),
@@ -176,7 +187,20 @@ def test_a_mistake_is_named_in_one_sentence(tmp_path, keys, named):
     assert "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "null", '{"threshold": 0.5,}', "\xff"])
+UNREADABLE = [
+    None,
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"threshold": 0.5,}',
+    "\xff",
+    "[" * 50_000,
+    '{"n_spectra": ' + "9" * 5000 + "}",
+]
+
+
+@pytest.mark.parametrize("content", UNREADABLE, ids=lambda content: str(content)[:20])
 def test_a_config_that_is_missing_or_no_json(tmp_path, content):
     path = tmp_path / "config.json"
     if content is not None:
@@ -185,6 +209,14 @@ def test_a_config_that_is_missing_or_no_json(tmp_path, content):
         load_pipeline_config(path)
     with pytest.raises(InputError, match="tx.json"):
         load(tmp_path, path_to_a_transientx_config="tx.json")
+
+
+def test_configs_of_windows_editors_are_read(tmp_path):
+    (tmp_path / "tx.json").write_text('{"subdedispersion": {"ndm": 8}}', encoding="utf-8-sig")
+    path = tmp_path / "config.json"
+    path.write_text('{"min_snr": 7.0, "path_to_a_transientx_config": "tx.json"}', encoding="utf-8-sig")
+    config = load_pipeline_config(path)
+    assert config.min_snr == 7.0 and len(config.trial_dms()) == 8
 
 
 def test_a_config_of_the_tensorflow_pipeline_is_told_what_to_change(tmp_path):

@@ -73,16 +73,31 @@ def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, 
         ({"zzz": 1}, "unknown key 'zzz': a key must be one of .*path_to_files, .*tsamp_s"),
         ({"labels": ..., "label": "a.npy"}, "unknown key 'label': did you mean 'labels'"),
         ({"labels": ...}, "the key 'labels' is missing"),
-        ({"resolution": "256"}, "key 'resolution' = '256': .*integer"),
-        ({"patience": 0}, "key 'patience' = 0: .*greater than or equal to 1"),
-        ({"patience": True}, "key 'patience' = True: .*integer"),
-        ({"learning_rate": -1.0}, "key 'learning_rate' = -1.0: .*greater than 0"),
-        ({"learning_rate": float("nan")}, "key 'learning_rate' = nan"),
-        ({"validation_fraction": 1.0}, "key 'validation_fraction' = 1.0: .*less than 1"),
-        ({"normaliser": "zscore"}, "key 'normaliser' = 'zscore': .*'minmax', 'robust' or 'noise'"),
-        ({"early_stopping_metric": "f1"}, "'f1': .*'val_loss', 'val_accuracy' or 'train_accuracy'"),
-        ({"files_by_resolution": {"256": 3}}, "key 'files_by_resolution.256' = 3: .*a file name or a list"),
-        ({"labels": []}, "key 'labels' = \\[\\]: .*at least 1 item"),
+        ({"resolution": "256"}, "key 'resolution' must be an integer, got '256'$"),
+        ({"resolution": 1e9}, "key 'resolution' must be an integer, got 1000000000.0$"),
+        ({"patience": 0}, "key 'patience' must be at least 1, got 0$"),
+        ({"patience": True}, "key 'patience' must be an integer, got True$"),
+        ({"learning_rate": -1.0}, "key 'learning_rate' must be above 0, got -1.0$"),
+        ({"learning_rate": float("nan")}, "key 'learning_rate' must be a finite number, got nan$"),
+        ({"warmup_epochs": 10**400}, "key 'warmup_epochs' must be .*, got 10000+[.]{3}$"),
+        ({"num_epochs": 10**300}, "key 'num_epochs' must be at most 1000000, got 10000+[.]{3}$"),
+        ({"compile": "yes"}, "key 'compile' must be true or false, got 'yes'$"),
+        ({"validation_fraction": 1.0}, "key 'validation_fraction' must be below 1, got 1.0$"),
+        ({"normaliser": "zscore"}, "key 'normaliser' must be 'minmax', 'robust' or 'noise', got 'zscore'$"),
+        ({"files_by_resolution": {"256": 3}}, "key 'files_by_resolution.256' must be a file name or a list .*, got 3$"),
+        ({"files_by_resolution": []}, "key 'files_by_resolution' must be an object, got \\[\\]$"),
+        ({"labels": []}, "key 'labels' must be a list of at least 1, got \\[\\]$"),
+        ({"labels": [5]}, "key 'labels.0' must be a string, got 5$"),
+        ({"labels": ""}, "key 'labels' must be a string that is not empty, got ''$"),
+        ({"dms": [0.0, None]}, "key 'dms.1' must be a number, got None$"),
+        ({"test_files": "a.npy"}, "key 'test_files' must be an object, got 'a.npy'$"),
+        ({"test_files": {"labels": "a.npy"}}, "the key 'test_files.files_by_resolution' is missing$"),
+        (
+            {"path_to_images": "~nosuchuser/a"},
+            "'path_to_images' must begin with the home folder .*, got '~nosuchuser/a'$",
+        ),
+        ({"labels": ["a", "b\0"]}, r"key 'labels.1' must be a name that a file can have, got 'b\\x00'$"),
+        ({"path_to_files": "\ud800"}, r"key 'path_to_files' must be a string of Unicode .*, got '\\ud800'$"),
         ({"test_files": {"labels": "a.npy", "label": 1}}, "unknown key 'test_files.label': did you mean 'labels'"),
     ],
 )
@@ -98,6 +113,10 @@ def test_errors_are_one_sentence_with_key_value_and_choices(tmp_path, changes, m
         (b'{"a": 1,\n "b" 2}', "not valid JSON: .*line 2 column 6"),
         (b"\xff\xfe\x00", "not valid JSON"),
         (b"[1]", "JSON object"),
+        (b"[" * 100_000, "values must be nested at most 20 deep$"),
+        (b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "values must be nested at most 20 deep$"),
+        (b'{"patience": ' + b"9" * 5000 + b"}", "c.json: a number must have fewer digits"),
+        (b" " * (16 * 2**20 + 1), "must be a JSON file of at most 16,777,216 bytes"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, content, message):
@@ -106,6 +125,14 @@ def test_files_that_are_no_config(tmp_path, content, message):
         load_config(tmp_path / "c.json", TrainingConfig)
     with pytest.raises(InputError, match="none.json does not exist"):
         load_config(tmp_path / "none.json", TrainingConfig)
+    with pytest.raises(InputError, match="config file .* must be a file, got a folder"):
+        load_config(tmp_path, TrainingConfig)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_configs_of_windows_editors_are_read(tmp_path, encoding):
+    (tmp_path / "c.json").write_text(json.dumps(ORIGINAL | {"labels": "mésures.npy"}, ensure_ascii=False), encoding)
+    assert load_config(tmp_path / "c.json", TrainingConfig).labels == ["mésures.npy"]
 
 
 def test_unknown_key_of_a_nested_object_names_its_neighbours(tmp_path):
