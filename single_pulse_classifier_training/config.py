@@ -259,11 +259,10 @@ def _key(location: tuple[str | int, ...], content: Any) -> tuple[str, ...]:
     """Return the keys that lead to a value; the location of pydantic also names types and validators."""
     key: list[str] = []
     for part in location:
-        try:
-            content = content[part]
-        except (LookupError, TypeError):
-            continue
-        key.append(str(part))
+        inside = content if isinstance(content, dict) else dict(enumerate(content if isinstance(content, list) else ()))
+        if part in inside:
+            content = inside[part]
+            key.append(str(part))
     return tuple(key)
 
 

@@ -173,7 +173,7 @@ def test_an_impossible_rate(config, observation, rate):
 @pytest.mark.parametrize("keys", [{"max_false_per_hour": 0}, {"max_false_per_hour": "10"},
                                   {"max_false_per_hour": 10, "threshold": 0.5}], ids=str)  # fmt: skip
 def test_a_mistake_in_the_config_is_named(config, keys):
-    with pytest.raises(InputError, match="max_false_per_hour.*(greater than 0|number|may be set)") as error:
+    with pytest.raises(InputError, match="max_false_per_hour.*(above 0|number|may be set)") as error:
         load_pipeline_config(change(config, **keys))
     assert "\n" not in str(error.value) and "config.json" in str(error.value)
 
