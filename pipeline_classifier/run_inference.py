@@ -16,7 +16,8 @@ a Slurm array; catalogue.csv has the events of all. With --resume a file is skip
 from the same file, with the same config and models: after an interruption, repeat the command.
 
 A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM), which the model's normaliser turns into
-images, or uint8 images as in a training set (row 0 = highest DM), which are used unchanged.
+images, or uint8 images as in a training set (row 0 = highest DM), which are used unchanged if they are scaled as the
+model expects, and scaled again otherwise.
 
 Written to the output folder; each file is complete or absent:
   predictions_<name>.npy     int32 per page: 1 pulse, 0 artefact, -1 not classified
@@ -115,6 +116,8 @@ def search_one(source: FilterbankPages | ArrayPages, config: PipelineConfig, out
     """Search one observation or batch."""
     make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
+    if isinstance(source, ArrayPages):
+        source.scale_for(classifiers.pages.checkpoint.normaliser)
     decision = decide(config, classifiers, source.layers)
     return search_and_write(source, classifiers, decision, config, output)
 

@@ -1,6 +1,9 @@
 """Sources of pages: what every source has in common, and the pages of a .npy file."""
 
 import logging
+import math
+import os
+import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +12,30 @@ from pathlib import Path
 import numpy as np
 
 from pipeline_classifier.events import Event
-from pipeline_classifier.frontend.pages import PageBatch, PageGrid
+from pipeline_classifier.frontend.pages import ROBUST_RANGE, PageBatch, PageGrid
 from pipeline_classifier.frontend.run_summary import RunSummary
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.file_types import HEAD_BYTES, name_of_format
 
 logger = logging.getLogger(__name__)
 
 PAGES_PER_BLOCK = 128  # of a .npy file: 32 MiB of float32 pages of 256 x 256
+SHORTEST_SIDE = 16  # as the smallest page_samples; fewer rows or columns are another axis
+NOT_A_HEADER = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    tokenize.TokenError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+"""Errors of numpy on a damaged header of a .npy file."""
+# How images are recognised as scaled by ``robust``; chosen by hand. Rounding, and the noise of the median that
+# `robust_noise` takes from a part of the page, are below two levels. Of 30 pages with a pulse scaled by ``minmax``,
+# three had a median within three levels too, and the included model recognised these pulses with either scaling.
+IMAGES_EXAMINED, LEVELS_FROM_MEDIAN, MOST_IMAGES = 64, 3.0, 0.9
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,8 @@ class ArrayPages(Source):
         .npy file; it is memory-mapped.
     dms : (n_dm,) ndarray
         Trial DMs of the rows in pc cm^-3.
+    n_time : int
+        Expected columns of a page; other numbers are accepted, but help to recognise axes in another order.
 
     Raises
     ------
@@ -160,16 +182,15 @@ class ArrayPages(Source):
         If the file holds no such array.
     """
 
-    def __init__(self, path: str | Path, dms: np.ndarray) -> None:
+    def __init__(self, path: str | Path, dms: np.ndarray, n_time: int = 256) -> None:
         pages = _mapped(path)
         if pages.ndim == 4 and 1 in (pages.shape[1], pages.shape[3]):
             pages = pages[:, 0] if pages.shape[1] == 1 else pages[..., 0]
-        if pages.ndim != 3 or 0 in pages.shape:
+        if pages.ndim != 3:
             raise InputError(
                 f"{path}: the shape must be (N, n_dm, n_time) or (N, 1, n_dm, n_time) with N > 0, got {pages.shape}"
             )
-        if pages.dtype != np.uint8 and not np.issubdtype(pages.dtype, np.floating):
-            raise InputError(f"{path}: the dtype must be float32 (pages) or uint8 (images), got {pages.dtype}")
+        check_axes(path, pages.shape, (len(dms), n_time))
         if pages.shape[1] != len(dms):
             logger.warning(
                 "%s has %d DM rows, the config %d trial DMs: the DMs of events are unknown",
@@ -178,7 +199,8 @@ class ArrayPages(Source):
                 len(dms),
             )
             dms = np.full(pages.shape[1], np.nan)
-        self.pages_on_disk, self.name = pages, Path(path).stem
+        self.pages_on_disk, self.name, self.path = pages, Path(path).stem, Path(path)
+        self.scaled_again = False
         self.layers = [Layer(PageGrid(dms, pages.shape[2]), np.arange(len(pages)) * (pages.shape[2] + 1))]
 
     def blocks(self) -> Iterator[Block]:
@@ -187,10 +209,35 @@ class ArrayPages(Source):
             last = min(first + PAGES_PER_BLOCK, len(self.pages_on_disk))
             yield Block(first, last, ((first, last),))
 
+    def scale_for(self, normaliser: str) -> None:
+        """Let the classifier scale images again, as it scales pages, unless they look like those of its normaliser.
+
+        Both normalisers of pages give the same image for any linear scale of a page. Images scaled by minimum and
+        maximum (pulses of S/N 8 to 1000) get the probabilities of their pages to 0.002 if they are scaled again, and
+        0.0 to 1.0 if they are not.
+        """
+        if self.pages_on_disk.dtype != np.uint8:
+            return
+        scaling = scaling_of(self.pages_on_disk)
+        # Images that were averaged to a lower resolution after minmax no longer reach 0 and 255.
+        if scaling != normaliser and (normaliser != "minmax" or scaling == "robust"):
+            self.scaled_again = True
+            logger.warning(
+                "%s: the images %s, but the model was trained on images of the normaliser %s; they are scaled again "
+                "(create_dataset.py --normaliser %s makes images for this model)",
+                self.path,
+                f"seem to be scaled by {scaling}" if scaling else "are scaled in an unknown way",
+                normaliser,
+                normaliser,
+            )
+
     def pages(self, block: Block) -> list[PageBatch]:
         """Return the pages of a block."""
-        dtype = np.uint8 if self.pages_on_disk.dtype == np.uint8 else np.float32
-        pages = np.ascontiguousarray(self.pages_on_disk[block.start : block.end], dtype=dtype)
+        pages = self.pages_on_disk[block.start : block.end]
+        if self.scaled_again:
+            pages = pages[:, ::-1]
+        dtype = np.uint8 if pages.dtype == np.uint8 and not self.scaled_again else np.float32
+        pages = np.ascontiguousarray(pages, dtype=dtype)
         return [PageBatch(pages, self.starts[block.start : block.end], block.start)]
 
     def cutout(self, event: Event) -> Cutout:
@@ -200,11 +247,71 @@ class ArrayPages(Source):
         return Cutout(-(self.grid.n_time // 2), self.grid.dms, plane)
 
 
+def check_axes(path: str | Path, shape: tuple[int, ...], page: tuple[int, int]) -> None:
+    """Raise InputError if the axes of pages (N, n_dm, n_time) seem to have another order, or a page is too small.
+
+    Parameters
+    ----------
+    path : str or Path
+        For the message.
+    shape : (int, int, int)
+        Shape of the pages.
+    page : (int, int)
+        Expected trial DMs and columns of a page.
+    """
+    too_small = shape[2] < SHORTEST_SIDE or shape[1] < min(SHORTEST_SIDE, page[0])
+    orders = {"(n_dm, n_time, N)": (2, 0, 1), "(n_dm, N, n_time)": (1, 0, 2), "(N, n_time, n_dm)": (0, 2, 1)}
+    found = {order: (shape[axes[1]], shape[axes[2]]) for order, axes in orders.items()}
+    if shape[1:] == page or not (too_small or page in found.values()):
+        return
+    likely = max(found, key=lambda order: (found[order] == page, min(found[order])))
+    message = f"{path}: the axes must be (N, n_dm, n_time), with n_dm and n_time at least {SHORTEST_SIDE}, got {shape}"
+    if min(found[likely]) >= SHORTEST_SIDE:
+        message += f", which seems to be {likely}: save pages.transpose{orders[likely]}"
+        message += "" if too_small else f", or set ndm to {shape[1]} and page_samples to {shape[2]} in the config"
+    raise InputError(message)
+
+
+def scaling_of(images: np.ndarray) -> str | None:
+    """Recognise the normaliser of images (N, H, W) of uint8: "robust", "minmax" or None.
+
+    ``robust`` puts the median of every page at the same grey level, and ``minmax`` its extremes at 0 and 255.
+    """
+    black, white = ROBUST_RANGE
+    level = -255 * black / (white - black)
+    robust, minmax = [], []
+    for image in images[:: 1 + len(images) // IMAGES_EXAMINED]:
+        lowest, highest = int(image.min()), int(image.max())
+        if highest > lowest:  # a page that cannot be scaled is black in every set
+            robust.append(abs(float(np.median(image)) - level) <= LEVELS_FROM_MEDIAN)
+            minmax.append((lowest, highest) == (0, 255))
+    if robust and np.mean(robust) >= MOST_IMAGES:
+        return "robust"
+    return "minmax" if minmax and all(minmax) else None
+
+
 def _mapped(path: str | Path) -> np.ndarray:
-    try:
-        pages = np.load(path, mmap_mode="c", allow_pickle=False)  # torch needs writable arrays
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: must be a .npy array of numbers, got another kind of file") from error
-    if not isinstance(pages, np.ndarray):
-        raise InputError(f"{path}: must be a .npy array, got a .npz archive; save the pages alone with numpy.save")
-    return pages
+    """Memory-map the array of a .npy file, after its header was compared with its size."""
+    with open(path, "rb") as file:
+        kind = name_of_format(file.read(HEAD_BYTES))
+        if "npy" not in kind:
+            advice = "search it with --filterbank" if "SIGPROC" in kind else "save the array of pages with numpy.save"
+            raise InputError(f"{path}: must be a .npy file of pages, got {kind} ({advice})")
+        file.seek(0)
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        except NOT_A_HEADER:
+            raise InputError(f"{path}: must be a .npy file of pages, got one with a damaged header") from None
+        data_bytes = -file.tell() + file.seek(0, os.SEEK_END)
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise InputError(f"{path}: the dtype must be float32 (pages) or uint8 (images), got {dtype}")
+    if not shape or any(type(length) is not int or length <= 0 for length in shape):
+        raise InputError(f"{path}: the shape must be (N, n_dm, n_time) with N > 0, got {shape}")
+    if (expected := math.prod(shape) * dtype.itemsize) > data_bytes:
+        raise InputError(
+            f"{path}: must have {expected} bytes after the header for its shape {shape}, got {data_bytes}: the file is "
+            "cut off or its header is damaged"
+        )
+    return np.load(path, mmap_mode="c", allow_pickle=False)  # torch needs writable arrays

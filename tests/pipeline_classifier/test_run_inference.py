@@ -130,6 +130,20 @@ def test_a_batch_of_pages_or_images(pages, tmp_path, layout):
     assert "Warning" not in done.stderr
 
 
+def test_images_of_another_scaling_get_the_probabilities_of_their_pages(pages, tmp_path, caplog):
+    for name, batch in (("pages", pages), ("images", to_images(pages, "minmax", 256)[0].numpy())):
+        np.save(tmp_path / f"{name}.npy", batch)
+        done = run_inference("--pages", tmp_path / f"{name}.npy", "--output-dir", tmp_path, "--no-plots")
+        assert done.returncode == 0, done.stderr
+    assert "images.npy: the images seem to be scaled by minmax" in caplog.text
+    assert "pages.npy: the images" not in caplog.text
+    found, expected = (np.load(tmp_path / f"probabilities_{name}.npy") for name in ("images", "pages"))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    rows = [candidates(tmp_path / f"candidates_{name}.csv") for name in ("images", "pages")]
+    for one, other in zip(*rows, strict=True):
+        assert float(one["dm_pc_cm3"]) == pytest.approx(float(other["dm_pc_cm3"]), abs=1.5)
+
+
 def test_constant_and_non_finite_pages_are_not_classified(pages, tmp_path):
     batch = pages.copy()
     batch[0], batch[2] = 3.0, np.nan
@@ -198,11 +212,11 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         }[kind]
         filterbank.write_bytes(content)
         return ["--filterbank", filterbank]
-    if kind in ("wrong shape", "empty batch", "no bytes", "npz"):
-        shape = (4, 256) if kind == "wrong shape" else (0, 256, 256)
+    if kind in ("wrong shape", "empty batch", "no bytes", "npz", "axes", "HDF5"):
+        shape = {"wrong shape": (4, 256), "axes": (256, 256, 6)}.get(kind, (0, 256, 256))
         np.save(batch, np.zeros(shape, np.float32))
-        if kind == "no bytes":
-            batch.write_bytes(b"")
+        if kind in ("no bytes", "HDF5"):
+            batch.write_bytes(b"" if kind == "no bytes" else b"\x89HDF\r\n\x1a\n")
         elif kind == "npz":
             np.savez(folder / "pages.npz", pages=np.zeros((2, 256, 256)))
             (folder / "pages.npz").rename(batch)
@@ -255,6 +269,8 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         ("empty batch", "wrong.npy"),
         ("no bytes", "wrong.npy"),
         ("npz", "wrong.npy"),
+        ("axes", "(n_dm, n_time, N): save pages.transpose(2, 0, 1)"),
+        ("HDF5", "an HDF5 file"),
         ("folder as filterbank", ""),
         ("threshold", "--threshold must be a probability"),
         ("unknown key", "tresholds"),
