@@ -17,44 +17,167 @@ OWN_REACH = 2
 SMEARED = 1.5
 """Largest S/N of a response at a wrong trial DM, in units of that of the pulse smeared over the residual sweep; above 1
 because a band-limited pulse is smeared less. Chosen by hand."""
+PAIRS_AT_ONCE = 1 << 18
+"""Pairs of events that are compared at once, few enough for the intermediate values to stay in the cache."""
 
 
-def duplicates(events: Sequence[Event], grid: PageGrid) -> list[list[int]]:
-    """Group the indices of events that are one pulse; the groups and the events in them are sorted by S/N.
+def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
+    """Return one event for each pulse, sorted by time; unchanged events if times are not known.
 
-    A bright pulse is found at wrong trial DMs in several pages, between which there may be pages that were not
-    recognised.
+    From the brightest event to the faintest, each belongs to the brightest event that it may belong to (`links`) and
+    that does not belong to another one itself. A bright pulse is found at wrong trial DMs in several pages, between
+    which there may be pages that were not recognised.
     """
-    groups: list[list[int]] = []
-    for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
-        event = events[number]
-        for group in groups:
-            if _is_part_of(event, events[group[0]], grid):
-                group.append(number)
-                break
-        else:
-            groups.append([number])
-    return groups
+    return EventMerger(grid).add(events, np.inf)
 
 
-def _is_part_of(event: Event, brighter: Event, grid: PageGrid) -> bool:
-    """Decide whether an event belongs to a brighter one.
+class EventMerger:
+    """`merge_duplicates` for events that arrive one after the other: the same result, each event once it is final.
 
-    It does if it lies in the bow tie of the brighter one and its S/N is at most that of a pulse smeared over the
+    Whether an event is kept depends on the brighter events to which it may belong, and on those to which these may
+    belong in turn. This is settled when none of them is within ``reach_s`` of an event that may still arrive; its pages
+    are settled when the same holds for the fainter events that may belong to it.
+
+    Parameters
+    ----------
+    *grids : PageGrid
+        Grids of the pages of all layers; the sweep over their DMs and their longest boxcar give ``reach_s``.
+
+    Attributes
+    ----------
+    reach_s : float
+        Largest time between two events of one pulse, seconds.
+    """
+
+    def __init__(self, *grids: PageGrid) -> None:
+        self.grid = grids[0]
+        longest_s = max(grid.n_time // 2 * grid.tsamp for grid in grids)
+        dms = np.concatenate([grid.dms for grid in grids])
+        bow_tie_s = float(self.grid.sweep(dms.max() - dms.min())) * self.grid.tsamp + 3 * longest_s
+        self.reach_s = max(bow_tie_s, (RESIDUAL_REACH + OWN_REACH) * longest_s) + max(grid.tsamp for grid in grids)
+        self._pending: list[Event] = []
+        self._links = np.empty((0, 2), np.int64)
+
+    def add(self, events: Sequence[Event], until_s: float) -> list[Event]:
+        """Take events, and return those that are settled, in order of time.
+
+        Parameters
+        ----------
+        events : sequence of Event
+        until_s : float
+            Time in seconds before which no more events will come; infinity returns all events.
+        """
+        known = len(self._pending)
+        self._pending += events
+        if not self._pending or not np.isfinite(self.grid.tsamp):
+            ready, self._pending = self._pending, []
+            return ready
+        self._links = np.concatenate([self._links, links(self._pending, known, self.grid)])
+        times, snrs = np.array([(event.time_s, event.snr) for event in self._pending]).T
+        brightest_first = np.argsort(-snrs, kind="stable")
+        rank = np.empty_like(brightest_first)
+        rank[brightest_first] = np.arange(len(rank))
+        self._links = self._links[np.lexsort((rank[self._links[:, 1]], rank[self._links[:, 0]]))]
+        belongs_to, unsettled = list(range(len(rank))), (times + self.reach_s >= until_s).tolist()
+        for fainter, brighter in self._links.tolist():
+            unsettled[fainter] |= unsettled[brighter]
+            if belongs_to[fainter] == fainter and belongs_to[brighter] == brighter:
+                belongs_to[fainter] = brighter
+        fainter_may_go = np.array(unsettled)[self._links[:, 0]]
+        waits = np.array(unsettled)
+        waits[self._links[fainter_may_go, 1]] = True
+        # In order of time: what comes after an unsettled event waits for it.
+        return self._take(times < times[waits].min(initial=until_s), np.array(belongs_to), brightest_first)
+
+    def _take(self, ready: np.ndarray, belongs_to: np.ndarray, brightest_first: np.ndarray) -> list[Event]:
+        """Remove the events that belong to those of ``ready``, and return one for each pulse, in order of time."""
+        gone = ready[belongs_to]
+        groups: dict[int, list[Event]] = {}
+        for number in brightest_first[gone[brightest_first]].tolist():
+            groups.setdefault(int(belongs_to[number]), []).append(self._pending[number])
+        self._pending = [event for event, is_gone in zip(self._pending, gone.tolist(), strict=True) if not is_gone]
+        self._links = (np.cumsum(~gone) - 1)[self._links[~gone[self._links].any(axis=1)]]
+        return sorted(map(_merged, groups.values()), key=lambda event: (event.time_s, event.first_page))
+
+
+def links(events: Sequence[Event], first: int, grid: PageGrid) -> np.ndarray:
+    """Find the pairs of events in which the fainter one may belong to the brighter one.
+
+    Only events within a window of time are compared, so that the effort grows in proportion to their number.
+
+    Parameters
+    ----------
+    events : sequence of Event
+        The earlier one of two events of the same S/N counts as brighter.
+    first : int
+        Only pairs are returned in which one event has this or a higher index.
+    grid : PageGrid
+        Gives band and sampling time.
+
+    Returns
+    -------
+    (n, 2) ndarray of int64
+        Indices of the fainter and the brighter event.
+    """
+    if first == len(events):
+        return np.empty((0, 2), np.int64)
+    times, dms, snrs, widths_ms = np.array([(e.time_s, e.dm_pc_cm3, e.snr, e.width_ms) for e in events]).T
+    widths_s = widths_ms / 1e3
+    keys: dict[tuple[int, int, int, int], int] = {}
+    runs = np.array([keys.setdefault(_run(event), len(keys)) for event in events])
+    bow_tie_s = float(grid.sweep(dms.max() - dms.min())) * grid.tsamp + 3 * widths_s.max()
+    window_s = max(bow_tie_s, (RESIDUAL_REACH + OWN_REACH) * widths_s.max()) + grid.tsamp
+    by_time = np.argsort(times, kind="stable")
+    low = np.searchsorted(times[by_time], times[first:] - window_s)
+    counts = np.searchsorted(times[by_time], times[first:] + window_s, side="right") - low
+    ends = np.cumsum(counts)
+    found = []
+    for part in np.split(
+        np.arange(len(counts)), np.searchsorted(ends, np.arange(PAIRS_AT_ONCE, ends[-1], PAIRS_AT_ONCE))
+    ):
+        later = np.repeat(first + part, counts[part])
+        in_window = np.arange(counts[part].sum()) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
+        earlier = by_time[np.repeat(low[part], counts[part]) + in_window]
+        once = earlier < later
+        earlier, later = earlier[once], later[once]
+        fainter = np.where(snrs[later] > snrs[earlier], earlier, later)
+        pair = np.stack([fainter, earlier + later - fainter])
+        apart_s = times[pair[0]] - times[pair[1]]
+        reach_s = grid.sweep(dms[pair[1]] - dms[pair[0]]) * grid.tsamp
+        linked = _may_belong(apart_s, reach_s, snrs[pair], widths_s[pair], runs[pair[0]] == runs[pair[1]])
+        found.append(pair[:, linked].T)
+    return np.concatenate(found)
+
+
+def _may_belong(
+    apart_s: np.ndarray, reach_s: np.ndarray, snrs: np.ndarray, widths_s: np.ndarray, same_run: np.ndarray
+) -> np.ndarray:
+    """Decide whether events may belong to brighter ones.
+
+    An event does if it lies in the bow tie of the brighter one and its S/N is at most that of a pulse smeared over the
     difference in sweep, which falls with the square root of width / (width + sweep) (Cordes & McLaughlin 2003, ApJ 596,
     1142); or if it is close and much fainter, as the residuals of the cleaning beside a bright pulse. Events of one run
     of pages were separated when they were measured.
+
+    Parameters
+    ----------
+    apart_s : (n,) ndarray
+        Time of the fainter event after the brighter one.
+    reach_s : (n,) ndarray
+        Sweep of the DM of the brighter event minus that of the fainter one.
+    snrs, widths_s : (2, n) ndarray
+        Of the fainter and of the brighter event.
+    same_run : (n,) ndarray of bool
+        Whether both were measured in the same run of pages.
     """
-    reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
-    apart = event.time_s - brighter.time_s
-    width_s, brighter_s = event.width_ms / 1e3, brighter.width_ms / 1e3
-    if event.snr < RESIDUAL_SNR * brighter.snr and abs(apart) <= RESIDUAL_REACH * brighter_s + OWN_REACH * width_s:
-        return True
+    (snr, brighter_snr), (width_s, brighter_s) = snrs, widths_s
+    close = np.abs(apart_s) <= RESIDUAL_REACH * brighter_s + OWN_REACH * width_s
+    residual = close & (snr < RESIDUAL_SNR * brighter_snr)
     margin = 2 * brighter_s + width_s
-    if _run(event) == _run(brighter) or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
-        return False
-    smeared = brighter.snr * np.sqrt(brighter_s / (brighter_s + abs(reach)))
-    return abs(apart) <= margin or event.snr <= SMEARED * smeared
+    in_bow_tie = (np.minimum(reach_s, 0) - margin <= apart_s) & (apart_s <= np.maximum(reach_s, 0) + margin)
+    smeared = brighter_snr * np.sqrt(brighter_s / (brighter_s + np.abs(reach_s)))
+    response = (np.abs(apart_s) <= margin) | (snr <= SMEARED * smeared)
+    return residual | (~same_run & in_bow_tie & response)
 
 
 def _run(event: Event) -> tuple[int, int, int, int]:
@@ -67,65 +190,3 @@ def _merged(events: Sequence[Event]) -> Event:
     layer = (events[0].time_downsample, events[0].dm_stack)
     pages = [(e.first_page, e.last_page) for e in events if (e.time_downsample, e.dm_stack) == layer]
     return replace(events[0], first_page=min(pages)[0], last_page=max(last for _, last in pages))
-
-
-def merge_duplicates(events: Sequence[Event], grid: PageGrid) -> list[Event]:
-    """Return one event for each group of `duplicates`, sorted by time; unchanged events if times are not known."""
-    if not np.isfinite(grid.tsamp):
-        return list(events)
-    merged = [_merged([events[number] for number in group]) for group in duplicates(events, grid)]
-    return sorted(merged, key=lambda event: (event.time_s, event.first_page))
-
-
-class EventMerger:
-    """`merge_duplicates` for events that arrive one after the other: the same result, each event once it is final.
-
-    Whether an event is kept depends on the brighter ones within ``reach_s`` of it, and on those brighter than these in
-    turn. This is settled when all of them have arrived; its pages are settled when the fainter ones within reach are.
-
-    Parameters
-    ----------
-    grid : PageGrid
-        Grid of the pages; the sweep over its DMs and its longest boxcar give ``reach_s``.
-
-    Attributes
-    ----------
-    reach_s : float
-        Largest time between two events of one pulse, seconds.
-    """
-
-    def __init__(self, grid: PageGrid) -> None:
-        self.grid = grid
-        longest = grid.n_time // 2
-        bow_tie = float(grid.sweep(grid.dms[-1] - grid.dms[0])) + 3 * longest
-        self.reach_s = (max(bow_tie, (RESIDUAL_REACH + OWN_REACH) * longest) + 1) * grid.tsamp
-        self._pending: list[Event] = []
-
-    def add(self, events: Sequence[Event], until_s: float) -> list[Event]:
-        """Take events, and return those that are settled, in order of time.
-
-        Parameters
-        ----------
-        events : sequence of Event
-        until_s : float
-            Time in seconds before which no more events will come; infinity returns all events.
-        """
-        self._pending += events
-        if not self._pending or not np.isfinite(self.grid.tsamp):
-            ready, self._pending = self._pending, []
-            return ready
-        order = sorted(range(len(self._pending)), key=lambda number: -self._pending[number].snr)
-        times = np.array([self._pending[number].time_s for number in order])
-        near = np.abs(times[:, None] - times) <= self.reach_s
-        unsettled = times + self.reach_s >= until_s
-        for rank in range(len(order)):  # brightest first
-            unsettled[rank] |= (near[rank, :rank] & unsettled[:rank]).any()
-        unsettled = (near & unsettled).any(axis=1)
-        # In order of time: what comes after an unsettled event waits for it.
-        waits_from = times[unsettled].min(initial=until_s)
-        waits = {order[rank] for rank in np.flatnonzero(unsettled | (times >= waits_from))}
-        groups = [group for group in duplicates(self._pending, self.grid) if group[0] not in waits]
-        ready = [_merged([self._pending[number] for number in group]) for group in groups]
-        gone = {number for group in groups for number in group}
-        self._pending = [event for number, event in enumerate(self._pending) if number not in gone]
-        return sorted(ready, key=lambda event: (event.time_s, event.first_page))

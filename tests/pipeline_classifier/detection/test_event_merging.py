@@ -1,5 +1,9 @@
 """Merging: one event for each pulse, whether all events are known at once or arrive one after the other."""
 
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,35 +86,79 @@ def test_a_pulse_four_pages_earlier_that_is_brighter_than_a_response_is_an_event
     )
 
 
+STACKS = PageGrid(0.5 * np.arange(256, 512), 256, 1e-3, 59000.0, 1530.0, 1210.0)
+LAYERS = (LIVE_GRID, replace(LIVE_GRID, tsamp=4e-3), STACKS, replace(STACKS, tsamp=4e-3))
+LOW_LAYERS = tuple(replace(grid, f_top=190.0, f_bottom=150.0) for grid in LAYERS)
+"""Layers of two stacks of trial DMs and two time resolutions; a sweep of up to 0.6 s, and one of up to 18 s."""
+
+
+def merged_by_all_pairs(events: Sequence[Event], grid: PageGrid) -> list[Event]:
+    """Merge as `merge_duplicates`: every event is compared with every brighter one, number by number."""
+    groups: list[list[Event]] = []
+    for one in sorted(events, key=lambda event: -event.snr):
+        for group in groups:
+            if belongs_to(one, group[0], grid):
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    merged = []
+    for first, *rest in groups:
+        layer = first.time_downsample, first.dm_stack
+        pages = [(e.first_page, e.last_page) for e in (first, *rest) if (e.time_downsample, e.dm_stack) == layer]
+        merged.append(replace(first, first_page=min(pages)[0], last_page=max(last for _, last in pages)))
+    return sorted(merged, key=lambda event: (event.time_s, event.first_page))
+
+
+def belongs_to(event: Event, brighter: Event, grid: PageGrid) -> bool:
+    reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
+    apart = event.time_s - brighter.time_s
+    width_s, brighter_s = event.width_ms / 1e3, brighter.width_ms / 1e3
+    if event.snr < 0.4 * brighter.snr and abs(apart) <= 6 * brighter_s + 2 * width_s:
+        return True
+    margin = 2 * brighter_s + width_s
+    run, brighter_run = ((e.first_page, e.last_page, e.time_downsample, e.dm_stack) for e in (event, brighter))
+    if run == brighter_run or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
+        return False
+    smeared = brighter.snr * np.sqrt(brighter_s / (brighter_s + abs(reach)))
+    return abs(apart) <= margin or event.snr <= 1.5 * smeared
+
+
 scattered_events = st.lists(
     st.tuples(
-        st.sampled_from([0.01, 0.2, 0.5, 0.9, 1.1]),  # seconds after the event before
+        st.sampled_from([0.0, 0.01, 0.2, 0.5, 0.9, 1.1, 6.0]),  # seconds after the event before
         st.sampled_from([6.0, 8.0, 20.0, 50.0]),
-        st.sampled_from([0.0, 50.0, 60.0, 127.5]),
-        st.sampled_from([1.0, 8.0, 128.0]),  # ms
+        st.sampled_from([0.0, 50.0, 60.0, 127.5, 255.0]),
+        st.sampled_from([1.0, 8.0, 128.0, 512.0]),  # ms
+        st.sampled_from([(1, 0), (4, 0), (1, 1), (4, 1)]),  # time_downsample, dm_stack
     ),
     max_size=20,
 )
 # Events of 128 ms within 1.024 s of each other, and a factor of 2.6 or more in S/N: the fainter one is a residual.
 chained_events = st.permutations([6.0 * 2.6**number for number in range(10)]).map(
-    lambda snrs: [(0.9, snr, 50.0, 128.0) for snr in snrs]
+    lambda snrs: [(0.9, snr, 50.0, 128.0, (1, 0)) for snr in snrs]
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     drawn=scattered_events | chained_events,
     sizes=st.lists(st.integers(1, 3), min_size=20, max_size=20),
+    layers=st.sampled_from([LAYERS, LOW_LAYERS]),
+    page_s=st.sampled_from([0.05, 1.0]),
     order=st.randoms(use_true_random=False),
 )
-def test_events_that_arrive_one_after_the_other_are_merged_as_all_at_once(drawn, sizes, order):
+def test_events_are_merged_as_by_comparison_of_all_pairs_at_once_or_one_after_the_other(
+    drawn, sizes, layers, page_s, order
+):
     """Each is returned once, in order of time, when no later event can change it."""
     times = np.cumsum([gap for gap, *_ in drawn])
     events = [
-        Event(float(time_s), 59000.0, dm, snr, width, 0.9, number, number, int(width))
-        for number, (time_s, (_, snr, dm, width)) in enumerate(zip(times, drawn))
+        Event(float(time_s), 59000.0, dm, snr, width, number, page, page, int(width), *layer)
+        for number, (time_s, (_, snr, dm, width, layer)) in enumerate(zip(times, drawn))
+        for page in [int(time_s / page_s)]
     ]
-    merger, got, came = EventMerger(LIVE_GRID), [], []
+    merger, got, came = EventMerger(*layers), [], []
     for size in sizes:
         # Events of one call are in any order; those of later calls are not earlier than ``until_s``.
         portion = events[len(came) : len(came) + size]
@@ -119,7 +167,49 @@ def test_events_that_arrive_one_after_the_other_are_merged_as_all_at_once(drawn,
             until_s = events[len(came)].time_s if len(came) < len(events) else events[-1].time_s
             got += merger.add(came[-len(portion) :], until_s)
     got += merger.add([], np.inf)
-    assert got == merge_duplicates(came, LIVE_GRID)
+    assert got == merged_by_all_pairs(came, layers[0])
+    order.shuffle(events)
+    assert merge_duplicates(events, layers[0]) == merged_by_all_pairs(events, layers[0])
+
+
+def test_a_response_at_the_very_edge_of_the_bow_tie_is_merged():
+    grid = LOW_LAYERS[0]
+    reach = float(grid.sweep(127.5)) * grid.tsamp
+    pulse, response = event(100.0, 0.0, 500.0, width_ms=100.0), event(100 - reach - 0.29, 127.5, 8.0, 1, width_ms=100.0)
+    assert merge_duplicates([pulse, response], grid) == [replace(pulse, last_page=1)]
+    assert len(merge_duplicates([pulse, replace(response, time_s=100 - reach - 0.31)], grid)) == 2
+
+
+def test_an_event_waits_for_the_longest_boxcars_of_all_layers():
+    """Those of the second layer are 512 ms long, and a residual lies up to eight of them away."""
+    pulse, residual = event(10.0, 50.0, 50.0, width_ms=512.0), event(13.9, 50.0, 8.0, 1, width_ms=512.0)
+    merger = EventMerger(*LAYERS)
+    assert merger.reach_s == pytest.approx(8 * 0.512 + 4e-3)
+    assert merger.add([pulse], 13.9) == []
+    assert merger.add([residual], np.inf) == [replace(pulse, last_page=1)]
+
+
+def pulse_train(n: int) -> list[Event]:
+    """Pulses every 33 ms that become brighter, each of another DM than the one before."""
+    return [event(0.033 * number, 56.0 + number % 2, 6.0 + 1e-3 * number, number) for number in range(n)]
+
+
+def test_the_time_to_merge_is_proportional_to_the_number_of_events():
+    """6,000 events take about 0.1 s; comparing all pairs takes a minute."""
+    events = pulse_train(6000)
+    began = time.monotonic()
+    assert merge_duplicates(events, LIVE_GRID) == events
+    assert time.monotonic() - began < 10
+
+
+def test_pulses_of_a_crowd_do_not_wait_for_each_other():
+    """Each is fainter than the next one within reach, but is not a response to it or a residual."""
+    events, merger = pulse_train(300), EventMerger(LIVE_GRID)
+    got = []
+    for number, one in enumerate(events):
+        got += merger.add([one], one.time_s)
+        assert number - len(got) <= merger.reach_s / 0.033 + 1
+    assert got + merger.add([], np.inf) == events
 
 
 def residuals(*numbers: tuple[float, float]) -> list[Event]:
