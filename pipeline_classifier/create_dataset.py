@@ -8,7 +8,8 @@
 Every pulse, and every candidate at DM 0, gives --shifts pages that start at different samples, so that it appears at
 all positions between the left and the right edge. Pages of pulse-free sky are artefacts as well; with --hard-negatives
 MODEL.pth only those to which this model gives a pulse probability of at least 0.05. The pages are read, cleaned,
-dedispersed and normalised by the code that run_inference.py uses, with the same config.
+dedispersed and normalised by the code that run_inference.py uses, with the same config. The normaliser is that of the
+model which the config names, unless --normaliser is given.
 
 Written to the output folder (<name>_DM_time_dataset_realbased_...):
   training.npy               (N, 256, 256) uint8 images, row 0 = highest DM
@@ -20,6 +21,7 @@ Written to the output folder (<name>_DM_time_dataset_realbased_...):
 
 import argparse
 import contextlib
+import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,48 +36,25 @@ from tqdm import tqdm
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.detection.workers import prepare_process
-from pipeline_classifier.formats.candidate_lists import read_transientx
+from pipeline_classifier.evaluation.known_events import (
+    KnownEvents,
+    events_from_cands,
+    events_from_truth,
+    pulse_free_starts,
+)
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
-from pipeline_classifier.frontend.pages import PAGE_NORMALISERS, PageGrid, resize, to_images
+from pipeline_classifier.frontend.pages import PAGE_NORMALISERS, resize, to_images
 from pipeline_classifier.options import add_config_option, check_distinct, set_name
 from pipeline_classifier.simulation.observation import known_pulses
-from pipeline_classifier.simulation.pulses import Pulse
-from pipeline_classifier.times import SECONDS_PER_DAY
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
 
-VISIBLE_SNR = 1.5
-"""S/N below which a pulse smeared at a wrong trial DM is not visible in a page. Chosen by hand, on the safe side."""
+logger = logging.getLogger(__name__)
+
 BATCH_SIZE = 64
 HARD = 0.05
 """Minimum probability of a hard negative, a page without a pulse: as `event_finder.CANDIDATE_THRESHOLD`."""
-
-
-@dataclass(frozen=True)
-class KnownEvents:
-    """Events of one observation, all attributes (K,).
-
-    Attributes
-    ----------
-    sample : ndarray of int64
-        Arrival at the top channel.
-    dm : ndarray of float
-        pc cm^-3.
-    snr : ndarray of float
-    width : ndarray of float
-        Samples.
-    is_pulse : ndarray of bool
-    labelled : ndarray of bool
-        Whether the event gives images; pages of pulse-free sky avoid the others too.
-    """
-
-    sample: np.ndarray
-    dm: np.ndarray
-    snr: np.ndarray
-    width: np.ndarray
-    is_pulse: np.ndarray
-    labelled: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -106,7 +85,8 @@ class DatasetOptions:
         Pulse-free pages for each page of a pulse.
     hard_negatives : str or None
         Checkpoint of the model that selects pulse-free pages.
-    normaliser : str
+    normaliser : str or None
+        None for that of the model which the config names.
     resolutions : tuple of int
         Heights and widths of the images in pixels.
     seed : int
@@ -119,7 +99,7 @@ class DatasetOptions:
     shifts: int
     sky_pages: float
     hard_negatives: str | None
-    normaliser: str
+    normaliser: str | None
     resolutions: tuple[int, ...]
     seed: int
 
@@ -194,8 +174,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--normaliser",
         choices=PAGE_NORMALISERS,
-        default="minmax",
-        help="scaling of the images; that of the training config must be the same (default: %(default)s)",
+        help="scaling of the images, to be named in the training config too (default: that of the model which the "
+        "config names, robust for the included one)",
     )
     parser.add_argument(
         "--resolutions",
@@ -208,58 +188,6 @@ def get_parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="random seed of the choice of pulse-free pages (default: %(default)s)"
     )
     return parser
-
-
-def events_from_truth(pulses: list[Pulse], grid: PageGrid) -> KnownEvents:
-    """Return the pulses of a truth table as events, in samples of ``grid``."""
-    time_s = np.array([pulse.time_s for pulse in pulses], dtype=float)
-    width_ms = np.array([max(pulse.width_ms, 1e3 * grid.tsamp) for pulse in pulses], dtype=float)
-    return KnownEvents(
-        np.floor(time_s / grid.tsamp).astype(np.int64),
-        np.array([pulse.dm_pc_cm3 for pulse in pulses], dtype=float),
-        np.array([pulse.snr for pulse in pulses], dtype=float),
-        width_ms / 1e3 / grid.tsamp,
-        np.ones(len(pulses), dtype=bool),
-        np.ones(len(pulses), dtype=bool),
-    )
-
-
-def events_from_cands(
-    path: Path, grid: PageGrid, pulse_dm: tuple[float, float], artefact_dm: tuple[float, float]
-) -> KnownEvents:
-    """Candidates of a TransientX list; those in the two DM windows are labelled."""
-    mjd, dm, width_ms, snr = read_transientx(path)
-    is_pulse = (dm >= pulse_dm[0]) & (dm <= pulse_dm[1])
-    labelled = is_pulse | ((dm >= artefact_dm[0]) & (dm <= artefact_dm[1]))
-    if not labelled.any():
-        raise InputError(
-            f"{path}: a candidate must have a DM in --pulse-dm {list(pulse_dm)} or --artefact-dm {list(artefact_dm)}, "
-            f"got none of {len(dm)}"
-        )
-    sample = np.floor((mjd - grid.tstart) * SECONDS_PER_DAY / grid.tsamp).astype(np.int64)
-    return KnownEvents(sample, dm, snr, np.maximum(1.0, width_ms / 1e3 / grid.tsamp), is_pulse, labelled)
-
-
-def event_extent(events: KnownEvents, grid: PageGrid) -> tuple[np.ndarray, np.ndarray]:
-    """First and last sample (K,) at which any row of a page shows an event.
-
-    At a wrong trial DM a pulse is smeared over the difference in sweep, and its S/N falls with the square root of
-    width / sweep: below `VISIBLE_SNR` once the sweep exceeds (snr / VISIBLE_SNR)^2 widths.
-    """
-    faintest = 2 * events.width * np.maximum(1.0, events.snr / VISIBLE_SNR) ** 2
-    before = np.minimum(faintest, np.abs(grid.sweep(events.dm - grid.dms[-1]))) + 3 * events.width
-    after = np.minimum(faintest, np.abs(grid.sweep(events.dm - grid.dms[0]))) + 3 * events.width
-    return np.floor(events.sample - before), np.ceil(events.sample + after)
-
-
-def pulse_free_starts(events: KnownEvents, grid: PageGrid, nsamples: int, rng: np.random.Generator) -> np.ndarray:
-    """First samples (N,) of pages on a regular grid that show no event."""
-    first, last = event_extent(events, grid)
-    regular = np.arange(rng.integers(0, grid.n_time), nsamples - grid.n_time + 1, grid.n_time)
-    # A page is pulse-free when as many extents began before its end as ended before its start.
-    begun = np.searchsorted(np.sort(first), regular + grid.n_time, side="right")
-    ended = np.searchsorted(np.sort(last), regular, side="left")
-    return regular[begun == ended]
 
 
 def only_hard(starts: np.ndarray, source: FilterbankPages, classifier: PageClassifier) -> np.ndarray:
@@ -336,6 +264,19 @@ def plan(options: DatasetOptions, config: PipelineConfig) -> list[tuple[Filterba
     return planned
 
 
+def normaliser_of_model(config: PipelineConfig) -> str:
+    """Normaliser of the model that the config names; of the included one if that does not exist yet."""
+    if not config.model_path.is_file():
+        config = PipelineConfig()
+        logger.info("the model of the config does not exist: images are scaled as for %s", config.model_path.name)
+    checkpoint = load_checkpoint(config.model_path, "cpu", config.model_name, config.resolution)
+    if checkpoint.normaliser not in PAGE_NORMALISERS:
+        raise InputError(
+            f"{config.model_path}: must be a model for pages, got a {checkpoint.model_name} for candidates"
+        )
+    return checkpoint.normaliser
+
+
 def write_images(
     planned: list[tuple[FilterbankPages, LabelledStarts]], paths: dict[int, Path], normaliser: str
 ) -> None:
@@ -360,12 +301,13 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     config, options = load_pipeline_config(args.config), DatasetOptions.of(args)
     name = set_name(args.name, options.observations)
     config.warn_of_unused_settings()
+    normaliser = options.normaliser or normaliser_of_model(config)
     planned = plan(options, config)
     output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
     prefix = f"{name}_DM_time_dataset_realbased"
     names = {r: "training.npy" if r == 256 else f"training_{r}x{r}.npy" for r in options.resolutions}
     images = {resolution: output_dir / f"{prefix}_{name}" for resolution, name in names.items()}
-    write_images(planned, images, options.normaliser)
+    write_images(planned, images, normaliser)
 
     is_pulse = np.concatenate([chosen.is_pulse for _, chosen in planned])
     columns = {
@@ -379,6 +321,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
         save_npy(files[kind], values)
     pulses, groups = int(is_pulse.sum()), len(np.unique(columns["groups"]))
     print(f"{len(is_pulse)} images: {pulses} Pulse, {len(is_pulse) - pulses} Artefact, of {groups} events")
+    print(f'"normaliser": "{normaliser}"  (for the training config)')
     for path in files.values():
         print(path)
     return files

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ImageFiles, TrainingConfig
 from single_pulse_classifier_training.dataset import DMTimeImages, forget, load_groups, load_labels, load_snr
+from single_pulse_classifier_training.scaling import contradicts, scaling_of
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,15 @@ def load_splits(config: TrainingConfig) -> dict[str, Split]:
 def _open_set(config: TrainingConfig, files: ImageFiles) -> tuple[DMTimeImages, np.ndarray | None, np.ndarray | None]:
     labels = load_labels(config.data_paths(files.labels))
     dataset = DMTimeImages(config.image_paths(files), labels, config.resolution)
+    for path, images in zip(dataset.paths, dataset.files, strict=True):
+        if contradicts(scaling := scaling_of(images), config.normaliser):
+            logger.warning(
+                "%s: the images seem to be scaled by %s, but the config has the normaliser %s, used in a search",
+                path,
+                scaling,
+                config.normaliser,
+            )
+        forget(images)
     snr = load_snr(config.data_paths(files.snr), len(labels)) if files.snr else None
     groups = load_groups(config.data_paths(files.groups), len(labels)) if files.groups else None
     return dataset, snr, groups

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline_classifier.events import Event
-from pipeline_classifier.frontend.pages import ROBUST_RANGE, PageBatch, PageGrid
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.run_summary import RunSummary
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.file_types import HEAD_BYTES, name_of_format
+from single_pulse_classifier_training.scaling import contradicts, scaling_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,6 @@ NOT_A_HEADER = (
     MemoryError,
 )
 """Errors of numpy on a damaged header of a .npy file."""
-# How images are recognised as scaled by ``robust``; chosen by hand. Rounding, and the noise of the median that
-# `robust_noise` takes from a part of the page, are below two levels. Of 30 pages with a pulse scaled by ``minmax``,
-# three had a median within three levels too, and the included model recognised these pulses with either scaling.
-IMAGES_EXAMINED, LEVELS_FROM_MEDIAN, MOST_IMAGES = 64, 3.0, 0.9
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ class ArrayPages(Source):
             return
         scaling = scaling_of(self.pages_on_disk)
         # Images that were averaged to a lower resolution after minmax no longer reach 0 and 255.
-        if scaling != normaliser and (normaliser != "minmax" or scaling == "robust"):
+        if contradicts(scaling, normaliser) or (scaling is None and normaliser != "minmax"):
             self.scaled_again = True
             logger.warning(
                 "%s: the images %s, but the model was trained on images of the normaliser %s; they are scaled again "
@@ -270,24 +267,6 @@ def check_axes(path: str | Path, shape: tuple[int, ...], page: tuple[int, int]) 
         message += f", which seems to be {likely}: save pages.transpose{orders[likely]}"
         message += "" if too_small else f", or set ndm to {shape[1]} and page_samples to {shape[2]} in the config"
     raise InputError(message)
-
-
-def scaling_of(images: np.ndarray) -> str | None:
-    """Recognise the normaliser of images (N, H, W) of uint8: "robust", "minmax" or None.
-
-    ``robust`` puts the median of every page at the same grey level, and ``minmax`` its extremes at 0 and 255.
-    """
-    black, white = ROBUST_RANGE
-    level = -255 * black / (white - black)
-    robust, minmax = [], []
-    for image in images[:: 1 + len(images) // IMAGES_EXAMINED]:
-        lowest, highest = int(image.min()), int(image.max())
-        if highest > lowest:  # a page that cannot be scaled is black in every set
-            robust.append(abs(float(np.median(image)) - level) <= LEVELS_FROM_MEDIAN)
-            minmax.append((lowest, highest) == (0, 255))
-    if robust and np.mean(robust) >= MOST_IMAGES:
-        return "robust"
-    return "minmax" if minmax and all(minmax) else None
 
 
 def _mapped(path: str | Path) -> np.ndarray:

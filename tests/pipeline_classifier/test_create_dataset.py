@@ -16,6 +16,8 @@ from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate, write_truth
 from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
+from single_pulse_classifier_training.training_models import build_model
 from tests.command_line import run_here
 
 DEFAULT_MODEL = Path(script.__file__).with_name("models") / "default.pth"
@@ -50,6 +52,7 @@ def pulse_columns(images: np.ndarray) -> np.ndarray:
 
 def test_a_set_from_the_truth_of_a_simulation(observation, tmp_path):
     options = ("--shifts", SHIFTS, "--sky-pages", 0.5, "--resolutions", 256, 64, "--name", "set", "--seed", 1)
+    options += ("--normaliser", "minmax")
     done = create_dataset(observation, *options, "--output-dir", tmp_path / "out", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     files = load(tmp_path / "out", "set")
@@ -62,6 +65,7 @@ def test_a_set_from_the_truth_of_a_simulation(observation, tmp_path):
     assert groups.dtype == np.int64 and snr.dtype == np.float32
     assert (labels == "Pulse").sum() == 2 * SHIFTS and (labels == "Artefact").sum() == SHIFTS
     assert (images.max(axis=(1, 2)) == 255).all() and (images.min(axis=(1, 2)) == 0).all()
+    assert '"normaliser": "minmax"' in done.stdout
 
     # One group per pulse, its images shifted copies; every page of sky is a group of its own.
     sizes = {group: (groups == group).sum() for group in groups}
@@ -85,14 +89,43 @@ def test_a_set_from_the_truth_of_a_simulation(observation, tmp_path):
     assert first_line.startswith(f"{n} images: {2 * SHIFTS} Pulse, {SHIFTS} Artefact")
 
 
-def test_an_image_is_what_the_pipeline_sees(observation, tmp_path):
-    done = create_dataset(observation, "--shifts", 1, "--sky-pages", 0, "--normaliser", "robust", folder=tmp_path)
+def save_model(path: Path, normaliser: str) -> None:
+    name, resolution = "DM_time_small_residual", 256
+    save_checkpoint(path, Checkpoint(build_model(name, resolution), name, resolution, normaliser=normaliser))
+
+
+@pytest.mark.parametrize(
+    "keys, options, expected",
+    [
+        (None, (), "robust"),
+        (None, ("--normaliser", "minmax"), "minmax"),
+        ({"name_of_the_model": "trained_later.pth"}, (), "robust"),
+        ({"path_to_models": ".", "name_of_the_model": "mine.pth"}, (), "minmax"),
+        ({"path_to_models": ".", "name_of_the_model": "mine.pth"}, ("--normaliser", "robust"), "robust"),
+    ],
+)
+def test_an_image_is_what_the_pipeline_sees(observation, tmp_path, keys, options, expected):
+    """Scaled as the model of the config expects, unless the command line says otherwise."""
+    if keys is not None:
+        save_model(tmp_path / "mine.pth", "minmax")
+        (tmp_path / "config.json").write_text(json.dumps(keys))
+        options += ("-c", "config.json")
+    done = create_dataset(observation, "--shifts", 1, "--sky-pages", 0, *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     images = load(tmp_path, "crab")["training"]
     starts = np.array([int(pulse.time_s / HEADER.tsamp) for pulse in PULSES])
     source = FilterbankPages(observation, FrontEndSettings(0.5 * np.arange(256))).with_starts(starts)
     [batch] = source.batches(64)
-    np.testing.assert_array_equal(images, to_images(batch.pages, "robust", 256)[0].numpy())
+    np.testing.assert_array_equal(images, to_images(batch.pages, expected, 256)[0].numpy())
+    assert f'"normaliser": "{expected}"' in done.stdout
+
+
+def test_a_model_for_candidates_has_no_normaliser_of_pages(observation, tmp_path):
+    keys = {"name_of_the_model": "candidate_classifier.pth"}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    done = create_dataset(observation, "-c", "config.json", "--shifts", 1, folder=tmp_path)
+    assert done.returncode == 2 and "candidate_classifier.pth: must be a model for pages" in done.stderr
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_ifs_and_exact_dedispersion_of_the_config_are_obeyed(observation, tmp_path):
@@ -108,7 +141,7 @@ def test_ifs_and_exact_dedispersion_of_the_config_are_obeyed(observation, tmp_pa
     starts = np.array([int(pulse.time_s / HEADER.tsamp) for pulse in PULSES])
     settings = FrontEndSettings(0.5 * np.arange(256), exact=True)
     [batch] = FilterbankPages(observation, settings).with_starts(starts).batches(64)
-    expected = to_images(batch.pages, "minmax", 256)[0].numpy()
+    expected = to_images(batch.pages, "robust", 256)[0].numpy()
     np.testing.assert_array_equal(load(tmp_path, "two")["training"], expected)
 
 

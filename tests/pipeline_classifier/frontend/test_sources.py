@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline_classifier.frontend.pages import to_images
-from pipeline_classifier.frontend.sources import ArrayPages, scaling_of
+from pipeline_classifier.frontend.sources import ArrayPages
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.scaling import scaling_of
 from tests.pipeline_classifier.detection.planes import event
 
 
