@@ -89,8 +89,8 @@ def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) 
                 float(grid.dms[peak.row]),
                 peak.width * grid.tsamp,
             )
-            pulses = np.flatnonzero(matcher.matches(*where))
-            if peak.snr < LEAST_SNR or (not len(pulses) and matcher.matches(*where, NEARLY).any()):
+            pulses = matcher.matches(*where)
+            if peak.snr < LEAST_SNR or (not len(pulses) and len(matcher.matches(*where, NEARLY))):
                 continue
             cutouts.append(cutout(searched, grid, peak))
             is_pulse.append(len(pulses) > 0)

@@ -60,12 +60,19 @@ class Matcher:
         self.widths = np.array([pulse.width_ms for pulse in pulses], dtype=float) / 1e3
         self.least_s = max(TIME_TOLERANCE_S, 3 * grid.tsamp)
         self.sweep_s = max(float(grid.sweep(1.0)) * grid.tsamp, 1e-9)
+        self._by_time = np.argsort(self.times)
+        self._sorted_times = self.times[self._by_time]
+        self._longest_s = self.widths.max(initial=0.0)
 
     def matches(self, time_s: float, dm: float, width_s: float, slack: float = 1.0) -> np.ndarray:
-        """Return whether each pulse matches an event, (n_pulses,) bool, with tolerances multiplied by ``slack``."""
-        tolerance = np.maximum(max(self.least_s, 2 * width_s), 2 * self.widths)
-        near = np.abs(self.times - time_s) <= slack * tolerance
-        return near & (np.abs(self.dms - dm) <= slack * (DM_TOLERANCE + tolerance / self.sweep_s))
+        """Return the indices of the pulses that match an event, ascending, with tolerances multiplied by ``slack``."""
+        window_s = slack * max(self.least_s, 2 * width_s, 2 * self._longest_s) + self.least_s
+        low, high = self._sorted_times.searchsorted((time_s - window_s, time_s + window_s))
+        within = np.sort(self._by_time[low:high])
+        tolerance = np.maximum(max(self.least_s, 2 * width_s), 2 * self.widths[within])
+        near = np.abs(self.times[within] - time_s) <= slack * tolerance
+        near &= np.abs(self.dms[within] - dm) <= slack * (DM_TOLERANCE + tolerance / self.sweep_s)
+        return within[near]
 
 
 def compare(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) -> Recovery:
@@ -85,10 +92,10 @@ def compare(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) ->
     matcher = Matcher(pulses, grid)
     for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
         event = events[number]
-        near = matcher.matches(event.time_s, event.dm_pc_cm3, event.width_ms / 1e3) & (event_of_pulse < 0)
-        if near.any():
-            candidates = np.flatnonzero(near)
-            event_of_pulse[candidates[np.argmin(np.abs(matcher.times[candidates] - event.time_s))]] = number
+        near = matcher.matches(event.time_s, event.dm_pc_cm3, event.width_ms / 1e3)
+        near = near[event_of_pulse[near] < 0]
+        if len(near):
+            event_of_pulse[near[np.argmin(np.abs(matcher.times[near] - event.time_s))]] = number
             false_events[number] = False
     return Recovery(event_of_pulse, false_events)
 

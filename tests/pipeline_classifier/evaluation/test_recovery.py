@@ -1,11 +1,16 @@
 """Recovery: which pulses were found, which events are false, and figures over several observations."""
 
 import json
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline_classifier.evaluation.recovery import (
+    Matcher,
     binomial_interval,
     compare,
     outcome_of,
@@ -71,3 +76,57 @@ def test_what_was_found_of_known_pulses():
     recovery = compare(pulses, events, PageGrid(np.arange(32.0), 64, 1e-4, 59000.0, 1530.0, 1211.25))
     assert recovery.event_of_pulse.tolist() == [0, -1, -1]
     assert recovery.false_events.tolist() == [False, True, True, True]
+
+
+def compared_in_pairs(pulses: Sequence[Pulse], events: Sequence[Event], grid: PageGrid) -> tuple[list[int], list[bool]]:
+    """Assign as `compare`, every event being compared with every pulse."""
+    assigned, false = [-1] * len(pulses), [True] * len(events)
+    for number in sorted(range(len(events)), key=lambda number: -events[number].snr):
+        one = events[number]
+        near = [index for index in range(len(pulses)) if assigned[index] < 0 and agree(pulses[index], one, grid)]
+        if near:
+            assigned[min(near, key=lambda index: abs(pulses[index].time_s - one.time_s))] = number
+            false[number] = False
+    return assigned, false
+
+
+def agree(pulse: Pulse, event: Event, grid: PageGrid, slack: float = 1.0) -> bool:
+    tolerance = max(0.003, 3 * grid.tsamp, 2 * event.width_ms / 1e3, 2 * pulse.width_ms / 1e3)
+    sweep_s = float(grid.sweep(1.0)) * grid.tsamp
+    near = abs(pulse.time_s - event.time_s) <= slack * tolerance
+    return near and abs(pulse.dm_pc_cm3 - event.dm_pc_cm3) <= slack * (2.0 + tolerance / sweep_s)
+
+
+numbers = st.tuples(
+    st.integers(0, 40),  # 2 ms
+    st.sampled_from([50.0, 51.9, 52.1, 60.0]),
+    st.sampled_from([7.0, 9.0, 20.0]),
+    st.sampled_from([0.5, 2.0, 5.0, 30.0]),  # ms
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pulses=st.lists(numbers, max_size=8), events=st.lists(numbers, max_size=12), slack=st.sampled_from([0.5, 1.0, 3.0])
+)
+def test_pulses_and_events_are_assigned_as_by_comparison_of_all_pairs(pulses, events, slack):
+    pulses = [Pulse(2e-3 * step, dm, snr, width) for step, dm, snr, width in pulses]
+    events = [Event(2e-3 * step, 59000.0, dm, snr, width, 1.0, 0, 0, 2) for step, dm, snr, width in events]
+    recovery = compare(pulses, events, GRID)
+    assert (recovery.event_of_pulse.tolist(), recovery.false_events.tolist()) == compared_in_pairs(pulses, events, GRID)
+    matcher = Matcher(pulses, GRID)
+    for one in events:
+        found = matcher.matches(one.time_s, one.dm_pc_cm3, one.width_ms / 1e3, slack)
+        assert found.tolist() == [index for index, pulse in enumerate(pulses) if agree(pulse, one, GRID, slack)]
+
+
+def test_the_time_to_compare_is_proportional_to_the_number_of_events():
+    """32,000 events take 16 times as long as 2,000; if every pulse is compared with each, 90 times as long."""
+    pulses = [Pulse(0.033 * number, 56.0, 10.0, 1.0) for number in range(32_000)]
+    events = [event(pulse.time_s, 56.0, 10.0) for pulse in pulses]
+    took = []
+    for n in (2_000, 32_000):
+        began = time.process_time()
+        assert compare(pulses[:n], events[:n], GRID).found.all()
+        took.append(time.process_time() - began)
+    assert took[1] < 40 * took[0]
