@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.config import Normaliser, first_error
+from single_pulse_classifier_training.input_files import ZIP_SIGNATURE, check_archive, check_is_file
 from single_pulse_classifier_training.runtime import atomic_writer
 from single_pulse_classifier_training.training_models import CLASS_NAMES, build_model, current_name
 
@@ -86,6 +89,41 @@ class Checkpoint:
 DESCRIPTION_KEYS = tuple(entry.name for entry in fields(Checkpoint) if entry.name != "model")
 
 
+class _Numbers(BaseModel):
+    # strict: "0.5" is not a number; a checkpoint may have further keys
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class _Threshold(_Numbers):
+    threshold: float = Field(ge=0, le=1)
+    false_per_hour: float = Field(ge=0)
+    page_s: float | None = Field(default=None, gt=0)
+
+
+class _Description(_Numbers):
+    """Types and ranges of the values beside the weights; ``build_model`` checks name and resolution of the network."""
+
+    model_name: str
+    resolution: int
+    class_names: list[str] = CLASS_NAMES
+    normaliser: Normaliser = "minmax"
+    dms: list[float] | None = None
+    tsamp_s: float | None = Field(default=None, gt=0)
+    thresholds: list[_Threshold] = []
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)  # wider than the range of the fit, see calibration.py
+    metrics: dict = {}
+    config: dict = {}
+    versions: dict = {}
+
+    @field_validator("class_names")
+    @classmethod
+    def _both_classes(cls, names: list[str]) -> list[str]:
+        if sorted(names) != CLASS_NAMES:
+            raise ValueError(f"must hold {' and '.join(CLASS_NAMES)}, got {names}")
+        return names
+
+
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, **training_state: Any) -> None:
     """Write a checkpoint atomically, with tensors and Python builtins only.
 
@@ -107,9 +145,19 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, **training_state: 
     }
     if training_state:
         content["training"] = training_state
-    content = _plain(content)
+    write_content(path, _plain(content))
+
+
+def write_content(path: str | Path, content: dict[str, Any]) -> None:
+    """Write the dictionary of a checkpoint atomically."""
     with atomic_writer(path) as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch replaces the error of a failed write, for example on a full disk, by one of its own archive.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(
@@ -134,7 +182,8 @@ def load_checkpoint(
     Raises
     ------
     InputError
-        If the file is missing, a Keras model, unreadable or unsafe, or if its weights do not fit the network.
+        If the file is missing, a Keras model, damaged or unsafe, if its weights do not fit the network or are not
+        finite, or if another value has the wrong type or range.
     """
     path = Path(path)
     return _checkpoint(path, _read(path), device, model_name, resolution)
@@ -150,11 +199,13 @@ def _checkpoint(
             raise InputError(f"{path}: model_name and resolution must be given for a bare state dict")
         content = {"state_dict": content, "model_name": model_name, "resolution": resolution, "versions": {}}
 
+    try:
+        _Description.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_error(error, content, _Description)}") from None
     for key, given in (("model_name", model_name), ("resolution", resolution)):
-        if key not in content:
-            raise InputError(f"{path}: a checkpoint must have the key {key!r}")
         if given is not None and _current(given) != _current(content[key]):
-            raise InputError(f"{path}: {key} must be {given!r}, got {content[key]!r}")
+            raise InputError(f"{key} must be {content[key]!r}, as in the checkpoint {path}, got {given!r}")
 
     model = _build_with_weights(path, content["model_name"], content["resolution"], content["state_dict"])
     description = {key: content[key] for key in DESCRIPTION_KEYS if key in content}
@@ -182,12 +233,13 @@ def load_training_state(path: str | Path) -> tuple[Checkpoint, dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist")
+    check_is_file(path, "checkpoint")
     with open(path, "rb") as file:
-        is_hdf5 = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
-    if is_hdf5 or path.suffix.lower() in (".h5", ".hdf5", ".keras"):
+        signature = file.read(len(HDF5_SIGNATURE))
+    if signature == HDF5_SIGNATURE or path.suffix.lower() in (".h5", ".hdf5", ".keras"):
         raise InputError(f"{path} is a Keras model: convert it with `python convert_to_pytorch.py {path}`")
+    if signature.startswith(ZIP_SIGNATURE):
+        check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -199,24 +251,35 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _build_with_weights(path: Path, model_name: str, resolution: int, state_dict: dict[str, torch.Tensor]) -> nn.Module:
-    if not isinstance(model_name, str) or not isinstance(resolution, int) or not isinstance(state_dict, dict):
-        raise InputError(
-            f"{path}: model_name, resolution and state_dict must be str, int and dict, got "
-            f"{type(model_name).__name__}, {type(resolution).__name__} and {type(state_dict).__name__}"
-        )
-    # On the meta device, a network takes no memory and no time until its weights are assigned.
-    with torch.device("meta"):
-        model = build_model(model_name, resolution)
+def _build_with_weights(path: Path, model_name: str, resolution: int, state_dict: Any) -> nn.Module:
+    if not isinstance(state_dict, dict):
+        raise InputError(f"{path}: state_dict must be a dictionary, got {type(state_dict).__name__}")
+    try:
+        # On the meta device, a network takes no memory and no time until its weights are assigned.
+        with torch.device("meta"):
+            model = build_model(model_name, resolution)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     expected = model.state_dict()
     for name in [*expected, *state_dict]:
-        found, wanted = _shape(state_dict.get(name)), _shape(expected.get(name))
+        tensor = state_dict.get(name)
+        found, wanted = _shape(tensor), _shape(expected.get(name))
         if found != wanted or wanted == NO_TENSOR:
             raise InputError(
                 f"{path}: the shape of tensor {name!r} must be {wanted} for {model_name} at {resolution}, got {found}"
             )
+        is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_plain or tensor.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(
+                f"{path}: tensor {name!r} must be dense, of the type of {expected[name].dtype}, and in the file, "
+                f"got {tensor.layout}, {tensor.dtype}, {tensor.device.type}"
+            )
     model.load_state_dict(state_dict, assign=True)
-    return model.float()
+    model = model.float()
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: the weights must be finite, got NaN or infinity in tensor {name!r}")
+    return model
 
 
 def _shape(tensor: object) -> str:

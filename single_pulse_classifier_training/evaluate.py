@@ -36,7 +36,7 @@ import torch
 from tqdm import tqdm
 
 from single_pulse_classifier_training.calibration import allowed_pages, measured_hours, move_threshold
-from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, write_content
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import DMTimeImages, build_loader, ordered_batches
@@ -250,8 +250,7 @@ def store(path: Path, metrics: dict[str, Any]) -> None:
     ]
     content["temperature"], content["threshold"] = after, metrics["threshold"]
     content["metrics"] = content.get("metrics", {}) | {"evaluation": metrics}
-    with atomic_writer(path) as file:
-        torch.save(content, file)
+    write_content(path, content)
 
 
 def report(metrics: dict[str, Any], files: list[Path]) -> str:

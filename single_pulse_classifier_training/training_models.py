@@ -23,6 +23,7 @@ from single_pulse_classifier_training.cpu_kernels import convolve, pool_relu
 N_CLASSES = 2
 CLASS_NAMES = ["Artefact", "Pulse"]
 RESOLUTIONS = (256, 128, 64, 32)
+LARGEST_RESOLUTION = 4096  # a batch of 32 such images takes 2 GB
 
 # The original's networks; resolution: (channels of the 5x5 convolutions, width of the dense layer)
 LAYERS_241002_1 = {256: ((16,), 256), 128: ((8,), 128), 64: ((8,), 256), 32: ((16,), 256)}
@@ -259,12 +260,12 @@ def build_model(model_name: str, resolution: int) -> nn.Module:
         A key of ``models_htable``, or an old name.
     resolution : int
         Height and width of the images in pixels. The ``241002`` networks exist for 256, 128, 64 and 32; the others,
-        which end in a global pooling, take any multiple of 32.
+        which end in a global pooling, take any multiple of 32 up to 4096.
 
     Raises
     ------
     InputError
-        If the name or the resolution does not exist.
+        If the network does not exist, or not at this resolution.
     """
     name = current_name(model_name)
     if name not in models_htable:
@@ -272,7 +273,8 @@ def build_model(model_name: str, resolution: int) -> nn.Module:
     if "241002" in name:
         valid, is_valid = "256, 128, 64 or 32", resolution in RESOLUTIONS
     else:
-        valid, is_valid = "a multiple of 32", resolution >= 32 and resolution % 32 == 0
+        valid = f"a multiple of 32 up to {LARGEST_RESOLUTION}"
+        is_valid = resolution in range(32, LARGEST_RESOLUTION + 1, 32)
     if not is_valid:
         raise InputError(f"resolution of {model_name} must be {valid}, got {resolution}")
     return models_htable[name](resolution)

@@ -1,8 +1,13 @@
 """Checkpoints: what is written is read back, and unsuitable files are refused."""
 
 import contextlib
+import math
 import os
 import pickle
+import resource
+import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +100,9 @@ def test_bare_weights_load_when_the_caller_names_the_network(checkpoint, tmp_pat
 def test_contradiction_between_file_and_caller(checkpoint, tmp_path, given):
     save_checkpoint(tmp_path / "a.pth", checkpoint)
     ((key, value),) = given.items()
-    with pytest.raises(InputError, match=rf"a.pth: {key} must be '?{value}'?, got"):
+    with pytest.raises(
+        InputError, match=rf"^{key} must be .*{getattr(checkpoint, key)}'?, as in .*a.pth, got '?{value}"
+    ):
         load_checkpoint(tmp_path / "a.pth", "cpu", **given)
 
 
@@ -113,7 +120,7 @@ def test_a_checkpoint_with_the_old_name_of_its_network_loads_by_either_name(tmp_
     for name in (None, old, new):
         loaded = load_checkpoint(tmp_path / "a.pth", "cpu", name)
         assert torch.equal(loaded.model.fc.weight, written.model.fc.weight) and loaded.model_name == old
-    with pytest.raises(InputError, match=f"model_name must be 'resnet18', got '{old}'"):
+    with pytest.raises(InputError, match=f"model_name must be '{old}', as in .*, got 'resnet18'"):
         load_checkpoint(tmp_path / "a.pth", "cpu", "resnet18")
 
 
@@ -204,5 +211,125 @@ def test_missing_and_extra_tensors_are_named(checkpoint, tmp_path, change):
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"state_dict": {}}, {}])
 def test_foreign_dictionaries_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="a.pth: .* must "):
+    with pytest.raises(InputError, match="a.pth: .*( must |'model_name' is missing)"):
         load_checkpoint(tmp_path / "a.pth", "cpu")
+
+
+def altered(checkpoint, path: Path, **changes) -> Path:
+    """A checkpoint with other values, written by torch itself; a value for "weights" is that of the tensor fc.weight."""
+    save_checkpoint(path, checkpoint)
+    content = torch.load(path, weights_only=True)
+    if "weights" in changes:
+        content["state_dict"]["fc.weight"] = changes.pop("weights")
+    torch.save(content | changes, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("class_names", 5, "must be a list, got 5"),
+        ("class_names", ["Artefact", "RFI"], r"must hold Artefact and Pulse, got \['Artefact', 'RFI'\]"),
+        ("class_names", ["Pulse", "Pulse"], "must hold Artefact and Pulse, got"),
+        ("threshold", "0.5", "must be a number, got '0.5'"),
+        ("threshold", math.nan, "must be .*, got nan"),
+        ("threshold", 1.5, "must be at most 1, got 1.5"),
+        ("temperature", 0, "must be at least 0.01, got 0"),
+        ("temperature", -1.0, "must be at least 0.01, got -1.0"),
+        ("temperature", math.inf, "must be .*, got inf"),
+        ("temperature", 1e30, "must be at most 100, got 1e[+]30"),
+        ("thresholds", [{"threshold": math.nan, "false_per_hour": 1.0}], "0.threshold' must be .*, got nan"),
+        ("thresholds", [{"threshold": "abc", "false_per_hour": 1.0}], "0.threshold' must be a number, got 'abc'"),
+        ("thresholds", [{"threshold": 0.5}], "thresholds.0.false_per_hour' is missing"),
+        ("thresholds", [{"threshold": 0.5, "false_per_hour": -1.0}], "must be at least 0, got -1.0"),
+        ("thresholds", [{"threshold": 0.5, "false_per_hour": 1.0, "page_s": 0.0}], "page_s' must be above 0, got 0.0"),
+        ("thresholds", None, "must be a list, got None"),
+        ("resolution", 1e9, "must be an integer, got 1000000000.0"),
+        ("resolution", True, "must be an integer, got True"),
+        ("resolution", 32 * 10**8, "resolution of DM_time_small_residual must be .* up to 4096, got 3200000000"),
+        ("model_name", 3, "must be a string, got 3"),
+        ("model_name", "resnet19", "model_name must be one of .*, got 'resnet19'"),
+        ("normaliser", "zscore", "must be 'minmax', 'robust' or 'noise', got 'zscore'"),
+        ("dms", [0.0, math.nan], "dms.1' must be a finite number, got nan"),
+        ("tsamp_s", 0.0, "must be above 0, got 0.0"),
+        ("metrics", [], r"must be an object, got \[\]"),
+        ("config", "x", "must be an object, got 'x'"),
+        ("state_dict", 5, "state_dict must be a dictionary, got int"),
+    ],
+)
+def test_values_of_the_wrong_type_or_range_are_named(checkpoint, tmp_path, key, value, said):
+    path = altered(checkpoint, tmp_path / "a.pth", **{key: value})
+    with pytest.raises(InputError, match=rf"a\.pth: .*{key}.* {said}|a\.pth: .*{said}") as error:
+        load_checkpoint(path, "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (torch.full((2, 128), math.nan), "must be finite, got NaN or infinity in tensor 'fc.weight'"),
+        (torch.full((2, 128), 1e300, dtype=torch.float64), "must be finite"),
+        (
+            torch.ones(2, 128, dtype=torch.complex64),
+            "'fc.weight' must be dense, .*, got torch.strided, torch.complex64",
+        ),
+        (torch.ones(2, 128, dtype=torch.int64), "'fc.weight' must be .* type of torch.float32, .* torch.int64"),
+        (torch.ones(2, 128).to_sparse(), "'fc.weight' must be dense, .*, got torch.sparse_coo"),
+        (torch.ones(2, 128, device="meta"), "'fc.weight' must be .* in the file, got .* meta"),
+        (5, r"'fc.weight' must be \(2, 128\) .*, got none"),
+    ],
+    ids=["NaN", "too large", "complex", "integers", "sparse", "meta", "no tensor"],
+)
+def test_weights_that_are_no_finite_numbers_are_named(checkpoint, tmp_path, weights, said):
+    path = altered(checkpoint, tmp_path / "a.pth", weights=weights)
+    with pytest.raises(InputError, match=rf"a\.pth: .*{said}"):
+        load_checkpoint(path, "cpu")
+
+
+def test_every_flipped_bit_is_found_by_the_checksums(checkpoint, tmp_path):
+    """The highest bit of the exponent of a weight, of the temperature, of the threshold: finite numbers before and after."""
+    save_checkpoint(tmp_path / "a.pth", checkpoint)
+    whole = (tmp_path / "a.pth").read_bytes()
+    weight = whole.index(checkpoint.model.fc.weight.detach().numpy().tobytes())
+    places = [weight + 3, *(whole.index(struct.pack(">d", value)) for value in (1.3, 0.7))]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x40
+        (tmp_path / "a.pth").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.pth is damaged: the checksum of its entry '.*' differs"):
+            load_checkpoint(tmp_path / "a.pth", "cpu")
+
+
+def test_a_zip_bomb_is_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data.pkl", "w") as entry:
+        for _ in range(64):
+            entry.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"a\.pth: the content must be stored uncompressed, got 67,108,864 bytes"):
+        load_checkpoint(path, "cpu")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4 << 20
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="checkpoint .* must be a file, got a folder"):
+        load_checkpoint(tmp_path, "cpu")
+
+
+def test_a_disk_that_is_full_at_any_byte_gives_the_error_of_the_system(checkpoint, tmp_path):
+    """torch replaces it by an error of its own archive, depending on the position."""
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, checkpoint)
+    before = path.read_bytes()
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in np.linspace(0, len(before) - 1, 40).astype(int):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), no_limit[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as error:
+                save_checkpoint(path, checkpoint)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+        assert error.value.filename == str(path)
+        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -322,8 +322,8 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("another network", "grey.pth: model_name must be 'resnet18', got .*GAP"),
-        ("another resolution", "grey.pth: resolution must be 64, got 32"),
+        ("another network", "model_name must be .*GAP', as in the checkpoint .*grey.pth, got 'resnet18'"),
+        ("another resolution", "resolution must be 32, as in the checkpoint .*grey.pth, got 64"),
         ("no test split", "--split must be training or validation .*, got test"),
         ("rate without page length", "--max-false-per-hour.*--page-s"),
         ("rate too low", "--max-false-per-hour must be at least 0[.].*, got 0.01"),
