@@ -34,7 +34,7 @@ class CandidateClassifier:
     def __init__(self, checkpoint: Checkpoint) -> None:
         if (checkpoint.resolution, checkpoint.normaliser) != (SIDE, NORMALISER):
             raise InputError(
-                f"candidate_classifier: must be a model for candidates (resolution {SIDE}, normaliser {NORMALISER}, as "
+                f"candidate_classifier must be a model for candidates (resolution {SIDE}, normaliser {NORMALISER}, as "
                 f"models/candidate_classifier.pth) or null, got a {checkpoint.model_name} "
                 f"(resolution {checkpoint.resolution}, normaliser {checkpoint.normaliser})"
             )
@@ -45,7 +45,7 @@ class CandidateClassifier:
     def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: Sequence[Peak]) -> np.ndarray:
         """Return the candidate probability of each peak of a plane, (n,) float32.
 
-        It does not depend, in any bit, on the other peaks.
+        It does not depend, in any bit, on the other peaks, and is -1 where the network gives no finite number.
         """
         if not peaks:
             return np.empty(0, dtype=np.float32)

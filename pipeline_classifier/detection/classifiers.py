@@ -44,8 +44,8 @@ def load_classifiers(config: PipelineConfig) -> Classifiers:
     checkpoint = load_checkpoint(config.model_path, device, config.model_name, config.resolution)
     if checkpoint.normaliser not in PAGE_NORMALISERS:
         raise InputError(
-            f"{config.model_path}: must be a model for pages (normaliser {' or '.join(PAGE_NORMALISERS)}, as "
-            f"models/default.pth), got a {checkpoint.model_name} for candidates"
+            f"name_of_the_model must be a model for pages (normaliser {' or '.join(PAGE_NORMALISERS)}, as "
+            f"models/default.pth), got {config.model_path}, a {checkpoint.model_name} for candidates"
         )
     logger.info("page classifier %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
     if path:

@@ -1,9 +1,16 @@
 """The network of a checkpoint, prepared for inference: the same bits for an image, whatever else is in its batch."""
 
+import logging
+
 import torch
 
 from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.training_models import fuse_for_inference
+
+logger = logging.getLogger(__name__)
+
+NOT_CLASSIFIED = -1
+"""Probability and class of what the network was not shown, or has no finite probability for."""
 
 
 class Network:
@@ -29,6 +36,7 @@ class Network:
         self._pulse = checkpoint.class_names.index("Pulse")
         self._model = fuse_for_inference(checkpoint.model).to(device).to(memory_format=torch.channels_last)
         self._bf16 = precision == "bf16"
+        self._name, self._has_warned = checkpoint.model_name, False
 
     @torch.inference_mode()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -40,8 +48,16 @@ class Network:
         return logits[: len(images)].float() / self._temperature
 
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Probability (B,) of a pulse, of at most ``batch_size`` images."""
-        return torch.softmax(self.logits(images), dim=1)[:, self._pulse]
+        """Probability (B,) of a pulse, of at most ``batch_size`` images; -1 where it is not finite."""
+        probabilities = torch.softmax(self.logits(images), dim=1)[:, self._pulse]
+        finite = torch.isfinite(probabilities)
+        if finite.all():
+            return probabilities
+        if not self._has_warned:
+            self._has_warned = True
+            message = "%s: the weights overflow; images without a finite probability are not classified"
+            logger.warning(message, self._name)
+        return torch.where(finite, probabilities, NOT_CLASSIFIED)
 
     def log_odds(self, images: torch.Tensor) -> torch.Tensor:
         """Log-odds (B,) of a pulse, of at most ``batch_size`` images."""

@@ -3,12 +3,10 @@
 import numpy as np
 import torch
 
-from pipeline_classifier.detection.network import Network
+from pipeline_classifier.detection.network import NOT_CLASSIFIED, Network
 from pipeline_classifier.frontend.boxcar import page_snr
 from pipeline_classifier.frontend.pages import PageBatch, on_device, resize, to_images
 from single_pulse_classifier_training.checkpoint import Checkpoint
-
-NOT_CLASSIFIED = -1
 
 
 class PageClassifier:
@@ -49,7 +47,7 @@ class PageClassifier:
         Returns
         -------
         probabilities : (B,) ndarray of float32
-            -1 for a page that is constant or not finite.
+            -1 for a page that is constant or not finite, and where the network gives no finite number.
         gated : int
             Pages below ``snr_gate``.
         """

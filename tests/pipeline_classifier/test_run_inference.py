@@ -19,6 +19,7 @@ from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from tests.command_line import run_here
 
 SCRIPT = Path(DEFAULT_CONFIG).with_name("run_inference.py")
@@ -159,6 +160,21 @@ def test_constant_and_non_finite_pages_are_not_classified(pages, tmp_path):
     assert run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path).returncode == 0
     assert np.load(tmp_path / "predictions_batch.npy").tolist() == [-1, -1, -1]
     assert candidates(tmp_path / "candidates_batch.csv") == []
+
+
+def test_pages_whose_probability_is_not_finite_are_not_classified(pages, tmp_path):
+    """Weights that are finite, but overflow in the network: with their own checksums, nothing else shows it."""
+    checkpoint = load_checkpoint(DEFAULT_CONFIG.with_name("models") / "default.pth", "cpu")
+    checkpoint.model.fc.weight.data.fill_(3e38)
+    save_checkpoint(tmp_path / "overflow.pth", checkpoint)
+    np.save(tmp_path / "batch.npy", pages)
+    config = write_config(tmp_path, path_to_models=".", name_of_the_model="overflow.pth")
+    done = run_inference("-c", config, "--pages", tmp_path / "batch.npy", "--output-dir", tmp_path, "--no-plots")
+    assert done.returncode == 0, done.stderr
+    assert (np.load(tmp_path / "predictions_batch.npy") == -1).all()
+    assert (np.load(tmp_path / "probabilities_batch.npy") == -1).all()
+    summary = json.loads((tmp_path / "summary_batch.json").read_text())
+    assert summary["pages_classified"] == 0 and summary["pages_unusable"] == len(pages)
 
 
 def write_config(folder: Path, **keys: object) -> Path:

@@ -102,12 +102,29 @@ def test_the_probability_of_a_peak_does_not_depend_on_the_others():
     assert len(classifier.probabilities(searched, grid, [])) == 0
 
 
+def test_a_probability_that_is_not_finite_is_not_classified(caplog):
+    """Finite weights whose products overflow."""
+    checkpoint = network()
+    classifier = CandidateClassifier(checkpoint)
+    plane, grid, peak = plane_with_pulse(4, 400e-6, 30.0)
+    searched = boxcar_search(plane + np.random.default_rng(2).standard_normal(plane.shape).astype(np.float32), 128)
+    assert classifier.probabilities(searched, grid, [peak]) > 0 and not caplog.records
+    checkpoint.model.fc.weight.data.fill_(3e38)
+    classifier = CandidateClassifier(checkpoint)
+    for _ in range(2):
+        probabilities = classifier.probabilities(searched, grid, [peak, peak])
+        assert probabilities.tolist() == [-1, -1] and probabilities.dtype == np.float32
+    assert [record.getMessage() for record in caplog.records] == [
+        "DM_time_candidate_classifier: the weights overflow; images without a finite probability are not classified"
+    ]
+
+
 def test_a_network_for_pages_is_refused_for_candidates():
     model = build_model("DM_time_small_residual", 256)
     pages = Checkpoint(model, "DM_time_small_residual", 256, normaliser="robust")
     with pytest.raises(
         InputError,
-        match="candidate_classifier: must be .* got a DM_time_small_residual .resolution 256, normaliser robust",
+        match="candidate_classifier must be .* got a DM_time_small_residual .resolution 256, normaliser robust",
     ):
         CandidateClassifier(pages)
 
