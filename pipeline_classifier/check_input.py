@@ -21,10 +21,13 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+    from single_pulse_classifier_training.cli import quiet_interrupts
+
+    quiet_interrupts()
+
+import numpy as np
 
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers

@@ -19,6 +19,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+    from single_pulse_classifier_training.cli import quiet_interrupts
+
+    quiet_interrupts()
 
 import numpy as np
 from tqdm import tqdm

@@ -9,8 +9,12 @@ from typing import Self
 import numpy as np
 
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
+from pipeline_classifier.formats.file_names import output_name
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import DEVICES
+
+LONGEST_SET = "._DM_time_dataset_realbased_training_4096x4096.npy.4194304.tmp"
+"""What files of a training set add to its name."""
 
 
 def add_config_option(parser: argparse.ArgumentParser, what: str = "config of the pipeline") -> None:
@@ -154,4 +158,4 @@ def set_name(name: str | None, observations: Sequence[str | Path]) -> str:
     name = name or Path(observations[0]).stem
     if Path(name).name != name:
         raise InputError(f"--name must be a name without folders (see --output-dir), got {name}")
-    return name
+    return output_name(observations[0], name, LONGEST_SET)

@@ -20,7 +20,11 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
+    from single_pulse_classifier_training.cli import quiet_interrupts
 
+    quiet_interrupts()
+
+from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, PulseRanges, random_pulses, simulate
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -69,6 +73,7 @@ def run(args: argparse.Namespace) -> Path:
         EFFELSBERG, nchans=args.nchans, fch1=args.fch1, foff=args.foff, tsamp=args.tsamp_us * 1e-6, tstart=args.tstart
     )
     header.check(args.output)
+    output_name(args.output)  # the truth table, written last, is named after it too
     nsamples = max(1, round(args.duration_s / header.tsamp))
     ranges = PulseRanges(
         dm_pc_cm3=(args.dm_min, args.dm_max),

@@ -1,13 +1,22 @@
 """Start of every script, and its exit on an error of the user."""
 
 import argparse
+import io
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 
 
 class InputError(Exception):
     """An error in the input: one sentence with the key or file, what it must be, and what it is."""
+
+
+def quiet_interrupts() -> None:
+    """Let Ctrl-C end a script without a traceback while it imports its packages, until `run_script` begins."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # nohup and & may ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], object]) -> None:
@@ -22,6 +31,11 @@ def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     run : callable
         The work of the script.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["MPLBACKEND"] = "agg"  # scripts draw into files; that of a notebook may not be installed here
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder may have a name that is not UTF-8
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     args = parser.parse_args()
     try:

@@ -23,6 +23,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from single_pulse_classifier_training.cli import quiet_interrupts
+
+    quiet_interrupts()
 
 import argparse
 import logging

@@ -1,6 +1,8 @@
 """Every script starts from any folder, explains itself with an example, and reports an error with exit code 2."""
 
 import importlib
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +45,36 @@ def test_help_has_an_example_and_an_error_is_code_2(helps, script, tmp_path):
     assert f"python {script.name}" in helps[script]
     done = run_here(importlib.import_module(f"{script.parent.name}.{script.stem}"), "--no-such", folder=tmp_path)
     assert done.returncode == 2 and "error:" in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_while_packages_are_imported_leaves_no_traceback(tmp_path, ignored):
+    """Every script ends by the signal, unless it began with the signal ignored, as with nohup."""
+    for package in ("numpy", "torch", "tqdm", "pydantic"):
+        (tmp_path / f"{package}.py").write_text(
+            "import os, signal, sys\nos.kill(os.getpid(), signal.SIGINT)\nfor _ in range(100): pass\nsys.exit(3)\n"
+        )
+
+    def interrupted(script: Path) -> None:
+        how = "ignore" if ignored else "default"
+        command = ["env", f"--{how}-signal=INT", f"PYTHONPATH={tmp_path}", sys.executable, script, "--help"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (3 if ignored else -signal.SIGINT, ""), script
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(interrupted, SCRIPTS[:1] if ignored else SCRIPTS))
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_the_backend_of_a_notebook_does_not_matter(backend):
+    code = (
+        "import argparse\n"
+        "from single_pulse_classifier_training.cli import run_script\n"
+        "run_script(argparse.ArgumentParser(), lambda args: __import__('matplotlib.backends.backend_agg'))"
+    )
+    environment = os.environ | {"MPLBACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_scripts_are_here():

@@ -15,6 +15,7 @@ import torch
 
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
+from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.formats.joined import JoinedFilterbank, open_observation
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend import dedispersion
@@ -53,7 +54,7 @@ class FilterbankPages(Source):
     def __init__(self, path: str | Path | Sequence[str | Path], settings: FrontEndSettings) -> None:
         self.observation = file = open_observation(path, settings.ifs)
         self.cleaning = settings.cleaning
-        self.name = file.path.stem
+        self.name = output_name(file.path)
         self.frequencies, self.tsamp, self.nsamples = after_downsampling(file, self.cleaning)
         for warning in header_warnings(file, self.frequencies, self.cleaning):
             logger.warning("%s: %s", file.path, warning)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline_classifier.events import Event
+from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.run_summary import RunSummary
 from single_pulse_classifier_training.cli import InputError
@@ -196,7 +197,7 @@ class ArrayPages(Source):
                 len(dms),
             )
             dms = np.full(pages.shape[1], np.nan)
-        self.pages_on_disk, self.name, self.path = pages, Path(path).stem, Path(path)
+        self.pages_on_disk, self.name, self.path = pages, output_name(path), Path(path)
         self.scaled_again = False
         self.layers = [Layer(PageGrid(dms, pages.shape[2]), np.arange(len(pages)) * (pages.shape[2] + 1))]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline_classifier.events import Event
+from pipeline_classifier.formats.file_names import safe_field
 from pipeline_classifier.frontend.pages import PageGrid
 from single_pulse_classifier_training.runtime import atomic_writer
 
@@ -62,7 +63,7 @@ def write_transientx(
     """
     lines = [
         f"1\t{number}\t{e.mjd:.11f}\t{e.dm_pc_cm3:.3f}\t{e.width_ms:.4f}\t{e.snr:.2f}\t{grid.f_top:.6f}\t"
-        f"{grid.f_bottom:.6f}\t{image}\t0\t{observation}\n"
+        f"{grid.f_bottom:.6f}\t{safe_field(image)}\t0\t{safe_field(observation)}\n"
         for number, (e, image) in enumerate(zip(events, images, strict=True), start=1)
     ]
     _write(path, "".join(lines))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_the_gate_spares_the_network_and_keeps_the_pulses(observation, tmp_path)
     probabilities = np.load(tmp_path / "probabilities_pulses.npy")
     assert (probabilities == 0).sum() >= summary["pages_gated"]
     assert len(candidates(tmp_path / "candidates_pulses.csv")) == len(PULSES)
+
+
+def test_the_longest_name_has_results(pages, tmp_path):
+    name = "x" * 214
+    np.save(tmp_path / f"{name}.npy", pages[:2])
+    done = run_inference("--pages", tmp_path / f"{name}.npy", "--output-dir", tmp_path, "--report")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"probabilities_{name}.npy").is_file() and (tmp_path / f"event_{name}_0001.png").is_file()
 
 
 def test_noise_alone_gives_nothing(tmp_path):
@@ -237,6 +246,14 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
             np.savez(folder / "pages.npz", pages=np.zeros((2, 256, 256)))
             (folder / "pages.npz").rename(batch)
         return ["--pages", batch]
+    if kind in ("long name", "not UTF-8"):
+        filterbank = folder / ("x" * 250 + ".fil" if kind == "long name" else os.fsdecode(b"caf\xe9.fil"))
+        filterbank.write_bytes(whole)
+        return ["--filterbank", filterbank]
+    if kind in ("long name of pages", "not UTF-8 pages"):
+        batch = folder / ("x" * 215 + ".npy" if kind == "long name of pages" else os.fsdecode(b"caf\xe9.npy"))
+        np.save(batch, np.zeros((1, 256, 256), np.float32))
+        return ["--pages", batch]
     if kind == "folder as filterbank":
         return ["--filterbank", folder]
     if kind == "threshold":
@@ -288,6 +305,10 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         ("axes", "(n_dm, n_time, N): save pages.transpose(2, 0, 1)"),
         ("HDF5", "an HDF5 file"),
         ("folder as filterbank", ""),
+        ("long name", "must have at most 214 bytes without its suffix, as outputs are named after it, got 250"),
+        ("not UTF-8", "the file name must be UTF-8"),
+        ("long name of pages", "must have at most 214 bytes"),
+        ("not UTF-8 pages", "the file name must be UTF-8"),
         ("threshold", "--threshold must be a probability"),
         ("unknown key", "tresholds"),
         ("h5 model", "convert_to_pytorch.py"),

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from pipeline_classifier.formats.candidate_lists import read_transientx
 from pipeline_classifier.output.candidate_lists import write_candidates, write_heimdall, write_transientx
 from tests.pipeline_classifier.detection.planes import GRID, event
 
@@ -19,6 +20,27 @@ def test_the_lists_of_other_programs(tmp_path):
     [row] = csv.DictReader(open(tmp_path / "a.csv"))
     columns = ("sample", "filter", "dm_trial", "begin", "end")
     assert [row[name] for name in columns] == ["2000", "3", "20", "1995", "2005"]
+
+
+@pytest.mark.parametrize(
+    "name, field",
+    [
+        ("B0531+21", "B0531+21"),
+        ("J0332-5434@L", "J0332-5434@L"),
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+a", "'+a"),
+        ("-a", "'-a"),
+        ("@a", "'@a"),
+        ("a\tb\nc\rd\x1b", "a_b_c_d_"),
+        ("\t=a", "_=a"),
+    ],
+)
+def test_names_in_a_list_are_one_field_and_no_formula(tmp_path, name, field):
+    write_transientx(tmp_path / "a.cands", [event(2.0, 20.0, 12.3)] * 2, GRID, name, [name] * 2)
+    text = (tmp_path / "a.cands").read_bytes().decode()
+    rows = [line.split("\t") for line in text.splitlines()]
+    assert [row[8:] for row in rows] == [[field, "0", field]] * 2
+    assert len(read_transientx(tmp_path / "a.cands")[0]) == 2
 
 
 def test_the_table_of_candidates(tmp_path):
