@@ -3,8 +3,8 @@
   python run_pipeline.py -c config.json               makes the rings, starts the programs, classifies, cleans up
   python run_pipeline.py -c config.json --dry-run     prints what would be started, without starting it
 
-  ring key_input    16 blocks of input_buffer_size bytes
-  ring key_output   16 blocks of 16 times as much
+  ring key_input    16 blocks, each of the spectra of one page: input_buffer_size is set for the file
+  ring key_output   64 blocks of one page
   dada_fildb        reads the filterbank of the config into key_input
   dada_dbdedispdb   cleans and dedisperses from key_input into key_output
   this process      searches key_output as run_inference.py does
@@ -13,7 +13,8 @@ The programs run in path_to_pulsarx_singularity_image (apptainer or singularity)
 image. Each has its log in the output folder, <program>_<name>.log. The run ends when n_spectra pages have come, when
 dada_dbdedispdb has ended and all pages are read, when no page has come for idle_timeout_s, when a program fails, and on
 Ctrl-C or SIGTERM. In every case it stops the programs and destroys the rings that it made, and no others. The exit
-code is 0; 2, with one sentence, if a program failed; 130 if a signal came before the first page.
+code is 0 if all pages of the file came, or n_spectra, or if a signal ended the run; 2, with one sentence, if a program
+failed or pages are missing; 130 if a signal came before the first page.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -39,11 +40,13 @@ from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.live.live_search import ending_signals, live_search, open_ring
+from pipeline_classifier.live.live_search import ending_signals, live_search, missing_pages, open_ring, ring_settings
 from pipeline_classifier.live.processes import Child, Command
 from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
 from pipeline_classifier.live.psrdada.ring import Ring
 from pipeline_classifier.live.psrdada.sysv import Segment
+from pipeline_classifier.live.replay import PAGES_IN_RING
+from pipeline_classifier.live.transientx import Programs, expected_pages, fitted
 from pipeline_classifier.options import SearchOptions
 from pipeline_classifier.output.results import report
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -51,8 +54,7 @@ from single_pulse_classifier_training.runtime import make_output_folder
 
 logger = logging.getLogger(__name__)
 
-BLOCKS = 16
-INPUT_BLOCKS_PER_OUTPUT_BLOCK = 16
+INPUT_BLOCKS = 16
 RINGS_TIMEOUT_S = 10.0
 RUNTIMES = ("apptainer", "singularity")
 
@@ -65,17 +67,18 @@ class RingPlan:
     ----------
     key : str
         Hexadecimal.
-    block_bytes : int
+    block_bytes, n_blocks : int
     command : Command or None
     """
 
     key: str
     block_bytes: int
+    n_blocks: int
     command: Command | None
 
     def __str__(self) -> str:
         made = shlex.join(self.command.words) if self.command else "made by this process"
-        return f"ring 0x{self.key}: {BLOCKS} blocks of {self.block_bytes} bytes, {made}"
+        return f"ring 0x{self.key}: {self.n_blocks} blocks of {self.block_bytes} bytes, {made}"
 
 
 @dataclass(frozen=True)
@@ -124,19 +127,21 @@ def make_plan(config: PipelineConfig) -> Plan:
     def log(program: str) -> Path:
         return config.output_path / f"{program}_{filterbank.stem}.log"
 
-    def ring(key: str, block_bytes: int) -> RingPlan:
+    def ring(key: str, block_bytes: int, n_blocks: int) -> RingPlan:
         if config.make_rings_with == "own":
-            return RingPlan(key, block_bytes, None)
-        words = in_image(psrdada or pulsarx, [], ["dada_db", "-k", key, "-b", str(block_bytes), "-n", str(BLOCKS)])
-        return RingPlan(key, block_bytes, Command("dada_db", words, log(f"dada_db_{key}")))
+            return RingPlan(key, block_bytes, n_blocks, None)
+        words = in_image(psrdada or pulsarx, [], ["dada_db", "-k", key, "-b", str(block_bytes), "-n", str(n_blocks)])
+        return RingPlan(key, block_bytes, n_blocks, Command("dada_db", words, log(f"dada_db_{key}")))
 
     keys = str(config.key_input), str(config.key_output)
-    sizes = config.input_buffer_size, config.input_buffer_size * INPUT_BLOCKS_PER_OUTPUT_BLOCK
+    page_bytes = 4 * config.transientx.subdedispersion.ndm * config.page_samples
+    sizes = (config.input_buffer_size, INPUT_BLOCKS), (page_bytes, PAGES_IN_RING)
     fildb = ["dada_fildb", "--key_output", keys[0], "-f", str(filterbank)]
     dedispdb = ["dada_dbdedispdb", "--key_input", keys[0], "--key_output", keys[1], "-c", str(transientx)]
     dedispdb += ["-t", str(config.threads_for_transientx)]
     programs = (Command(words[0], in_image(pulsarx, folders, words), log(words[0])) for words in (fildb, dedispdb))
-    return Plan(tuple(map(ring, keys, sizes)), tuple(programs))
+    rings = tuple(ring(key, *size) for key, size in zip(keys, sizes, strict=True))
+    return Plan(rings, tuple(programs))
 
 
 def missing(config: PipelineConfig, plan: Plan) -> Iterator[str]:
@@ -174,7 +179,7 @@ def is_taken(key: str) -> bool:
 def ring_of(plan: RingPlan) -> Iterator[None]:
     """Make a ring, which must not exist before, and destroy it after the ``with`` block."""
     if plan.command is None:
-        create_rings(plan.key, plan.block_bytes, BLOCKS)
+        create_rings(plan.key, plan.block_bytes, plan.n_blocks)
     try:
         if plan.command:
             with Child(plan.command) as dada_db:
@@ -226,17 +231,12 @@ class CleanUp(ExitStack):
                 signal.signal(number, handler)
 
 
-def source_ended(programs: list[Child]) -> str:
-    """Return why no more pages will come (a program failed, or the last one has ended), or an empty string."""
-    failures = [program.failure for program in programs]
-    if any(failures):
-        return next(filter(None, failures))
-    return "" if programs[-1].exit_code is None else f"{programs[-1].command.name} ended"
-
-
 def run(args: argparse.Namespace) -> SearchResult | Plan:
     """Run the live pipeline; return the result, or the plan of a dry run."""
     config = SearchOptions.of(args).load_config()
+    observation = Filterbank(config.filterbank_path) if config.filterbank_path.is_file() else None
+    if observation:
+        config = fitted(config, observation)
     plan = make_plan(config)
     if args.dry_run:
         print(plan)
@@ -245,23 +245,32 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
         return plan
     for sentence in missing(config, plan):
         raise InputError(sentence)
-    tstart = Filterbank(config.filterbank_path).tstart
+    assert observation  # otherwise it is missing
+    pages = expected_pages(config, observation)
+    settings = replace(
+        ring_settings(config),
+        tstart=observation.tstart,
+        pages_expected=min(pages, config.n_spectra or pages),
+        from_file=True,
+    )
     make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
     with CleanUp() as stack:
         for ring in plan.rings:
             stack.start(ring_of, ring)
-        programs = [stack.start(Child, command) for command in plan.programs]
-
-        def ended() -> str:
-            return source_ended(programs)
-
-        source = stack.enter_context(open_ring(config, ended, tstart))
-        result = live_search(source, classifiers, config, ended)
-        failures = [program.failure for program in programs if program.failure]
+        programs = Programs(*[stack.start(Child, command) for command in plan.programs])
+        source = stack.enter_context(
+            open_ring(config, programs.ended, replace(settings, writer_finished=programs.finished))
+        )
+        result = live_search(source, classifiers, config, programs.ended)
+        errors, running = programs.failures, programs.running
+        if programs.died_at_end:
+            logger.info("dada_dbdedispdb died by SIGSEGV after the end of its input, as it always does")
     print(report(result))
-    if failures:
-        raise InputError("; ".join(failures))
+    if sentence := missing_pages(result.summary):
+        errors.append(sentence + "".join(f"; {name} was still running" for name in running))
+    if errors:
+        raise InputError("; ".join(errors))
     return result
 
 

@@ -30,7 +30,7 @@ from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.recovery import compare, summary
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
-from pipeline_classifier.live.live_search import live_search, open_ring
+from pipeline_classifier.live.live_search import live_search, missing_pages, open_ring
 from pipeline_classifier.live.replay import sent_through_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report, search_and_write
@@ -136,13 +136,18 @@ def run(args: argparse.Namespace) -> SearchResult:
         # The outputs have the name of the file that is sent, and the stream ends with it.
         changes = {"name_of_the_filterbank": path.name, "n_spectra": None, "stop_at_end_of_data": True}
         ring_config = config.model_copy(update=changes)
-        with sent_through_ring(path, ring_config) as ended, open_ring(ring_config, ended) as ring:
+        with (
+            sent_through_ring(path, ring_config) as (ended, settings),
+            open_ring(ring_config, ended, settings) as ring,
+        ):
             result, grid = live_search(ring, classifiers, config, ended), ring.grid
     else:
         source = FilterbankPages(path, config.front_end())
         decision = decide(config, classifiers, source.layers)
         result, grid = search_and_write(source, classifiers, decision, config, output), source.grid
     print(report(result))
+    if sentence := missing_pages(result.summary):
+        raise InputError(f"--through-ring: {sentence}")
     if truth_path(path).exists():
         duration_s = Filterbank(path, config.ifs).duration_s
         pulses = known_pulses(path, duration_s)

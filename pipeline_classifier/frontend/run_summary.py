@@ -26,6 +26,8 @@ class RunSummary:
     ring_blocks: int | None = _entry("blocks of the ring")
     most_ring_blocks_full: int | None = _entry("most ring blocks full")
     stopped: str | None = _entry("end of the stream")
+    first_page: int | None = _entry("number of the first page")
+    pages_expected: int | None = _entry("pages expected")
     pages: int | None = _entry("pages")
     pages_classified: int | None = _entry("pages classified")
     pages_unusable: int | None = _entry("pages constant or not finite")

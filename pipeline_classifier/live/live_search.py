@@ -22,10 +22,12 @@ from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger
 from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary
 from pipeline_classifier.detection.workers import thread_count, worker_pool
+from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.live.live_results import LiveResults, Monitor
 from pipeline_classifier.live.psrdada.ring import RingTimeout
-from pipeline_classifier.live.ring_pages import RingPages, RingSettings
+from pipeline_classifier.live.ring_header import RingSettings
+from pipeline_classifier.live.ring_pages import RingPages
 from pipeline_classifier.output.results import write_summary
 from single_pulse_classifier_training.cli import InputError
 
@@ -35,15 +37,8 @@ ATTEMPT_S = 0.5
 """Time between two checks whether a page can still come, while waiting for the ring."""
 
 
-def ring_settings(config: PipelineConfig, tstart: float = math.nan) -> RingSettings:
-    """Return the settings for reading the ring ``key_output``.
-
-    Parameters
-    ----------
-    config : PipelineConfig
-    tstart : float
-        MJD of the first sample, if the header of the ring does not give it.
-    """
+def ring_settings(config: PipelineConfig) -> RingSettings:
+    """Return the settings for reading the ring ``key_output``; what is known of its writer is not among them."""
     return RingSettings(
         dms=config.trial_dms(),
         n_time=config.page_samples,
@@ -55,12 +50,13 @@ def ring_settings(config: PipelineConfig, tstart: float = math.nan) -> RingSetti
         max_latency_s=config.max_latency_s,
         samples_per_column=config.samples_per_column(),
         zaplist=config.zapped_bands(),
-        tstart=tstart,
+        input_block_bytes=config.input_buffer_size,
+        pages_expected=config.n_spectra,
     )
 
 
 def open_ring(
-    config: PipelineConfig, source_ended: Callable[[], str] | None = None, tstart: float = math.nan
+    config: PipelineConfig, source_ended: Callable[[], str] | None = None, settings: RingSettings | None = None
 ) -> RingPages:
     """Wait for the ring ``key_output`` and its first page, and open it.
 
@@ -69,8 +65,8 @@ def open_ring(
     config : PipelineConfig
     source_ended : callable, optional
         Called while waiting; returns why no page will come, or an empty string.
-    tstart : float
-        As in `ring_settings`.
+    settings : RingSettings, optional
+        Those of `ring_settings` by default.
 
     Raises
     ------
@@ -79,7 +75,7 @@ def open_ring(
     InputError
         If ``source_ended`` gave a reason, or the header is not that of pages.
     """
-    settings = ring_settings(config, tstart)
+    settings = settings or ring_settings(config)
     logger.info("waiting for the ring 0x%s", config.key_output)
     deadline = time.monotonic() + config.idle_timeout_s
     while True:
@@ -89,7 +85,7 @@ def open_ring(
             if reason := source_ended() if source_ended else "":
                 raise InputError(f"no page came: {reason}") from error
             if time.monotonic() >= deadline:
-                raise RingTimeout(f"{error} (waited for idle_timeout_s, {config.idle_timeout_s:g} s)") from error
+                raise RingTimeout(f"{error} (waited for {config.idle_timeout_s:g} s, idle_timeout_s)") from error
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
@@ -117,6 +113,16 @@ def stop_on_signal(source: RingPages) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def missing_pages(summary: RunSummary) -> str:
+    """Return a sentence if fewer pages came than expected, unless a signal ended the search; otherwise nothing."""
+    pages, expected = summary.pages or 0, summary.pages_expected
+    if expected is None or summary.stopped in signal.Signals.__members__:
+        return ""
+    if pages > expected:
+        logger.warning("%d pages came, more than the %d expected", pages, expected)
+    return f"{pages} of {expected} pages came ({summary.stopped})" if pages < expected else ""
 
 
 def live_search(
@@ -161,7 +167,7 @@ def live_search(
             pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
             parts, gated = zip(*pool.map(classifiers.pages.classify, pieces), strict=True)
             probabilities, pages_gated = np.concatenate(parts), pages_gated + sum(gated)
-            results.add_pages(batch.first, decision.classes(probabilities), probabilities)
+            results.add_pages(batch.first - source.first_page, decision.classes(probabilities), probabilities)
             monitor.latency_s = time.monotonic() - source.oldest_read
             results.add_events(merger.add(finder.add(batch, probabilities), finder.until_s))
             bar.update(len(batch))
@@ -169,7 +175,7 @@ def live_search(
         results.add_events(merger.add(finder.finish(), math.inf))
     if config.n_spectra and source.n_pages < config.n_spectra:
         logger.warning("n_spectra is %d, %d pages came (%s)", config.n_spectra, source.n_pages, source.stopped)
-    starts = np.arange(source.n_pages) * source.grid.n_time
+    starts = (source.first_page + np.arange(source.n_pages)) * source.grid.n_time
     values = (file.values()[: source.n_pages] for file in (results.predictions, results.probabilities))
     layers = [LayerResult(Layer(source.grid, starts), *values)]
     gated_or_none = None if classifiers.pages.snr_gate is None else pages_gated

@@ -39,6 +39,11 @@ class Command:
     log: Path
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of the programs: their OpenMP threads wait without using a core, unless it says how."""
+    return {"OMP_WAIT_POLICY": "passive", **os.environ}
+
+
 class Child:
     """A running program; leaving the ``with`` block stops it together with its process group.
 
@@ -52,7 +57,12 @@ class Child:
         self.command = command
         with open(command.log, "wb") as log:
             self._process = subprocess.Popen(
-                command.words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command.words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment(),
             )
         logger.info("started %s (process %d, log %s)", command.name, self._process.pid, command.log)
 

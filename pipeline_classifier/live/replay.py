@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import numpy as np
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PageGrid
+from pipeline_classifier.live.live_search import ring_settings
 from pipeline_classifier.live.psrdada.client import Writer, create_rings, destroy_rings
+from pipeline_classifier.live.ring_header import RingSettings
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
 
 PAGES_IN_RING = 64
-"""Blocks of one page each: as many pages as in the original's ring of 16 blocks."""
+"""Blocks of one page each: as many pages as in the original's ring of 16 blocks of 1 MiB."""
 SENDER_ENDS_S = 1.0
 """Longest time for the sender to exit after its last page."""
 
@@ -73,25 +76,29 @@ def send_pages(path: Path, config: PipelineConfig) -> None:
 
 
 @contextmanager
-def sent_through_ring(path: Path, config: PipelineConfig) -> Iterator[Callable[[], str]]:
+def sent_through_ring(path: Path, config: PipelineConfig) -> Iterator[tuple[Callable[[], str], RingSettings]]:
     """Make the ring ``key_output`` and start the process that sends; both are removed afterwards.
 
     Yields
     ------
-    callable
+    ended : callable
         Returns why no more pages will come, or an empty string: for ``live_search``.
+    settings : RingSettings
+        For ``open_ring``.
 
     Raises
     ------
     InputError
         If that process failed.
     """
-    n_dm, n_time = whole_pages(path, config).grid.shape
+    source = whole_pages(path, config)
+    n_dm, n_time = source.grid.shape
+    settings = replace(ring_settings(config), pages_expected=source.n_pages, from_file=True)
     create_rings(config.key_output, 4 * n_dm * n_time, PAGES_IN_RING)
     sender = multiprocessing.get_context("spawn").Process(target=send_pages, args=(path, config), daemon=True)
     try:
         sender.start()
-        yield lambda: "" if sender.is_alive() else "the sender ended"
+        yield lambda: "" if sender.is_alive() else "the sender ended", settings
         sender.join(SENDER_ENDS_S)
         if sender.exitcode:
             raise InputError(f"--through-ring: the process that sends {path} failed (exit code {sender.exitcode})")

@@ -5,137 +5,29 @@ machine, DM-major: row i is the trial DM ``dms + i*ddm``, column j of image p th
 channel. This is a page as pages.py defines it; with a negative ``ddm`` the rows are reversed, so that row 0 is the
 lowest DM. Ring blocks and images need not match: a block may hold several images, and an image may continue in the next
 block of its transfer.
-
-The header is one line of JSON. That of 2024 has ``ddm, dms, ndm, ndump, fmax, fmin, tsamp``; the present one has ``ddm,
-dms, ndm`` and ``obsinfo`` with ``fch1, foff, nchans, tsamp, tstart``. A header of lines ``KEY value`` may have the same
-names, in upper or lower case, or DADA's own: ``TSAMP`` (microseconds), ``MJD_START``, ``FREQ``, ``BW``, ``NCHAN``.
-Values that are not in the header are taken from the config.
 """
 
 import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from pipeline_classifier.config import parse_key
-from pipeline_classifier.frontend.pages import PageBatch, PageGrid
+from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
-from pipeline_classifier.live.psrdada.client import RAW_HEADER, Reader, RingError, parse_header
-from single_pulse_classifier_training.cli import InputError
+from pipeline_classifier.live.psrdada.client import RAW_HEADER, Reader, RingError, WriterDied, parse_header
+from pipeline_classifier.live.ring_header import RingSettings, check_page_length, grid_of
 
 logger = logging.getLogger(__name__)
 
-MAX_SIDE = 1 << 20
 TICK_S = 0.25
 """Longest time between two checks of the latency of waiting pages."""
 NEARLY_FULL = 0.75
 """Fraction of full blocks at which a warning is logged, at most once in ``WARN_EVERY_S``."""
 WARN_EVERY_S = 60.0
-
-
-@dataclass(frozen=True, eq=False)
-class RingSettings:
-    """How a ring is read.
-
-    Attributes
-    ----------
-    dms : (n_dm,) ndarray
-        Trial DMs in pc cm^-3, evenly spaced, unless the header gives them.
-    n_time : int
-        Samples in a page, unless the header gives them.
-    name : str or None
-        Part of the names of the outputs; ``ring_<key>`` by default.
-    max_pages : int or None
-        Stop after this number of pages; the rest stays in the ring.
-    connect_timeout_s : float
-        Longest wait for the ring and its header, seconds.
-    idle_timeout_s : float
-        Stop when no page has come for this time, seconds.
-    stop_at_end_of_data : bool
-        Stop at the first end of data. The dada_dbdedispdb of 2024 sends one with every page.
-    max_latency_s : float
-        A page waits no longer than this (and ``TICK_S`` / 4 more) for its batch to fill, seconds.
-    samples_per_column : int
-        Input samples in one column (preprocesslite.td x downsample.td); 1 if the header counts columns.
-    zaplist : tuple of (low, high)
-        Frequency bands in MHz that the front end does not use.
-    tstart : float
-        MJD of the first sample, unless the header gives it.
-    """
-
-    dms: np.ndarray
-    n_time: int = 256
-    name: str | None = None
-    max_pages: int | None = None
-    connect_timeout_s: float = 60.0
-    idle_timeout_s: float = 60.0
-    stop_at_end_of_data: bool = False
-    max_latency_s: float = 1.0
-    samples_per_column: int = 1
-    zaplist: tuple[tuple[float, float], ...] = ()
-    tstart: float = math.nan
-
-
-def grid_of(header: dict, settings: RingSettings) -> tuple[PageGrid, bool]:
-    """Read the meaning of the images of a ring from its header.
-
-    Parameters
-    ----------
-    header : dict
-        As ``parse_header`` returns it.
-    settings : RingSettings
-        For values that are not in the header.
-
-    Returns
-    -------
-    grid : PageGrid
-        DMs ascending.
-    descending : bool
-        Whether row 0 of the images in the ring is the highest DM.
-
-    Raises
-    ------
-    InputError
-        If a value is not a number, or outside its range.
-    """
-    obsinfo = header.get("obsinfo")
-    obsinfo = obsinfo if isinstance(obsinfo, dict) else {}
-    values, dms = {**header, **obsinfo}, settings.dms
-
-    def number(default: float, *names: str) -> float:
-        for name in names:
-            if name in values:
-                try:
-                    return float(values[name])
-                except (TypeError, ValueError) as error:
-                    raise InputError(f"header of the ring: {name} must be a number, got {values[name]!r}") from error
-        return default
-
-    low, step = number(dms[0], "dms", "DMS"), number(dms[1] - dms[0] if len(dms) > 1 else 1.0, "ddm", "DDM")
-    n_dm, n_columns = number(len(dms), "ndm", "NDM"), number(settings.n_time, "ndump", "NDUMP")
-    if not (1 <= n_dm <= MAX_SIDE and 1 <= n_columns <= MAX_SIDE and step and math.isfinite(low + step)):
-        raise InputError(
-            f"header of the ring: ndm and ndump must be 1 to {MAX_SIDE} and ddm must not be 0, got dms {low:g}, "
-            f"ddm {step:g}, ndm {n_dm:g}, ndump {n_columns:g}"
-        )
-    factor = settings.samples_per_column if "tsamp" in obsinfo else 1
-    tsamp = number(number(math.nan, "TSAMP") * 1e-6, "tsamp") * factor
-    top, bottom = number(math.nan, "fmax", "FMAX"), number(math.nan, "fmin", "FMIN")
-    if "fch1" in values or "FCH1" in values:
-        fch1, nchans = number(math.nan, "fch1", "FCH1"), number(math.nan, "nchans", "NCHANS")
-        ends = fch1, fch1 + (nchans - 1) * number(math.nan, "foff", "FOFF")
-        top, bottom = max(ends), min(ends)
-    elif "FREQ" in values:
-        half = abs(number(math.nan, "BW")) / 2 * (1 - 1 / number(math.nan, "NCHAN", "NCHANS"))
-        top, bottom = number(math.nan, "FREQ") + half, number(math.nan, "FREQ") - half
-    trials = low + step * np.arange(int(n_dm))
-    tstart = number(math.nan, "tstart", "TSTART", "MJD_START")
-    tstart = settings.tstart if math.isnan(tstart) else tstart
-    return PageGrid(np.sort(trials), int(n_columns), tsamp, tstart, top, bottom, settings.zaplist), step < 0
 
 
 class RingPages:
@@ -154,6 +46,8 @@ class RingPages:
     grid : PageGrid
     header : dict
         Empty except for the raw text if the ring had none.
+    first_page : int
+        Number of the first page: how many pages of the transfer earlier readers took.
     n_pages : int
         Pages yielded so far.
     oldest_read : float
@@ -162,9 +56,10 @@ class RingPages:
     Raises
     ------
     RingError
-        If there is no ring, no header and no page within ``connect_timeout_s``.
+        If there is no ring, no header and no page within ``connect_timeout_s``, or the times of the pages are not known
+        because a writer was killed and another one continued its transfer.
     InputError
-        If the header is not that of pages.
+        If the header is not that of pages, or the page length cannot be that of the config.
     """
 
     def __init__(self, ring: str | int | Reader, settings: RingSettings) -> None:
@@ -176,21 +71,25 @@ class RingPages:
         self.settings = settings
         self._own_reader = isinstance(self._reader, Reader)
         try:
-            header = self._reader.getHeader()
+            if self._own_reader:
+                self._reader.checkHeaders()
+            header = self._reader.getTransferHeader() if self._own_reader else self._reader.getHeader()
             # psrdada-python parses every header as lines of KEY value.
             self.header = parse_header(header[RAW_HEADER]) if RAW_HEADER in header else header
             if not self.header.get(RAW_HEADER, self.header):
                 logger.warning("%s: no header in the ring; DM grid and page length are those of the config", self.name)
             self.grid, self._descending = grid_of(self.header, settings)
             self._image_bytes = 4 * math.prod(self.grid.shape)
+            if self._own_reader:
+                check_page_length(self.header, self._reader.block_bytes, self.grid, settings)
             bytes_before = self._reader.bytes_read if self._own_reader else 0
             self._ring_blocks = self.fill[1]
         except BaseException:
             self.close()
             raise
         # An earlier reader may have stopped inside an image; the rest of that image is skipped.
-        self._first_page = -(-bytes_before // self._image_bytes)
-        self._skip = self._first_page * self._image_bytes - bytes_before
+        self.first_page = -(-bytes_before // self._image_bytes)
+        self._skip = self.first_page * self._image_bytes - bytes_before
         self.n_pages = 0
         self._blocks_read = self._transfers = self._bytes_left_over = self._most_blocks_full = 0
         self._stop_reasons: list[str] = []
@@ -218,6 +117,8 @@ class RingPages:
             ring_blocks=self._ring_blocks,
             most_ring_blocks_full=self._most_blocks_full,
             stopped=self.stopped,
+            first_page=self.first_page,
+            pages_expected=self.settings.pages_expected,
         )
 
     def close(self) -> None:
@@ -239,7 +140,8 @@ class RingPages:
         """Yield pages as they arrive: ``batch_size`` of them, or fewer after ``max_latency_s`` and at the end.
 
         If the writer dies or the ring is destroyed, the stream ends as for any other reason: every page that came is
-        yielded, and `stopped` has the reason.
+        yielded, and `stopped` has the reason. If the writer had finished its work, the pages that it left in a block
+        without handing it over are yielded too.
         """
         size = self._image_bytes
         most = math.inf if self.settings.max_pages is None else self.settings.max_pages
@@ -273,14 +175,15 @@ class RingPages:
         pages = np.frombuffer(images, np.float32).reshape(-1, *self.grid.shape)
         if self._descending:
             pages = np.ascontiguousarray(pages[:, ::-1])
-        first, self.n_pages = self.n_pages, self.n_pages + len(pages)
-        starts = (self._first_page + first + np.arange(len(pages))) * self.grid.n_time
-        return PageBatch(pages, starts, first)
+        first = self.first_page + self.n_pages
+        self.n_pages += len(pages)
+        return PageBatch(pages, (first + np.arange(len(pages))) * self.grid.n_time, first)
 
     def _blocks(self) -> Iterator[tuple[bytes, bool, bool]]:
         """Yield the bytes of each block, whether its transfer ends with them, and whether another block waits.
 
-        While no block comes, yield (b"", False, False) at every tick; after the last one (b"", True, False).
+        While no block comes, yield (b"", False, False) at every tick. After the last one, yield the bytes that a
+        finished writer did not hand over, or none.
         """
         reader, settings = self._reader, self.settings
         tick = min(TICK_S, settings.max_latency_s / 4, settings.idle_timeout_s)
@@ -289,12 +192,14 @@ class RingPages:
             while not self.stopped:
                 if self._own_reader and not reader.wait(tick):
                     if time.monotonic() - last >= settings.idle_timeout_s:
-                        self.stop(f"no page for {settings.idle_timeout_s:g} s")
+                        self.stop(f"no page for {settings.idle_timeout_s:g} s{self._absent_readers()}")
                     else:
                         yield b"", False, False
                 elif self._own_reader and ends and not self._same_observation():
                     self.stop("another observation begins")
                 else:
+                    if self._own_reader and not ends:
+                        reader.checkHeaders()
                     self._watch_fill()
                     block = bytes(reader.getNextPage())
                     reader.markCleared()
@@ -306,9 +211,34 @@ class RingPages:
                     if ends and settings.stop_at_end_of_data:
                         self.stop("end of data")
         except RingError as error:
-            self.stop(str(error))
-            logger.warning("%s; the pages that came are kept", error)
-        yield b"", True, False
+            finished = settings.writer_finished if isinstance(error, WriterDied) else None
+            reason = finished() if finished else ""
+            self.stop(reason or str(error))
+            if not reason:
+                logger.warning("%s; the pages that came are kept", error)
+        yield self._unfinished(), True, False
+
+    def _unfinished(self) -> bytes:
+        """Return what is missing to the expected pages, if a writer that had finished did not hand it over.
+
+        PSRDADA hands over a full block when the next one is needed or the transfer ends, and the dada_dbdedispdb of
+        2025 dies before it has ended the transfer.
+        """
+        settings = self.settings
+        if not (self._own_reader and settings.writer_finished and settings.pages_expected):
+            return b""
+        try:
+            missing = settings.pages_expected * self._image_bytes - self._reader.bytes_read
+            left = self._reader.unfinished(missing) if 0 < missing <= self._reader.block_bytes else b""
+        except RingError:
+            return b""  # the ring was destroyed
+        return left if left and settings.writer_finished() else b""
+
+    def _absent_readers(self) -> str:
+        """Name the readers of the ring that are not connected, if the writer waits for them."""
+        absent = self._reader.absentReaders()
+        places = ", ".join(str(1 + number) for number in absent)
+        return f": the writer waits for reader {places} of the ring, which is not connected" if absent else ""
 
     def _same_observation(self) -> bool:
         """Whether the next transfer continues this one: it has no header, or the same one.
@@ -324,12 +254,17 @@ class RingPages:
         return same
 
     def _watch_fill(self) -> None:
-        """Record how full the ring is, and warn before it is full: the writer would wait, and data would be lost."""
+        """Record how full the ring is, and warn before the writer has to wait, unless it can."""
         full, blocks = self.fill
         self._most_blocks_full = max(self._most_blocks_full, full)
         now = time.monotonic()
+        if self.settings.from_file:
+            return
         if blocks and full >= NEARLY_FULL * blocks and now - self._warned >= WARN_EVERY_S:
             self._warned = now
             logger.warning(
-                "%s: %d of %d blocks are full; when all are, data are lost upstream", self.name, full, blocks
+                "%s: %d of %d blocks are full; when all are, the writer waits, and one that cannot wait loses data",
+                self.name,
+                full,
+                blocks,
             )

@@ -26,7 +26,8 @@ import time
 import numpy as np
 
 from pipeline_classifier.live.psrdada.client import Reader, Writer, create_rings, destroy_rings
-from pipeline_classifier.live.ring_pages import RingPages, RingSettings
+from pipeline_classifier.live.ring_header import RingSettings
+from pipeline_classifier.live.ring_pages import RingPages
 from single_pulse_classifier_training.cli import run_script
 from tests.benchmarks.measure import machine, print_table
 

@@ -9,18 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline_classifier import run_pipeline as script
-from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.config import PipelineConfig, TransientXConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.formats.sigproc import FilterbankWriter
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.sources import Layer
+from pipeline_classifier.live import transientx
 from pipeline_classifier.live.psrdada.client import create_rings, destroy_rings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
@@ -32,6 +37,7 @@ from tests.command_line import run_here
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_NAME = "DM_time_binary_classificator_241002_3_GAP"
 SIDE, N_PAGES, PATIENCE_S = 32, 24, 60.0
+NSAMPLES = (N_PAGES + 6) * SIDE + 7  # six pages of the sweep are withheld, and a block that is not full is left out
 # Each says its arguments in a file, in one line of JSON, with its process id, and that of a child that sleeps.
 PREAMBLE = f"""#!{sys.executable}
 import json, os, subprocess, sys, time
@@ -40,8 +46,9 @@ here, name, words = Path(__file__).parent, Path(__file__).name, sys.argv[1:]
 sys.path.insert(0, {str(ROOT)!r})
 from pipeline_classifier.live.psrdada.client import (Reader, Writer, create_rings)
 sleeper = subprocess.Popen(["sleep", "1000"]).pid if name.startswith("dada_fildb") else 0
+policy = os.environ.get("OMP_WAIT_POLICY")
 with open(here / "started", "a") as file:
-    file.write(json.dumps([name, os.getpid(), sleeper, words]) + "\\n")
+    file.write(json.dumps([name, os.getpid(), sleeper, words, policy]) + "\\n")
 value = dict(zip(words[::2], words[1::2]))
 """
 FILDB = """
@@ -50,19 +57,34 @@ with open(value["-f"], "rb") as file, Writer(value["--key_output"]) as writer:
     writer.setHeader("{}")
     writer.write(file.read(), end_of_data=True)
 """
-DEDISPDB = f"""
+READS = f"""
 import numpy as np
 assert json.load(open(value["-c"]))["subdedispersion"]["ndm"] == {SIDE}
-header = dict(dms=0.0, ddm=0.5, ndm={SIDE}, ndump={SIDE}, tsamp=1e-3, fmax=1530, fmin=1210)
-with Reader(value["--key_input"], timeout_s=60) as reader, Writer(value["--key_output"], timeout_s=60) as writer:
-    reader.getHeader()
-    while not reader.isEndOfData:
-        reader.getNextPage()
-        reader.markCleared()
-    writer.setHeader(json.dumps(header))
-    for image in np.load(here / "images.npy"):
-        writer.write(image, end_of_data=True)
+images = np.load(here / "images.npy")
+reader, writer = (Reader(value["--key_input"], timeout_s=60), Writer(value["--key_output"], timeout_s=60))
+reader.getHeader()
+while not reader.isEndOfData:
+    reader.getNextPage()
+    reader.markCleared()
 """
+DEDISPDB = f"""{READS}
+header = dict(dms=0.0, ddm=0.5, ndm={SIDE}, ndump={SIDE}, tsamp=1e-3, fmax=1530, fmin=1210)
+writer.setHeader(json.dumps(header))
+for image in images:
+    writer.write(image, end_of_data=True)
+writer.disconnect()
+"""
+# As in 2025: a header without page length and one transfer; a full block is handed over when the next one is needed.
+TODAY = f"""{READS}
+obsinfo = dict(fch1=1530.0, foff=-1.25, nchans=256, tsamp=1.024e-4, tstart=59000.48386574)
+writer.setHeader(json.dumps(dict(dms=0.0, ddm=0.5, ndm={SIDE}, obsinfo=obsinfo)))
+for image in images[:pages]:
+    if writer.isHoldingPage:
+        writer.markFilled()
+    writer.getNextPage()[:] = image.tobytes()
+print("data read failed: size not correct", flush=True)
+"""
+DIES = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), 11)"
 FAILS = """
 print("first")
 print("no such beam", file=sys.stderr)
@@ -84,7 +106,7 @@ class Site:
         self.bin.mkdir(parents=True)
         self.images = np.random.default_rng(0).standard_normal((N_PAGES, SIDE, SIDE)).astype(np.float32)
         np.save(self.bin / "images.npy", self.images)
-        simulate(folder / "ob's.fil", EFFELSBERG, 2048, [Pulse(0.1, 50.0, 20.0, 1.0)], Rfi(), seed=2)
+        simulate(folder / "ob's.fil", EFFELSBERG, NSAMPLES, [Pulse(0.05, 50.0, 20.0, 1.0)], Rfi(), seed=2)
         torch.manual_seed(3)
         save_checkpoint(folder / "model.pth", Checkpoint(build_model(MODEL_NAME, SIDE).eval(), MODEL_NAME, SIDE))
         (folder / "dedisp.json").write_text(json.dumps({"subdedispersion": {"ndm": SIDE}}))
@@ -97,10 +119,11 @@ class Site:
             "path_to_a_transientx_config": "dedisp.json",
             "key_input": f"{key:x}",
             "key_output": f"{key + 2:x}",
-            "threads_for_transientx": 3,
+            "threads_for_transientx": 1,
             "output_dir": "out",
             "idle_timeout_s": 20.0,
-            "input_buffer_size": 4 * SIDE * SIDE,
+            "page_samples": SIDE,
+            "input_buffer_size": SIDE * 256,
         }
         self.change()
         for name, code in (("dada_fildb", FILDB), ("dada_dbdedispdb", DEDISPDB), ("dada_db", DADA_DB)):
@@ -135,8 +158,15 @@ class Site:
         assert "Traceback" not in errors, errors
         return process.returncode, out, errors
 
+    def run_here(self, *options: str) -> tuple[int, str, str]:
+        """Run in the process of the tests."""
+        with mock.patch.dict(os.environ, {"PATH": f"{self.bin}:{os.environ['PATH']}"}):
+            done = run_here(script, "-c", self.config, *options)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout, done.stderr
+
     def started(self) -> dict[str, list]:
-        """Process id, that of its child, and words, by the name of the program."""
+        """Process id, that of its child, words and OMP_WAIT_POLICY, by the name of the program."""
         path = self.bin / "started"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return {name: rest for name, *rest in lines}
@@ -172,7 +202,7 @@ def site(tmp_path, ring_key, parts_of):
     if site.process:
         site.process.kill()
         site.process.communicate()
-    left = [pid for pid, child, _ in site.started().values() for pid in (pid, child) if pid and alive(pid)]
+    left = [pid for pid, child, *_ in site.started().values() for pid in (pid, child) if pid and alive(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     rings = any(parts_of(site.key).values()) or any(parts_of(site.key + 2).values())
@@ -206,10 +236,11 @@ def test_from_a_filterbank_to_predictions(site, rings, image):
     assert started["dada_fildb"][2] == ["--key_output", site.keys["key_input"], "-f", str(site.folder / "ob's.fil")]
     assert started["dada_dbdedispdb"][2] == [
         *("--key_input", site.keys["key_input"], "--key_output", site.keys["key_output"]),
-        *("-c", str(site.folder / "dedisp.json"), "-t", "3"),
+        *("-c", str(site.folder / "dedisp.json"), "-t", "1"),
     ]
+    assert started["dada_dbdedispdb"][3] == "passive"
     if rings == "dada_db":
-        assert started["dada_db"][2] == ["-k", site.keys["key_output"], "-b", str(16 * 4 * SIDE * SIDE), "-n", "16"]
+        assert started["dada_db"][2] == ["-k", site.keys["key_output"], "-b", str(4 * SIDE * SIDE), "-n", "64"]
     if image:
         assert started["apptainer"][2][:4] == ["exec", "--bind", str(site.folder), str(site.bin / image)]
     assert (site.out / "dada_fildb_ob's.log").read_text() == f"reads {site.folder / chr(111)}b's.fil\n"
@@ -245,10 +276,68 @@ def test_a_program_that_fails_at_the_start(site, program):
 
 
 def test_a_program_that_fails_on_the_way_leaves_what_came(site):
-    site.stand_in("dada_dbdedispdb", DEDISPDB + "print('lost the beam', flush=True)\nos.kill(os.getpid(), 11)")
+    site.stand_in("dada_dbdedispdb", DEDISPDB + "print('lost the beam', flush=True)\nos.kill(os.getpid(), 15)")
     code, out, errors = site.run()
-    assert code == 2 and "dada_dbdedispdb ended with SIGSEGV" in errors.splitlines()[-1], errors
+    assert code == 2 and "dada_dbdedispdb ended with SIGTERM" in errors.splitlines()[-1], errors
     assert "lost the beam" in errors.splitlines()[-1] and "pages" in out
+    assert np.array_equal(site.predictions(), expected(site))
+
+
+@pytest.mark.parametrize("image", [None, "an image.sif"])
+def test_the_segmentation_fault_after_the_last_page_is_the_normal_end(site, image, caplog):
+    """Its last page is in a block that it did not hand over."""
+    site.change(path_to_pulsarx_singularity_image=image and str(site.bin / image))
+    if image:  # a runtime that reports the signal of the program as a shell does
+        (site.bin / image).touch()
+        site.stand_in(
+            "apptainer",
+            RUNTIME.replace("os.execvp", "code = os.spawnvp").replace("(words[", "(0, words[")
+            + "\nsys.exit(code if code >= 0 else 128 - code)",
+        )
+    site.stand_in("dada_dbdedispdb", f"pages = {N_PAGES}{TODAY}{DIES}")
+    with caplog.at_level("INFO"):
+        code, out, errors = site.run_here()
+    assert code == 0, errors
+    assert np.array_equal(site.predictions(), expected(site)) and "dada_dbdedispdb ended" in out
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("SIGSEGV" in line for line in said) == 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    summary = json.loads((site.out / "summary_ob's.json").read_text())
+    assert summary["pages"] == summary["pages_expected"] == N_PAGES and summary["first_page"] == 0
+
+
+def test_a_segmentation_fault_before_the_last_page_is_an_error(site):
+    site.stand_in("dada_dbdedispdb", f"pages = {N_PAGES - 2}{TODAY}{DIES}")
+    code, out, errors = site.run_here()
+    last = errors.splitlines()[-1]
+    assert code == 2 and f"{N_PAGES - 3} of {N_PAGES} pages came (dada_dbdedispdb ended)" in last, errors
+    assert np.array_equal(site.predictions(), expected(site)[: N_PAGES - 3])
+
+
+def test_a_segmentation_fault_while_the_file_is_read_is_an_error(site, monkeypatch):
+    monkeypatch.setattr(transientx, "FEEDER_ENDS_S", 0.3)
+    site.stand_in("dada_fildb", FILDB + SLEEPS)
+    site.stand_in("dada_dbdedispdb", f"pages = {N_PAGES}{TODAY}{DIES}")
+    code, _, errors = site.run_here()
+    last = errors.splitlines()[-1]
+    assert code == 2 and "dada_dbdedispdb ended with SIGSEGV" in last and "dada_fildb was still running" in last, errors
+
+
+def test_a_program_that_hangs_is_an_error(site):
+    site.change(idle_timeout_s=1.0)
+    site.stand_in("dada_dbdedispdb", f"pages = 10{TODAY}{SLEEPS}")
+    code, out, errors = site.run_here()
+    last = errors.splitlines()[-1]
+    assert code == 2 and f"9 of {N_PAGES} pages came (no page for 1 s); dada_dbdedispdb was still running" in last
+    assert "pages expected  24" in out and np.array_equal(site.predictions(), expected(site)[:9])
+
+
+def test_all_pages_of_a_program_that_never_ends(site):
+    """The dada_dbdedispdb of 2024."""
+    site.change(idle_timeout_s=1.0)
+    site.stand_in("dada_dbdedispdb", DEDISPDB + SLEEPS)
+    code, out, errors = site.run_here()
+    assert code == 0 and "no page for 1 s" in out, errors
     assert np.array_equal(site.predictions(), expected(site))
 
 
@@ -309,6 +398,69 @@ def test_what_is_missing_is_said_before_anything_starts(site, monkeypatch, keys,
     done = run_here(script, "-c", site.config)
     assert done.returncode == 2 and named in done.stderr.splitlines()[-1] and done.stdout == ""
     assert site.started() == {}
+
+
+def planned(site: Site) -> list[str]:
+    code, out, errors = site.run_here("--dry-run")
+    assert code == 0, errors
+    return out.splitlines()
+
+
+@pytest.mark.parametrize(("nchans", "td", "nbits"), [(128, 1, 8), (256, 4, 8), (100, 1, 2)])
+def test_blocks_of_the_rings_are_pages_whatever_the_config_says(site, caplog, nchans, td, nbits):
+    header = replace(EFFELSBERG, nchans=nchans, nbits=nbits)
+    with FilterbankWriter(site.folder / "ob's.fil", header) as writer:
+        writer.write(np.zeros((4096, nchans), header.dtype))
+    settings = {"downsample": {"td": td, "fd": 1}, "subdedispersion": {"ndm": SIDE}}
+    (site.folder / "dedisp.json").write_text(json.dumps(settings))
+    with caplog.at_level("INFO"):
+        lines = planned(site)
+    assert (
+        f"16 blocks of {SIDE * td * nchans} bytes" in lines[0] and f"64 blocks of {4 * SIDE * SIDE} bytes" in lines[1]
+    )
+    assert f"input_buffer_size is {SIDE * td * nchans} instead of {SIDE * 256}" in caplog.text
+
+
+def test_no_more_threads_than_cores(site, caplog):
+    site.change(threads_for_transientx=480)
+    with caplog.at_level("INFO"):
+        lines = planned(site)
+    cores = len(os.sched_getaffinity(0))
+    assert any(line.endswith(f"-t {cores}") for line in lines) and caplog.text.count("one per core, instead of 480") == 1
+
+
+def test_files_that_give_no_pages_are_refused(site):
+    with FilterbankWriter(site.folder / "ob's.fil", replace(EFFELSBERG, nbits=32)) as writer:
+        writer.write(np.zeros((4096, 256), np.float32))
+    code, _, errors = site.run_here()
+    assert code == 2 and "dada_fildb reads at most 8 bits per sample, got 32" in errors.splitlines()[-1]
+    with FilterbankWriter(site.folder / "ob's.fil", EFFELSBERG) as writer:
+        writer.write(np.zeros((7 * SIDE - 1, 256), np.uint8))
+    code, _, errors = site.run_here()
+    last = errors.splitlines()[-1]
+    assert code == 2 and f"at least {7 * SIDE} samples" in last and f"got {7 * SIDE - 1}" in last
+    assert site.started() == {}
+
+
+@pytest.mark.parametrize(
+    ("nsamples", "nchans", "keys", "pages"),
+    [
+        # One minute of the original's observation: the sweep of DM 127.5 takes 6 blocks of 256, a subband's one more.
+        (585938, 256, {}, 2288 - 6 - 1),
+        (585938, 64, {}, 2288 - 6 - 1),
+        (585938, 256, {"downsample": {"td": 4, "fd": 1}}, 572 - 2 - 1),
+        (585938, 256, {"subdedispersion": {"dms": 0.0, "ddm": 4.0, "ndm": 256}}, 2288 - 42 - 3),
+    ],
+)
+def test_how_many_pages_a_file_gives(nsamples, nchans, keys, pages):
+    """As the loop of dada_dbdedispdb counts: no page until what has been read exceeds the delays by a page."""
+    config = PipelineConfig()
+    config.transientx = TransientXConfig(**keys)
+    frequencies = 1530.0 - 320 / nchans * np.arange(nchans)
+    observation = SimpleNamespace(
+        nsamples=nsamples, nchans=nchans, frequencies=frequencies, tsamp=1.024e-4, path="a.fil"
+    )
+    assert transientx.expected_pages(config, observation) == pages
 
 
 def test_a_dry_run_starts_nothing(site):

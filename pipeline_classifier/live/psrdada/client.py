@@ -141,8 +141,19 @@ class Reader(Stream[RingReader]):
         elif self._data.n_full:
             raw = b""
         else:
-            raise RingTimeout(f"{self._data}: no header and no page within {self.timeout_s:g} s")
+            raise RingTimeout(f"{self._data}: no header and no page came")
         self.header = parse_header(raw)
+        return self.header
+
+    def getTransferHeader(self) -> dict:
+        """Read the header of the current transfer: inside of it, the last header, although that of the next may wait.
+
+        For the result and the errors see ``getHeader``.
+        """
+        page = self._header.previous() if self._data.reading else None
+        if page is None:
+            return self.getHeader()
+        self.header = parse_header(ctypes.string_at(*page))
         return self.header
 
     def peekHeader(self) -> bytes | None:
@@ -170,10 +181,7 @@ class Reader(Stream[RingReader]):
             if data.wait(min(POLL_S, left)):
                 return True
             if data.writer_died and not data.n_full:
-                raise WriterDied(
-                    f"{data}: the writer died in the middle of a transfer; destroy the ring and create it again "
-                    "before the next run"
-                )
+                raise WriterDied(f"{data}: the writer died in the middle of a transfer; {data.remedy}")
             if left <= POLL_S:
                 return False
 
@@ -224,9 +232,45 @@ class Reader(Stream[RingReader]):
         return self._data.n_full, self._data.nbufs
 
     @property
+    def block_bytes(self) -> int:
+        """Size of a block of the ring."""
+        return self._data.bufsz
+
+    @property
     def bytes_read(self) -> int:
         """Bytes of the current transfer before the next page, including those that earlier readers took."""
         return self._data.bytes_read
+
+    def checkHeaders(self) -> None:
+        """Check that no second header waits while a transfer is in progress.
+
+        A stock writer sends one header before each transfer. If another waits in the middle of it, a writer was killed,
+        and the next one continued its transfer: where the second observation begins is not known.
+
+        Raises
+        ------
+        RingError
+            If a second header waits.
+        """
+        expected = 0 if self._data.reading else 1
+        waiting = self._header.n_full  # first, since the next header may come right after the end of the transfer
+        if waiting > expected and self._data.in_progress:
+            raise RingError(
+                f"{self._data}: a header waits in the middle of a transfer, which a killed writer left and another one "
+                f"continues, so that the times of the pages are not known; {self._data.remedy}"
+            )
+
+    def unfinished(self, nbytes: int) -> bytes:
+        """Return the first bytes of the block that a dead writer was filling; none if there is no such block.
+
+        The ring does not tell how many of them are valid, so the caller has to know.
+        """
+        address = self._data.unfinished
+        return b"" if address is None else ctypes.string_at(address, min(nbytes, self._data.bufsz))
+
+    def absentReaders(self) -> list[int]:
+        """Return the numbers of the readers that are not connected although the writer waits for them."""
+        return self._data.absent_readers()
 
 
 class Writer(Stream[RingWriter]):

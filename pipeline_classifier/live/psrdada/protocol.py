@@ -97,10 +97,8 @@ class RingReader(Ring):
             if time.monotonic() >= deadline:
                 break
             time.sleep(RETRY_S)
-        raise RingTimeout(
-            f"{self}: no reader slot (of {self.n_readers}) became free within {timeout_s:g} s; stop another reader, "
-            "or create the ring with more readers (dada_db -r)"
-        )
+        others = "another reader is" if self.n_readers == 1 else f"{self.n_readers} other readers are"
+        raise RingTimeout(f"{self}: {others} connected; stop one, or create the ring with more readers (dada_db -r)")
 
     def unlock(self) -> None:
         """Disconnect (``ipcbuf_unlock_read``); the next reader continues the transfer."""
@@ -130,8 +128,9 @@ class RingReader(Ring):
             block = sync.s_buf[slot]
         if begun < 1:
             return
-        if not self.reading and begun > MAX_TRANSFERS:
-            block = sync.r_bufs[self.index]  # the dead reader began it, and its slot now holds a later transfer
+        if not self.reading:
+            # A dead reader may have begun a transfer whose slot now holds a later one.
+            block = sync.r_bufs[self.index] if begun > MAX_TRANSFERS else self._next_position()[1]
         expected = self._blocks_filled() - block
         # The writer raises its count of blocks just before FULL: only a lasting difference means a lost page.
         while self.n_full < expected and self.change(
@@ -183,7 +182,18 @@ class RingReader(Ring):
 
     def peek(self) -> tuple[int, int] | None:
         """Return address and size in bytes of the next page without taking it; None if there is none."""
-        return self._page(*self._position()) if self.n_full else None
+        return self._page(*self._next_position()) if self.n_full else None
+
+    def _next_position(self) -> tuple[int, int]:
+        """Return `_position`, or raise RingError if it is that of a page that was read before.
+
+        A transfer that begins before the end of what was read is one whose start was never stored, because the writer
+        was killed and another one went on in its place: its slot is that of an earlier transfer.
+        """
+        slot, block = self._position()
+        if not self.reading and block < self.sync.r_bufs[self.index]:
+            raise RingError(f"{self}: a transfer begins before the end of the previous one; {self.remedy}")
+        return slot, block
 
     def previous(self) -> tuple[int, int] | None:
         """Return address and size of the last page read that was not empty; None if it may have been overwritten."""
@@ -205,7 +215,7 @@ class RingReader(Ring):
         """
         if not self.n_full:
             return None
-        slot, block = self._position()
+        slot, block = self._next_position()
         page = self._page(slot, block)
         if self.reading:
             self.change(self.semaphores, (FULL, -1))
@@ -247,6 +257,29 @@ class RingReader(Ring):
         # A writer resets w_state before it disconnects. It may do both between the first two checks, hence the third.
         under_way = self.sync.w_state == WRITING and self.value(self.connection, WRITE) > 0
         return under_way and self.sync.w_state == WRITING
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether the writer has not yet ended the current transfer."""
+        return self.sync.w_state == WRITING and self.sync.w_xfer == self.sync.r_xfers[self.index]
+
+    @property
+    def unfinished(self) -> int | None:
+        """Address of the block that a dead writer had taken and did not hand over, once all others are read."""
+        sync = self.sync
+        if not self.writer_died or self.n_full or sync.w_buf_next == sync.w_buf_curr:
+            return None
+        return self.addresses[sync.w_buf_curr % self.nbufs]
+
+    def absent_readers(self) -> list[int]:
+        """Return the numbers of the readers that are not connected although the writer waits for them."""
+        # A stock writer hands over a full block when it needs the next one, so that one may be missing.
+        waiting = max(1, self.nbufs - 1)
+        return [
+            index
+            for index, semaphores in enumerate(self.readers)
+            if self.value(semaphores, READER_CONN) and self.value(semaphores, FULL) >= waiting
+        ]
 
 
 class RingWriter(Ring):

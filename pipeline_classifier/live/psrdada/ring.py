@@ -160,8 +160,8 @@ class Ring:
                 if time.monotonic() >= deadline:
                     reason = error if isinstance(error, _NotReady) else "it does not exist, or is incomplete"
                     raise RingTimeout(
-                        f"{self}: no ring to attach to within {timeout_s:g} s ({reason}); create it with "
-                        f"dada_db -k {stream:x}, or give the key of an existing ring in hexadecimal"
+                        f"{self}: no ring to attach to ({reason}); create it with dada_db -k {stream:x}, or give the "
+                        "key of an existing ring in hexadecimal"
                     ) from None
             except PermissionError as error:
                 self.detach()
@@ -175,6 +175,11 @@ class Ring:
 
     def __str__(self) -> str:
         return f"ring 0x{self.stream:x}" + (" (headers)" if self.key != self.stream else "")
+
+    @property
+    def remedy(self) -> str:
+        """What to do with a ring in which a writer was killed."""
+        return f"destroy the ring (dada_db -d -k {self.stream:x}) and create it again before the next run"
 
     def _attach(self, read_only: bool) -> None:
         segment = self._segment(self.key)

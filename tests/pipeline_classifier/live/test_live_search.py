@@ -15,13 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_classifier import run_inference
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.live.live_results import GROWTH, GrowingNpy
-from pipeline_classifier.live.psrdada.client import create_rings
+from pipeline_classifier.live.psrdada.client import Writer, create_rings
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.training_models import build_model
+from tests.command_line import run_here
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "pipeline_classifier" / "run_inference.py"
@@ -195,8 +197,10 @@ def test_a_killed_search_leaves_valid_files_and_the_next_one_goes_on(config, sea
     _, errors = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0, errors
     assert np.array_equal(np.load(out / "probabilities_a.b 1.npy"), probabilities(config, 60)[40:])
-    # What came later has the times of the observation, and what was found before is still there.
+    # What came later has the times and page numbers of the observation, and what was found before is still there.
     assert all(float(row["time_s"]) >= 40 * SIDE * 1e-3 for row in rows(out)) and rows(out)
+    assert all(int(row["first_page"]) >= 40 for row in rows(out)) and status(out)["first_page"] == 40
+    assert json.loads((out / "summary_a.b 1.json").read_text())["first_page"] == 40
     [kept] = out.glob("candidates_a.b 1.2*.csv")
     assert rows(out, kept.name) == found
     [kept] = out.glob("predictions_a.b 1.2*.npy")
@@ -238,6 +242,19 @@ def test_a_ring_that_stays_empty(config, search, ring_key, tmp_path):
     said, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2 and said == "" and "Traceback" not in errors
     assert f"{ring_key:x}" in errors.splitlines()[-1] and list((tmp_path / "out").iterdir()) == []
+    assert errors.splitlines()[-1].endswith("no header and no page came (waited for 0.2 s, idle_timeout_s)")
+
+
+def test_a_ring_whose_pages_have_another_length(config, ring_key):
+    """The header of dada_dbdedispdb has no page length; 65536 bytes are 512 samples of 128 channels."""
+    obsinfo = {"fch1": 1530.0, "foff": -2.5, "nchans": 128, "tsamp": 1.024e-4, "tstart": 59000.5}
+    with Writer(ring_key) as writer:
+        writer.setHeader(json.dumps({"ddm": 0.5, "dms": 0.0, "ndm": SIDE, "obsinfo": obsinfo}))
+        writer.write(images_of(3))
+        done = run_here(run_inference, "-c", config)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "page_samples must be the page length" in last and "is 512 if" in last
+    assert "got 256, for which the input blocks must have 32768 bytes" in last
 
 
 @settings(max_examples=50, deadline=None)

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 
 from pipeline_classifier.frontend.pages import PageGrid
-from pipeline_classifier.live.psrdada.client import RAW_HEADER, Reader, RingTimeout, Writer, create_rings, destroy_rings
-from pipeline_classifier.live.ring_pages import RingPages, RingSettings, grid_of
+from pipeline_classifier.live.psrdada.client import (
+    RAW_HEADER,
+    Reader,
+    RingError,
+    RingTimeout,
+    Writer,
+    create_rings,
+    destroy_rings,
+)
+from pipeline_classifier.live.ring_header import RingSettings, grid_of
+from pipeline_classifier.live.ring_pages import RingPages
 from single_pulse_classifier_training.cli import InputError
 
 N_DM, N_TIME = 8, 16
@@ -65,7 +74,8 @@ def source(key: int, **options) -> RingPages:
 
 def put_together(batches) -> tuple[np.ndarray, np.ndarray]:
     batches = list(batches)
-    assert [batch.first for batch in batches] == list(np.cumsum([0] + [len(batch) for batch in batches])[:-1])
+    numbers = np.cumsum([batches[0].first] + [len(batch) for batch in batches])
+    assert [batch.first for batch in batches] == list(numbers[:-1])
     assert {batch.pages.dtype for batch in batches} == {np.dtype(np.float32)}
     return np.concatenate([batch.pages for batch in batches]), np.concatenate([batch.starts for batch in batches])
 
@@ -149,6 +159,8 @@ def test_what_is_not_asked_for_stays_in_the_ring_and_the_next_run_goes_on(ring_k
         assert rest.header == first.header and rest.grid.tstart == 59000.5
         got, starts = put_together(rest.batches(64))
         assert np.array_equal(got, images[3:]) and np.array_equal(starts, N_TIME * np.arange(3, 8))
+        # Numbers of pages continue, and the summary has the first.
+        assert rest.summary().first_page == 3 and rest.n_pages == 5 and first.summary().first_page == 0
 
 
 @pytest.mark.parametrize("block_bytes", [100, IMAGE // 4, 3 * IMAGE // 2])
@@ -208,6 +220,106 @@ def test_another_observation_is_left_for_the_next_run(ring_key):
         assert np.array_equal(got, images[3:]) and np.array_equal(starts, N_TIME * np.arange(3))
 
 
+OTHER = TODAY.replace("59000.5", "59001.25")
+
+
+@pytest.mark.parametrize("read_before", [0, 2])
+def test_an_observation_in_the_transfer_of_a_killed_writer_is_refused(ring_key, stream, read_before):
+    """Without a reader meanwhile, and with one that left: no page may get the header of the other observation."""
+    writer = stream([3, 1], wait=True)
+    assert writer.says() == "waits"
+    if read_before:
+        with source(ring_key, max_pages=read_before) as pages:
+            put_together(pages.batches(1))
+    writer.kill()
+    with Writer(ring_key) as writer:
+        writer.setHeader(OTHER)
+        writer.write(images_of(2))
+        for _ in range(2):  # a refusal takes no header
+            with pytest.raises(RingError, match=f"header waits in the middle.*dada_db -d -k {ring_key:x}"):
+                source(ring_key)
+
+
+def test_a_killed_writer_is_replaced_while_the_search_runs(ring_key, stream):
+    writer = stream([3, 1], wait=True)
+    assert writer.says() == "waits"
+    with source(ring_key) as pages:
+        batches = pages.batches(1)
+        next(batches)
+        writer.kill()
+        with Writer(ring_key) as writer:
+            writer.setHeader(OTHER)
+            writer.write(images_of(2))
+            assert len(list(batches)) <= 2, "none of the other observation"
+            assert "header waits in the middle" in pages.stopped and pages.grid.tstart == 59000.5
+
+
+def test_the_start_of_a_transfer_that_was_never_stored(ring_key):
+    """A stock writer that goes on after a kill can leave the slot of its transfer as it was."""
+    create_rings(ring_key, IMAGE)
+    with Writer(ring_key) as writer:
+        writer.setHeader(TODAY)
+        writer.write(images_of(3), end_of_data=True)
+        with source(ring_key, stop_at_end_of_data=True) as pages:
+            put_together(pages.batches(4))
+        writer.setHeader(OTHER)
+        writer.write(images_of(2), end_of_data=True)
+        writer._data.sync.s_buf[1] = 1
+        with pytest.raises(RingError, match=f"begins before the end of the previous one.*dada_db -d -k {ring_key:x}"):
+            source(ring_key)
+
+
+def test_the_rest_of_a_transfer_keeps_its_header_when_the_next_one_waits(ring_key):
+    create_rings(ring_key, IMAGE)
+    with Writer(ring_key) as writer:
+        for header in (TODAY, OTHER):
+            writer.setHeader(header)
+            writer.write(images_of(3), end_of_data=True)
+    for tstart, first, count in ((59000.5, 0, 1), (59000.5, 1, 2), (59001.25, 0, 3)):
+        with source(ring_key, max_pages=count) as pages:
+            got, starts = put_together(pages.batches(1))
+            assert pages.grid.tstart == tstart and np.array_equal(starts, N_TIME * (first + np.arange(count)))
+            assert np.array_equal(got, images_of(3)[first : first + count])
+
+
+@pytest.mark.parametrize(
+    ("block_bytes", "input_block_bytes", "header", "refused"),
+    [
+        (IMAGE, 512 * 256, TODAY, False),  # a block is a page, as in the ring that dada_dbdedispdb makes
+        (4 * IMAGE, N_TIME * 256, TODAY, False),
+        (3 * IMAGE // 2, N_TIME * 256, TODAY, False),
+        (2 * IMAGE, 2 * N_TIME * 256, TODAY, True),
+        (IMAGE // 2, N_TIME * 128, TODAY, True),
+        (2 * IMAGE, 2 * N_TIME * 256, OF_2024, False),  # it gives the page length
+        (2 * IMAGE, 2 * N_TIME * 256, json.dumps({"ddm": 0.5, "dms": 0.0, "ndm": N_DM}), False),  # not TransientX
+    ],
+)
+def test_a_page_length_that_cannot_be(ring_key, block_bytes, input_block_bytes, header, refused):
+    create_rings(ring_key, block_bytes)
+    with Writer(ring_key) as writer:
+        writer.setHeader(header)
+        writer.write(images_of(6))
+        if refused:
+            with pytest.raises(InputError, match=f"page_samples must be .*got {N_TIME}, .* {N_TIME * 256} bytes"):
+                source(ring_key, input_block_bytes=input_block_bytes)
+        else:
+            with source(ring_key, input_block_bytes=input_block_bytes, max_pages=3) as pages:
+                assert np.array_equal(put_together(pages.batches(3))[0], images_of(3))
+
+
+def test_a_reader_that_is_not_there_is_named_at_the_end(ring_key):
+    create_rings(ring_key, IMAGE, n_blocks=4, n_readers=2)
+    with Writer(ring_key, timeout_s=0.1) as writer:
+        writer.setHeader(TODAY)
+        with pytest.raises(RingTimeout):
+            writer.write(images_of(6))
+        with source(ring_key, idle_timeout_s=0.2) as pages:
+            assert len(put_together(pages.batches(1))[0]) == 4
+            assert (
+                pages.stopped == "no page for 0.2 s: the writer waits for reader 2 of the ring, which is not connected"
+            )
+
+
 def test_how_full_the_ring_is(ring_key, caplog):
     create_rings(ring_key, IMAGE, n_blocks=8)
     with Writer(ring_key) as writer:
@@ -225,6 +337,16 @@ def test_how_full_the_ring_is(ring_key, caplog):
                 next(batches)
             assert len(caplog.records) == 1 and pages.fill == (2, 8)
             assert pages.summary().ring_blocks == 8
+
+
+def test_a_full_ring_loses_nothing_of_a_file(ring_key, caplog):
+    create_rings(ring_key, IMAGE, n_blocks=4)
+    with Writer(ring_key) as writer:
+        writer.setHeader(TODAY)
+        writer.write(images_of(4))
+        with source(ring_key, from_file=True, max_pages=4) as pages, caplog.at_level(logging.WARNING):
+            put_together(pages.batches(1))
+            assert not caplog.records and pages.summary().most_ring_blocks_full == 4
 
 
 def test_rows_come_with_the_lowest_dm_first(ring_key):
