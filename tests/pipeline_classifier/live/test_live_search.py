@@ -19,7 +19,9 @@ from pipeline_classifier import run_inference
 from pipeline_classifier.config import load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.live.live_results import GROWTH, GrowingNpy
+from pipeline_classifier.live.live_search import missing_pages
 from pipeline_classifier.live.psrdada.client import Writer, create_rings
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.training_models import build_model
@@ -255,6 +257,20 @@ def test_a_ring_whose_pages_have_another_length(config, ring_key):
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "page_samples must be the page length" in last and "is 512 if" in last
     assert "got 256, for which the input blocks must have 32768 bytes" in last
+
+
+@pytest.mark.parametrize(
+    ("pages", "pages_expected", "stopped", "missing"),
+    [
+        (23, 24, "no page for 1 s", "23 of 24 pages came (no page for 1 s)"),
+        (24, 24, "no page for 1 s", ""),
+        (25, 24, "the sender ended", ""),
+        (23, None, "the sender ended", ""),
+        (23, 24, "SIGTERM", ""),
+    ],
+)
+def test_when_pages_are_missing(pages, pages_expected, stopped, missing):
+    assert missing_pages(RunSummary(pages=pages, pages_expected=pages_expected, stopped=stopped)) == missing
 
 
 @settings(max_examples=50, deadline=None)
