@@ -268,6 +268,7 @@ def _build_with_weights(path: Path, model_name: str, resolution: int, state_dict
             raise InputError(
                 f"{path}: the shape of tensor {name!r} must be {wanted} for {model_name} at {resolution}, got {found}"
             )
+        assert isinstance(tensor, torch.Tensor)
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not is_plain or tensor.is_floating_point() != expected[name].is_floating_point():
             raise InputError(

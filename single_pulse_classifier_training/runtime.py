@@ -3,9 +3,15 @@
 torch is imported inside the functions that need it, so that scripts without a network start quickly.
 """
 
+import contextlib
+import fcntl
 import os
+import platform
 import random
+import re
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+# .<name>.<machine>-<process>.tmp; the machine is missing in names of version 0.1
+TEMPORARY = re.compile(r"\..+\.(?:(?P<machine>[0-9a-f]{4})-)?\d+\.tmp")
+ABANDONED_S = 3600.0
+"""Age in seconds at which a temporary file of another machine, whose locks may be unknown here, counts as left over."""
 
 
 def choose_device(name: str) -> "torch.device":
@@ -63,7 +73,7 @@ def set_seed(seed: int) -> None:
 
 
 def make_output_folder(path: Path, key: str) -> Path:
-    """Create a folder for results and check that it can be written to.
+    """Create a folder for results, check that it can be written to, and remove what killed writers left in it.
 
     Parameters
     ----------
@@ -82,13 +92,50 @@ def make_output_folder(path: Path, key: str) -> Path:
             pass
     except OSError as error:
         raise InputError(f"{key}: cannot write to the folder {path} ({error.strerror or error})") from None
+    remove_leftovers(path)
     return path
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed inside ``atomic_writer``."""
+    """Remove the temporary files of processes that were killed inside ``atomic_writer``, but not those in use."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        name = TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(OSError):  # it is gone, or belongs to another user, or the file system has no locks
+            if name and (name["machine"] == _machine() or time.time() - path.stat().st_mtime > ABANDONED_S):
+                with open(path, "ab") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _has_name(file, path):
+                        path.unlink()
+
+
+def _machine() -> str:
+    """Return four digits that differ between machines: some cluster file systems keep locks on one machine only."""
+    return f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
+
+
+def _has_name(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Open a new file that `remove_leftovers` leaves alone until it is closed."""
+    while True:
+        file = open(path, "wb", opener=_open_untouched)  # noqa: SIM115 - closed by the caller
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Another process may have removed it before it was locked.
+        if _has_name(file, path):
+            file.truncate()
+            return file
+        file.close()
+
+
+def _open_untouched(path: str, flags: int) -> int:
+    # The file may be one that another thread still writes: it is emptied once the lock is held.
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 @contextmanager
@@ -96,22 +143,25 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` for binary writing, and rename it to ``path`` if the block succeeds.
 
     At any moment ``path`` holds either its old content or the complete new content. If the block fails, the temporary
-    file is removed.
+    file is removed; if the process is killed, `remove_leftovers` removes it in the next run.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _open_locked(temporary) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)  # while the lock is held
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
         # The error of a failed write lacks the file name, which the message of run_script needs.
         error.filename = error.filename or str(path)
+        error.strerror = error.strerror or f"{error} (is the disk full?)"
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_npy(path: str | Path, values: np.ndarray) -> None:

@@ -56,7 +56,6 @@ from single_pulse_classifier_training.runtime import (
     atomic_writer,
     choose_device,
     make_output_folder,
-    remove_leftovers,
     set_seed,
 )
 from single_pulse_classifier_training.split import Split, load_splits
@@ -324,7 +323,6 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: 
     if ranks.is_writer:
         make_output_folder(folder, "path_to_checkpoints")
         make_output_folder(images, "path_to_images")
-        remove_leftovers(folder)
 
     loaders = build_loaders(config, splits, device, ranks)
     learner = build_learner(config, model, splits["training"].labels, len(loaders[0]), device, ranks)

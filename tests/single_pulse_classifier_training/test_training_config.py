@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ConfigFile, TrainingConfig, load_config
-from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
+from single_pulse_classifier_training.runtime import choose_device, make_output_folder
 
 FOLDER = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training"
 ORIGINAL = json.loads((FOLDER / "config.json").read_text())
@@ -163,14 +163,3 @@ def test_a_file_in_the_place_of_the_output_folder(tmp_path):
     with pytest.raises(InputError, match="path_to_images: cannot write to the folder"):
         make_output_folder(tmp_path / "images", "path_to_images")
     assert make_output_folder(tmp_path / "a" / "b", "key").is_dir()
-
-
-def test_atomic_writer_leaves_nothing_of_a_failed_write(tmp_path):
-    path = tmp_path / "result.npy"
-    with pytest.raises(RuntimeError), atomic_writer(path) as file:
-        file.write(b"half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with atomic_writer(path) as file:
-        file.write(b"whole")
-    assert path.read_bytes() == b"whole"
