@@ -294,6 +294,7 @@ def test_the_segmentation_fault_after_the_last_page_is_the_normal_end(site, imag
             RUNTIME.replace("os.execvp", "code = os.spawnvp").replace("(words[", "(0, words[")
             + "\nsys.exit(code if code >= 0 else 128 - code)",
         )
+    site.stand_in("dada_fildb", FILDB + "time.sleep(0.6)")  # it exits after dada_dbdedispdb died
     site.stand_in("dada_dbdedispdb", f"pages = {N_PAGES}{TODAY}{DIES}")
     with caplog.at_level("INFO"):
         code, out, errors = site.run_here()
