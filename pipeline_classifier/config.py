@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 RFI_FILTERS = {"zdot": 0, "zero": 0, "kadaneF": 2, "kadaneT": 2, "mask": 2}
 """Filters of TransientX, and how many numbers follow each name."""
+LARGEST_THRESHOLD = 1e30  # switches a filter off; the products with it remain below the largest 32-bit float
 Band = list[float]
 DEFAULT_CONFIG = Path(__file__).with_name("config.json")
 
@@ -40,7 +41,7 @@ class Preprocess(_Section):
 
     td: int = Field(default=1, ge=1, le=4096)
     fd: int = Field(default=1, ge=1, le=4096)
-    zapthre: float = Field(default=Cleaning.zap_threshold, gt=0)
+    zapthre: float = Field(default=Cleaning.zap_threshold, gt=0, le=LARGEST_THRESHOLD)
     filltype: Literal["mean", "rand"] = "mean"
 
 
@@ -61,10 +62,10 @@ class Rfi(_Section):
     """Interference filters."""
 
     filltype: Literal["mean", "rand"] = "mean"
-    thremask: float = Field(default=Cleaning.mask_threshold, gt=0)
-    threKadaneF: float = Field(default=Cleaning.kadane_threshold, gt=0)
+    thremask: float = Field(default=Cleaning.mask_threshold, gt=0, le=LARGEST_THRESHOLD)
+    threKadaneF: float = Field(default=Cleaning.kadane_threshold, gt=0, le=LARGEST_THRESHOLD)
     threKadaneT: float = 7.0
-    widthlimit: float = Field(default=Cleaning.kadane_width_s, gt=0, allow_inf_nan=False)
+    widthlimit: float = Field(default=Cleaning.kadane_width_s, gt=0, le=1e6, allow_inf_nan=False)
     bandlimitKT: float = 10.0
     zaplist: list[Band] = []
     rfilist: list[list[str]] = [["zdot"]]
@@ -163,7 +164,7 @@ class PipelineConfig(ConfigFile):
 
     path_to_filterbanks: Name = "./"
     name_of_the_filterbank: Name = "B0531+21_59000_48386.fil"
-    n_spectra: int | None = Field(default=None, ge=1)
+    n_spectra: int | None = Field(default=None, ge=1, le=100_000_000)
     key_input: str | int = "1111"
     key_output: str | int = "2222"
     path_to_a_transientx_config: Name | None = None
@@ -188,7 +189,7 @@ class PipelineConfig(ConfigFile):
     candidate_classifier: Name | None = str(DEFAULT_CONFIG.with_name("models") / "candidate_classifier.pth")
     min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
-    snr_gate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    snr_gate: float | None = Field(default=None, gt=0, le=LARGEST_THRESHOLD)
     page_samples: int = Field(default=256, ge=16, le=65536)
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)
     time_downsample: list[Literal[1, 2, 4, 8, 16, 32, 64]] = Field(default=[1], min_length=1)

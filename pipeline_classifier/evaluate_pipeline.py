@@ -57,6 +57,7 @@ from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.simulation.injection import inject
 from pipeline_classifier.simulation.observation import (
+    MOST_PULSES,
     PulseRanges,
     known_pulses,
     random_pulses,
@@ -73,7 +74,6 @@ FIGURES_BY_THRESHOLD = ("found", "recall", "recall_by_snr", "false_events", "fal
 INJECTION_OPTIONS = (
     "pulses", "snr_min", "snr_max", "dm_min", "dm_max", "width_ms_min", "width_ms_max", "seed", "keep",
 )  # fmt: skip
-MOST_PULSES = 100_000
 DM_MARGIN = 0.05
 """Fraction of the range of trial DMs, at either end, without injected pulses: near DM 0 a pulse looks like
 interference. Chosen by hand."""

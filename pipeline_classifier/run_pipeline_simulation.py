@@ -28,7 +28,7 @@ from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.recovery import compare, summary
-from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.formats.sigproc import Filterbank, read_header
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.live.live_search import live_search, missing_pages, open_ring
 from pipeline_classifier.live.replay import sent_through_ring
@@ -38,6 +38,7 @@ from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation.observation import (
     EFFELSBERG,
     PulseRanges,
+    check_size,
     known_pulses,
     random_pulses,
     simulate,
@@ -47,6 +48,9 @@ from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
 
 logger = logging.getLogger(__name__)
+
+SIMULATED = "simulated"
+"""Name of the source in the header of a simulated observation, which may be replaced by another one."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -106,16 +110,22 @@ class SimulationOptions:
         return cls(args.duration_s, args.pulses, args.rfi, args.seed)
 
 
+def _is_simulated(path: Path) -> bool:
+    try:
+        return read_header(path).source_name == SIMULATED
+    except InputError:
+        return False
+
+
 def simulate_missing(path: Path, options: SimulationOptions) -> None:
     """Simulate the observation that is not on disk; a file that was not simulated is never overwritten."""
-    if path.exists() and not truth_path(path).exists():
-        raise InputError(
-            f"{path}: must be a new or simulated file, got one without a truth table; use another --output-dir"
-        )
+    if path.exists() and not (truth_path(path).exists() and _is_simulated(path)):
+        raise InputError(f"{path}: must be a new or simulated file, got another one; use another --output-dir")
     nsamples = max(1, round(options.duration_s / EFFELSBERG.tsamp))
+    check_size(path, EFFELSBERG, nsamples)
     pulses = random_pulses(options.pulses, PulseRanges(), EFFELSBERG, nsamples, options.seed)
     rfi = random_rfi(options.rfi, EFFELSBERG, nsamples, options.seed)
-    header = replace(EFFELSBERG, source_name="simulated")
+    header = replace(EFFELSBERG, source_name=SIMULATED)
     simulate(path, header, nsamples, pulses, rfi, options.seed, progress=True)
     logger.info("simulated %s: %g s, %d pulses, %s interference", path, options.duration_s, len(pulses), options.rfi)
 

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
-from pipeline_classifier.simulation.observation import EFFELSBERG, PulseRanges, random_pulses, simulate
+from pipeline_classifier.simulation.observation import EFFELSBERG, PulseRanges, check_size, random_pulses, simulate
 from single_pulse_classifier_training.cli import InputError, run_script
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> Path:
     header.check(args.output)
     output_name(args.output)  # the truth table, written last, is named after it too
     nsamples = max(1, round(args.duration_s / header.tsamp))
+    check_size(args.output, header, nsamples)
     ranges = PulseRanges(
         dm_pc_cm3=(args.dm_min, args.dm_max),
         snr=(args.snr_min, args.snr_max),

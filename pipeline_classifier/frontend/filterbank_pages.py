@@ -251,11 +251,13 @@ def after_downsampling(file: Filterbank | JoinedFilterbank, cleaning: Cleaning) 
     Raises
     ------
     InputError
-        If the observation is shorter than one sample of the search.
+        If the observation is shorter than one sample of the search, or has fewer channels than one of the search.
     """
     nsamples = file.nsamples // cleaning.td
     if not nsamples:
         raise InputError(f"{file.path}: must have at least {cleaning.td} samples (td), got {file.nsamples}")
+    if cleaning.fd > file.nchans:
+        raise InputError(f"{file.path}: must have at least {cleaning.fd} channels (fd), got {file.nchans}")
     nothing = np.empty((0, file.nchans), file.header.dtype)
     _, frequencies, tsamp = downsample(nothing, file.frequencies, file.tsamp, cleaning.td, cleaning.fd)
     return frequencies, tsamp, nsamples

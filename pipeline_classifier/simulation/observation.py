@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ EFFELSBERG = Header(
 MEAN_COUNTS, SIGMA_COUNTS = 100.0, 10.0
 """Mean and standard deviation of a channel of response 1; chosen by hand, 10 and 15.5 sigma from the ends of 8 bits."""
 BLOCK_VALUES = 1 << 18  # samples times channels per block; chosen by hand
+MOST_PULSES = 100_000  # bounds the memory of their profiles
 TRUTH_COLUMNS = (
     "time_s",
     "mjd",
@@ -98,6 +100,13 @@ class PulseRanges:
             raise InputError(f"min_separation_s must be from 0 to 1e6, got {self.min_separation_s:g}")
 
 
+def check_size(path: str | Path, header: Header, nsamples: int) -> None:
+    """Raise InputError if the disk has no room for an observation; its parts in memory are smaller."""
+    folder, size = Path(path).absolute().parent, nsamples * header.bytes_per_sample
+    if folder.is_dir() and (disk := shutil.disk_usage(folder)).total and size > disk.free:
+        raise InputError(f"{path}: must have at most {disk.free} bytes, the free space on disk, got {size}")
+
+
 def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, seed: int) -> list[Pulse]:
     """Draw pulses that lie entirely within an observation, including their tails in the lowest channel.
 
@@ -125,8 +134,8 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
         If a range is impossible, or the pulses are too many or too dispersed for the length of the observation.
     """
     ranges.check()
-    if n < 0:
-        raise InputError(f"pulses must be at least 0, got {n}")
+    if not 0 <= n <= MOST_PULSES:
+        raise InputError(f"pulses must be from 0 to {MOST_PULSES}, got {n}")
     if n == 0:
         return []
     rng = np.random.default_rng([seed, 2])
@@ -317,14 +326,17 @@ def read_truth(path: str | Path) -> list[Pulse]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file (simulate_observation.py writes truth tables)")
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(
-                f"{path}: header line must name {', '.join(REQUIRED_COLUMNS)}, but lacks {', '.join(missing)}"
-            )
-        return [_pulse_of(row, f"{path}, line {reader.line_num}") for row in reader]
+        try:
+            missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(
+                    f"{path}: header line must name {', '.join(REQUIRED_COLUMNS)}, but lacks {', '.join(missing)}"
+                )
+            return [_pulse_of(row, f"{path}, line {reader.line_num}") for row in reader]
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num + 1}: must be CSV, got an error: {error}") from None
 
 
 def known_pulses(filterbank: str | Path, duration_s: float) -> list[Pulse]:

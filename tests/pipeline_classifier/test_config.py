@@ -143,6 +143,8 @@ def test_what_is_not_done_is_said_at_the_start(tmp_path, caplog, rfi, said):
         ({"preprocesslite": {"td": 0}}, "td"),
         ({"subdedispersion": {"overlap": 1.0}}, "overlap"),
         ({"preprocesslite": {"zapthre": -1}}, "zapthre"),
+        ({"rfi": {"thremask": 1e300}}, "thremask"),
+        ({"rfi": {"widthlimit": 1e300}}, "widthlimit"),
         ({"rfi": {"zaplist": [[1500, 1400]]}}, "zaplist.*lowest, highest.*1500.0, 1400.0"),
     ],
     ids=str,

@@ -263,6 +263,7 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
     (folder / "damaged.pth").write_bytes((DEFAULT_CONFIG.with_name("models") / "default.pth").read_bytes()[:5000])
     default = torch.load(DEFAULT_CONFIG.with_name("models") / "default.pth", weights_only=True)
     torch.save(default["state_dict"], folder / "bare.pth")
+    (folder / "transientx.json").write_text(json.dumps({"preprocesslite": {"fd": 4096}}))
     keys = {
         "unknown key": {"tresholds": 1},
         "h5 model": {"name_of_the_model": "weights.h5"},
@@ -284,6 +285,8 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
             "resolution": 256,
         },
         "no GPU": {"device": "gpu"},
+        "huge n_spectra": {"n_spectra": 10**14},
+        "fd": {"path_to_a_transientx_config": "transientx.json"},
     }[kind]
     return ["-c", write_config(folder, **keys), "--filterbank", observation]
 
@@ -320,6 +323,8 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         ("weights of another model", "bare.pth"),
         ("unknown architecture", "resnet19"),
         ("no GPU", "device"),
+        ("huge n_spectra", "key 'n_spectra' must be at most 100000000, got 100000000000000"),
+        ("fd", "pulses.fil: must have at least 4096 channels (fd), got 256"),
     ],
 )
 def test_a_wrong_input_ends_in_one_sentence(kind, named, observation, tmp_path):

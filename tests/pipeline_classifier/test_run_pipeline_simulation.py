@@ -1,10 +1,12 @@
 """The dry run: simulates what is not there, finds its pulses, says so, and overwrites nothing that is not its own."""
 
 import csv
+import io
 import json
 import re
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from pipeline_classifier import run_pipeline_simulation as script
 from pipeline_classifier.evaluation.recovery import compare
 from pipeline_classifier.events import Event
-from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.formats.sigproc import Filterbank, write_header
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.simulation.observation import read_truth
@@ -24,6 +26,12 @@ SHORT = ("--duration-s", 10, "--pulses", 12, "--seed", 3)
 
 def dry_run(*options: object) -> subprocess.CompletedProcess:
     return run_here(script, *options)
+
+
+def header_of(source: str) -> bytes:
+    file = io.BytesIO()
+    write_header(file, replace(script.EFFELSBERG, source_name=source))
+    return file.getvalue()
 
 
 def read_events(path: Path) -> list[Event]:
@@ -83,19 +91,24 @@ def test_what_is_simulated_is_found(tmp_path):
     assert len(np.load(out / "predictions_absent.npy")) == -(-round(3 / 102.4e-6) // 256)
 
 
-def test_a_file_that_was_not_simulated_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize("foreign_table", [False, True])
+@pytest.mark.parametrize("content", [b"precious", header_of("B0531+21") + bytes(2560)], ids=["no header", "telescope"])
+def test_a_file_that_was_not_simulated_is_not_overwritten(tmp_path, content, foreign_table):
     (tmp_path / "config.json").write_text(
         json.dumps({"path_to_filterbanks": "absent", "name_of_the_filterbank": "a.fil"})
     )
-    (tmp_path / "a.fil").write_bytes(b"precious")
+    (tmp_path / "a.fil").write_bytes(content)
+    if foreign_table:
+        (tmp_path / "a_truth.csv").write_text("mjd,dm\n59000.5,56.7\n")
+    names = {path.name for path in tmp_path.iterdir()}
     done = dry_run("-c", tmp_path / "config.json", "--output-dir", tmp_path, *SHORT)
     assert (
         done.returncode == 2
         and "a.fil: must be a new or simulated file" in done.stderr
         and "Traceback" not in done.stderr
     )
-    assert (tmp_path / "a.fil").read_bytes() == b"precious"
-    assert {path.name for path in tmp_path.iterdir()} == {"a.fil", "config.json"}
+    assert (tmp_path / "a.fil").read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_a_filterbank_that_is_asked_for_must_be_there(tmp_path):

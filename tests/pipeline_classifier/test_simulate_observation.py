@@ -45,6 +45,10 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
         (("--rfi", "heavy"), "none, mild, strong"),
         (("--seed", -1), "--seed"),
         (("--band-limited", 2), "band_limited"),
+        (("--duration-s", 1e12), "bytes, the free space on disk, got 2500000000000000000"),
+        (("--duration-s", 1e300), "the free space on disk"),
+        (("--pulses", 10**12), "pulses must be from 0 to 100000, got 1000000000000"),
+        (("--fch1", 1.53), "look like GHz"),
     ],
 )
 def test_a_wrong_option_ends_in_one_sentence(tmp_path, options, named):

@@ -109,9 +109,13 @@ def test_truth_survives_the_round_trip(tmp_path):
         (text.replace("56.77", "nan"), "dm_pc_cm3 must be a number from 0 to 1e7, got 'nan'"),
         ("", "lacks time_s, dm_pc_cm3, snr, width_ms"),
         (text.replace(",1400,80", ",1400,"), "line 3: centre_mhz and bandwidth_mhz"),
+        (text.replace("56.77", "9" * 200_000), "line 2: must be CSV, got an error: field larger than field limit"),
+        ("\0\n" + text, "lacks time_s|must be CSV"),
     ):
         (tmp_path / "wrong.csv").write_text(wrong)
         with pytest.raises(InputError, match=message):
             read_truth(tmp_path / "wrong.csv")
     with pytest.raises(InputError, match="no such file"):
         read_truth(tmp_path / "absent.csv")
+    (tmp_path / "windows.csv").write_text("\ufeff" + text.replace("\n", "\r\n"), newline="")
+    assert read_truth(tmp_path / "windows.csv") == pulses
