@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -98,6 +98,12 @@ class SearchOptions:
             changes["output_dir"] = str(Path(output_dir).absolute())
         return load_pipeline_config(self.config or DEFAULT_CONFIG, changes)
 
+    def files_read(self, config: PipelineConfig) -> list[Path]:
+        """Return the files that a search with the loaded config reads, except the observation."""
+        transientx = config.path_to_a_transientx_config
+        paths = [self.config or DEFAULT_CONFIG, config.model_path, config.candidate_classifier_path]
+        return [path for path in paths if path] + ([config.resolve(transientx)] if transientx else [])
+
 
 @dataclass(frozen=True)
 class OutputOptions:
@@ -142,6 +148,10 @@ class OutputOptions:
         if args.saliency and args.no_plots:
             raise InputError("only one of --saliency and --no-plots may be given, got both")
         return cls(not args.no_plots, args.report, args.saliency)
+
+    def names(self) -> list[str]:
+        """Return the names of the outputs that are asked for."""
+        return [name for name, asked in asdict(self).items() if asked]
 
 
 def check_distinct(paths: Sequence[str | Path]) -> None:

@@ -19,7 +19,8 @@ A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM),
 images, or uint8 images as in a training set (row 0 = highest DM), which are used unchanged if they are scaled as the
 model expects, and scaled again otherwise.
 
-Written to the output folder; each file is complete or absent:
+Written to the output folder; each file is complete or absent, and replaces that of an earlier search only at the end of
+a search. While a file is searched, its results so far are in unfinished_<name>/:
   predictions_<name>.npy     int32 per page: 1 pulse, 0 artefact, -1 not classified
   probabilities_<name>.npy   float32 per page, of being a pulse; -1 not classified
   candidates_<name>.csv      one row per event: time_s, mjd (top channel), dm_pc_cm3, snr, width_ms, probability, ...
@@ -55,10 +56,13 @@ from pipeline_classifier.frontend.sources import ArrayPages
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report, search_and_write
+from pipeline_classifier.output.run_files import check_names, lock
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder, use_gpu
 
 logger = logging.getLogger(__name__)
+
+MOST_NAMES = 20  # in a message
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -86,7 +90,8 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         raise InputError(f"{'--joined' if args.joined else '--resume'} must be used with --filterbank")
     if args.joined and args.resume:
         raise InputError("only one of --joined and --resume may be given, got both")
-    config = SearchOptions.of(args).load_config()
+    options = SearchOptions.of(args)
+    config = options.load_config()
     if ring:
         result = search_ring(config)
         print(report(result))
@@ -95,14 +100,17 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     if (args.joined or args.pages is not None) and part.rank > 0:
         logger.info("share %d of %d: nothing, as share 1 searches the one observation", part.rank + 1, part.n)
         return []
+    inputs = options.files_read(config)
     if args.pages is not None:
-        result = search_one(ArrayPages(args.pages, config.trial_dms()), config, output)
+        source = ArrayPages(args.pages, config.trial_dms())
+        result = search_one(source, config, output, [Path(args.pages), *inputs])
     else:
         config.warn_of_unused_settings()
         files = many_files.expand(args.filterbank) or [config.filterbank_path]
         if not args.joined and (len(files) > 1 or part.n > 1 or args.resume):
-            return search_many(files, part, config, output, args.resume)
-        result = search_one(FilterbankPages(files if args.joined else files[0], config.front_end()), config, output)
+            return search_many(files, part, config, output, inputs, args.resume)
+        observation = FilterbankPages(files if args.joined else files[0], config.front_end())
+        result = search_one(observation, config, output, [*files, *inputs])
     print(report(result))
     return result
 
@@ -115,8 +123,12 @@ def search_ring(config: PipelineConfig) -> SearchResult:
         return live_search(ring, classifiers, config)
 
 
-def search_one(source: FilterbankPages | ArrayPages, config: PipelineConfig, output: OutputOptions) -> SearchResult:
-    """Search one observation or batch."""
+def search_one(
+    source: FilterbankPages | ArrayPages, config: PipelineConfig, output: OutputOptions, inputs: Sequence[Path]
+) -> SearchResult:
+    """Search one observation or batch; ``inputs`` are its files and the others that the run reads."""
+    suffixes = [layer.suffix for layer in source.layers]
+    check_names({source.name: inputs[0]}, suffixes, inputs, config.output_path)
     make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
     if isinstance(source, ArrayPages):
@@ -126,7 +138,12 @@ def search_one(source: FilterbankPages | ArrayPages, config: PipelineConfig, out
 
 
 def search_many(
-    files: Sequence[Path], part: Part, config: PipelineConfig, output: OutputOptions, resume: bool
+    files: Sequence[Path],
+    part: Part,
+    config: PipelineConfig,
+    output: OutputOptions,
+    inputs: Sequence[Path],
+    resume: bool,
 ) -> list[SearchResult]:
     """Search this process's part of the files, one after the other, and join the catalogue."""
     mine, settings = part.of(files), config.front_end()
@@ -134,30 +151,44 @@ def search_many(
         logger.info("share %d of %d: %d of %d files", part.rank + 1, part.n, len(mine), len(files))
     for path in mine:
         open_observation(path, settings.ifs)  # an error in any file is reported before the first is searched
+    suffixes = [layer.suffix for layer in FilterbankPages(mine[0], settings).layers] if mine else []
+    check_names({path.stem: path for path in files}, suffixes, [*files, *inputs], config.output_path)
     folder = make_output_folder(config.output_path, "output_dir")
+    for path in mine:
+        with lock(folder, path.stem):
+            pass  # likewise a file that another process is searching
     use_gpu(part.local_rank)
     classifiers = load_classifiers(config)
     if config.max_false_per_hour is not None:  # likewise a rate that cannot be reached
         for path in mine:
             source = FilterbankPages(path, settings)
             decide(config, classifiers, source.layers)
-    models = [model for model in (config.model_path, config.candidate_classifier_path) if model]
-    how = [config.model_dump(exclude={"threads", "output_dir"}), config.transientx.model_dump(), config.overlap()]
+    how, asked = many_files.settings_fingerprint(config), output.names()
     if config.threads is None:
         config = config.model_copy(update={"threads": max(1, thread_count(None) // part.n_local)})
     results = []
     for number, path in enumerate(mine, start=1):
-        identity = many_files.fingerprint(path, models, how)
-        if resume and many_files.is_done(folder, path, identity):
+        identity = many_files.fingerprint(path, how)
+        if resume and many_files.is_done(folder, path, identity, asked):
             logger.info("%s is finished (%d of %d)", path, number, len(mine))
             continue
         source = FilterbankPages(path, settings)
         decision = decide(config, classifiers, source.layers)
         result = search_and_write(source, classifiers, decision, config, output)
-        many_files.finish(folder, path, identity)
+        many_files.finish(folder, path, identity, result.files, asked)
         results.append(result)
         print(f"{path}: {len(result.events)} events, {result.summary.times_real_time} times real time", flush=True)
-    print(many_files.write_catalogue(folder))
+    remaining = many_files.not_done(folder, files, how)
+    print(many_files.write_catalogue(folder, remaining))
+    if remaining:
+        names = ", ".join(map(str, remaining[:MOST_NAMES])) + (", ..." if len(remaining) > MOST_NAMES else "")
+        logger.warning(
+            "%d of %d files are not searched yet: %s; if no other process is searching them, repeat the command with "
+            "--resume",
+            len(remaining),
+            len(files),
+            names,
+        )
     return results
 
 

@@ -13,7 +13,9 @@ observation, the number of its pulses that were found is printed last. Outputs a
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +25,9 @@ if __name__ == "__main__":
 
     quiet_interrupts()
 
+import numpy as np
+
+from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.search import SearchResult
@@ -30,10 +35,12 @@ from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.recovery import compare, summary
 from pipeline_classifier.formats.sigproc import Filterbank, read_header
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.live.live_search import live_search, missing_pages, open_ring
 from pipeline_classifier.live.replay import sent_through_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report, search_and_write
+from pipeline_classifier.output.run_files import check_names
 from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
 from pipeline_classifier.simulation.observation import (
     EFFELSBERG,
@@ -44,6 +51,7 @@ from pipeline_classifier.simulation.observation import (
     simulate,
     truth_path,
 )
+from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
 
@@ -130,10 +138,34 @@ def simulate_missing(path: Path, options: SimulationOptions) -> None:
     logger.info("simulated %s: %g s, %d pulses, %s interference", path, options.duration_s, len(pulses), options.rfi)
 
 
+def pulses_beside(path: Path, config: PipelineConfig) -> list[Pulse] | None:
+    """Read the truth table beside an observation; None, with a warning where needed, if there is none that fits."""
+    if not truth_path(path).exists():
+        return None
+    try:
+        return known_pulses(path, Filterbank(path, config.ifs).duration_s)
+    except InputError as error:
+        logger.warning("%s; the events are not compared with this table", error)
+        return None
+
+
+def comparison(pulses: Sequence[Pulse], result: SearchResult, grid: PageGrid) -> str:
+    """Describe which pulses were found; those after the end of the part that was searched do not count as missed."""
+    recovery = compare(pulses, result.events, grid)
+    searched_s = np.inf if result.summary.duration_s is None else result.summary.duration_s
+    counted = recovery.found | (np.array([pulse.time_s for pulse in pulses], float) <= searched_s)
+    recovery = replace(recovery, event_of_pulse=recovery.event_of_pulse[counted])
+    lines = summary(list(compress(pulses, counted)), result.events, recovery, searched_s or np.inf)
+    if not counted.all():
+        lines += f"\n{'pulses after the end of the search':>40} {int((~counted).sum())} (not counted)"
+    return lines
+
+
 def run(args: argparse.Namespace) -> SearchResult:
     """Simulate the observation if there is none, search it, and compare with the known pulses."""
     output, simulation = OutputOptions.of(args, ring=args.through_ring), SimulationOptions.of(args)
-    config = SearchOptions.of(args).load_config()
+    options = SearchOptions.of(args)
+    config = options.load_config()
     folder = make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
     path = Path(args.filterbank or config.filterbank_path)
@@ -142,6 +174,7 @@ def run(args: argparse.Namespace) -> SearchResult:
         simulate_missing(path, simulation)
 
     config.warn_of_unused_settings()
+    pulses = pulses_beside(path, config)
     if args.through_ring:
         # The outputs have the name of the file that is sent, and the stream ends with it.
         changes = {"name_of_the_filterbank": path.name, "n_spectra": None, "stop_at_end_of_data": True}
@@ -153,16 +186,15 @@ def run(args: argparse.Namespace) -> SearchResult:
             result, grid = live_search(ring, classifiers, config, ended), ring.grid
     else:
         source = FilterbankPages(path, config.front_end())
+        inputs = [path, *options.files_read(config)]
+        check_names({source.name: path}, [layer.suffix for layer in source.layers], inputs, folder)
         decision = decide(config, classifiers, source.layers)
         result, grid = search_and_write(source, classifiers, decision, config, output), source.grid
     print(report(result))
     if sentence := missing_pages(result.summary):
         raise InputError(f"--through-ring: {sentence}")
-    if truth_path(path).exists():
-        duration_s = Filterbank(path, config.ifs).duration_s
-        pulses = known_pulses(path, duration_s)
-        recovery = compare(pulses, result.events, grid)
-        print(summary(pulses, result.events, recovery, result.summary.duration_s or duration_s))
+    if pulses is not None:
+        print(comparison(pulses, result, grid))
     return result
 
 

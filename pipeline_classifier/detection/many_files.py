@@ -11,12 +11,23 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline_classifier.config import PipelineConfig
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
 logger = logging.getLogger(__name__)
 
 CATALOGUE = "catalogue.csv"
+WITHOUT_EFFECT = {
+    "path_to_filterbanks", "name_of_the_filterbank", "path_to_a_transientx_config", "path_to_models",
+    "candidate_classifier", "output_dir", "threads", "key_input", "key_output", "input_buffer_size",
+    "path_to_pulsarx_singularity_image", "path_to_tensorflow_psrdada_singularity_image", "threads_for_transientx",
+    "use_multiprocessing", "workers_for_pytorch", "max_latency_s", "idle_timeout_s", "stop_at_end_of_data",
+    "make_rings_with",
+}  # fmt: skip
+"""Keys of the config that do not change the results of a file; the contents of models and TransientX file count."""
+HEADER_BYTES, BLOCK_BYTES, BLOCKS = 1 << 16, 1 << 12, 32
+"""What of an observation is compared: 192 KiB of any file, so that thousands of files take seconds."""
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -44,27 +55,44 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def fingerprint(path: Path, models: Sequence[Path], settings: object) -> dict[str, object]:
-    """Identify a search: name, size and time of the file, and a hash of settings and models.
+def settings_fingerprint(config: PipelineConfig) -> str:
+    """Hash all that the results depend on, except the observation.
 
-    Parameters
-    ----------
-    path : Path
-        The observation.
-    models : sequence of Path
-        Checkpoints; their sizes and times are part of the hash.
-    settings : object
-        Settings of the search, as JSON can represent them.
+    These are the values of the config, the content of the TransientX file and of the checkpoints; not where these files
+    are, the number of threads, or what concerns a ring.
     """
+    keys = config.model_dump(exclude=WITHOUT_EFFECT)
+    # Both have an effect already by being set (`PipelineConfig.overlap`, `decide`).
+    keys |= {"page_overlap": config.overlap(), "min_snr is set": "min_snr" in config.model_fields_set}
+    models = [hashlib.sha256(model.read_bytes()).hexdigest() for model in _models(config)]
+    content = json.dumps([keys, config.transientx.model_dump(), models], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _models(config: PipelineConfig) -> list[Path]:
+    return [model for model in (config.model_path, config.candidate_classifier_path) if model]
+
+
+def fingerprint(path: Path, settings: str) -> dict[str, object]:
+    """Identify a search: name, size, time and parts of the content of the observation, and `settings_fingerprint`."""
+    return _identity(path, settings) | {"content": _content(path)}
+
+
+def _identity(path: Path, settings: str) -> dict[str, object]:
     file = path.stat()
-    networks = [(str(model.resolve()), model.stat().st_size, model.stat().st_mtime_ns) for model in models]
-    how = json.dumps([settings, networks], default=str)
-    return {
-        "name": path.name,
-        "size": file.st_size,
-        "mtime_ns": file.st_mtime_ns,
-        "settings": hashlib.sha256(how.encode()).hexdigest(),
-    }
+    return {"name": path.name, "size": file.st_size, "mtime_ns": file.st_mtime_ns, "settings": settings}
+
+
+def _content(path: Path) -> str:
+    """Hash the header and `BLOCKS` blocks spread over a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(HEADER_BYTES))
+        last = max(0, os.fstat(file.fileno()).st_size - BLOCK_BYTES)
+        for number in range(BLOCKS):
+            file.seek(last * number // (BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _record(folder: Path, name: str) -> Path:
@@ -75,32 +103,65 @@ def _candidates(folder: Path, name: str) -> Path:
     return folder / f"candidates_{name}.csv"
 
 
-def is_done(folder: Path, path: Path, identity: dict[str, object]) -> bool:
-    """Return whether the results in ``folder`` are those of the search that `fingerprint` identified."""
+def _found(folder: Path, name: str) -> dict:
+    """Record of a finished search; empty without one, or if one of its outputs is no longer as it was."""
     try:
-        found = json.loads(_record(folder, path.stem).read_text())
-    except (OSError, ValueError):
-        return False
-    return found == identity and _candidates(folder, path.stem).is_file()
+        record = json.loads(_record(folder, name).read_text())
+        sizes = {output: (folder / output).stat().st_size for output in record["outputs"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return record if sizes == record["outputs"] else {}
+
+
+def is_done(folder: Path, path: Path, identity: dict[str, object], asked: Sequence[str] = ()) -> bool:
+    """Return whether the results in ``folder`` are those of a search.
+
+    Parameters
+    ----------
+    folder : Path
+    path : Path
+        The observation.
+    identity : dict
+        As `fingerprint` returns it.
+    asked : sequence of str
+        Outputs that a search can be asked for; those of the earlier one must be among them.
+    """
+    found = _found(folder, path.stem)
+    return identity.items() <= found.items() and set(asked) <= set(found.get("asked", ()))
+
+
+def not_done(folder: Path, files: Sequence[Path], settings: str) -> list[Path]:
+    """Return the files without results of a search with these settings, whatever other process was to search them."""
+    return [path for path in files if not _identity(path, settings).items() <= _found(folder, path.stem).items()]
 
 
 def begin(folder: Path, name: str) -> None:
-    """Mark the results of a search as incomplete; every search that writes results under ``name`` calls this first."""
+    """Mark the results of an observation as incomplete; whatever replaces some of them calls this first."""
     _record(folder, name).unlink(missing_ok=True)
 
 
-def finish(folder: Path, path: Path, identity: dict[str, object]) -> None:
-    """Mark the results of a file as complete."""
+def finish(
+    folder: Path, path: Path, identity: dict[str, object], outputs: Sequence[Path], asked: Sequence[str] = ()
+) -> None:
+    """Mark the results of a file as complete; ``outputs`` are its files in the folder, the others as in `is_done`."""
+    sizes = {output.name: output.stat().st_size for output in outputs}
     with atomic_writer(_record(folder, path.stem)) as file:
-        file.write(json.dumps(identity).encode())
+        file.write(json.dumps(identity | {"asked": list(asked), "outputs": sizes}).encode())
 
 
-def write_catalogue(folder: Path) -> Path:
+def write_catalogue(folder: Path, leave_out: Sequence[Path] = ()) -> Path:
     """Join the candidates of all finished files of a folder into one table, with the observation in the first column.
 
     Every process calls this after its last file; the last one to do so sees the results of all. A lock keeps a slower
     process from replacing a newer table by an older one.
+
+    Parameters
+    ----------
+    folder : Path
+    leave_out : sequence of Path
+        Observations whose results in the folder are those of an earlier search.
     """
+    stale = {path.stem for path in leave_out}
     with open(folder / ".catalogue.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = io.StringIO()
@@ -108,6 +169,8 @@ def write_catalogue(folder: Path) -> Path:
         heading: list[str] = []
         for record in sorted(folder.glob("done_*.json")):
             name = record.stem.removeprefix("done_")
+            if name in stale:
+                continue
             if not _candidates(folder, name).is_file():
                 logger.warning("%s is missing: the observation is not in the catalogue", _candidates(folder, name))
                 continue

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
-from pipeline_classifier.detection.event_merging import merge_duplicates
+from pipeline_classifier.detection.event_merging import EventMerger, merge_duplicates
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
 from pipeline_classifier.detection.workers import map_in_order
 from pipeline_classifier.events import Event
@@ -42,19 +42,19 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a pass over a source found, before events that are one pulse are merged.
+    """What a pass over a source found.
 
     Attributes
     ----------
     layers : list of LayerResult
-    events : list of Event
-        A pulse that is in several pages or layers may be several events.
+    last_events : list of Event
+        Events of the last pages of every layer, before those that are one pulse are merged.
     pages_gated : int
         Pages below ``snr_gate``, which were not shown to the network.
     """
 
     layers: list[LayerResult]
-    events: list[Event]
+    last_events: list[Event]
     pages_gated: int
 
 
@@ -78,7 +78,13 @@ class SearchResult:
         return self.layers[0].probabilities
 
 
-def search(source: Source, classifiers: Classifiers, decision: Decision, threads: int | None = None) -> SearchResult:
+def search(
+    source: Source,
+    classifiers: Classifiers,
+    decision: Decision,
+    threads: int | None = None,
+    progress: Callable[[LayerResult, slice, list[Event]], None] | None = None,
+) -> SearchResult:
     """Classify every page of a source and measure the events, one for each pulse.
 
     Parameters
@@ -89,18 +95,45 @@ def search(source: Source, classifiers: Classifiers, decision: Decision, threads
         As `decide` makes it for this source.
     threads : int, optional
         One per core by default.
+    progress : callable, optional
+        Called after each batch with the result of its layer, the pages of the batch, and the events that no later page
+        can change any more, in order of time.
     """
     began = time.monotonic()
-    found = find_events(source, classifiers, decision, threads)
-    events = merge_duplicates(found.events, source.grid)
+    merger = EventMerger(*(layer.grid for layer in source.layers))
+    events: list[Event] = []
+
+    def merge(result: LayerResult, pages: slice, found: list[Event], until_s: float) -> None:
+        settled = merger.add(found, until_s)
+        events.extend(settled)
+        if progress:
+            progress(result, pages, settled)
+
+    found = find_events(source, classifiers, decision, threads, merge)
+    events += merger.add(found.last_events, np.inf)
     gated = None if classifiers.pages.snr_gate is None else found.pages_gated
     summary = replace(source.summary(), pages_gated=gated, events=len(events))
     summary = complete_summary(source.name, summary, found.layers, decision, began)
     return SearchResult(found.layers, events, summary)
 
 
-def find_events(source: Source, classifiers: Classifiers, decision: Decision, threads: int | None = None) -> Detections:
-    """Classify every page and measure its events; the parameters are those of `search`."""
+def find_events(
+    source: Source,
+    classifiers: Classifiers,
+    decision: Decision,
+    threads: int | None,
+    progress: Callable[[LayerResult, slice, list[Event], float], None],
+) -> Detections:
+    """Classify every page and measure its events.
+
+    Parameters
+    ----------
+    source, classifiers, decision, threads
+        As in `search`.
+    progress : callable
+        Called after each batch with the result of its layer, the pages of the batch, the events found in it, and the
+        time in seconds before which no more events will come from any layer.
+    """
     layers = [
         LayerResult(
             layer,
@@ -110,7 +143,8 @@ def find_events(source: Source, classifiers: Classifiers, decision: Decision, th
         for layer in source.layers
     ]
     finders = [EventFinder(layer, decision, classifiers.candidates) for layer in source.layers]
-    events: list[Event] = []
+    # Pages that overlap may begin after an event of a later run, by less than a page.
+    margins_s = [layer.grid.n_time * layer.grid.tsamp for layer in source.layers]
     pages_gated = 0
 
     def classified(block: Block) -> list[tuple[PageBatch, np.ndarray, int]]:
@@ -121,14 +155,15 @@ def find_events(source: Source, classifiers: Classifiers, decision: Decision, th
         for batches in map_in_order(classified, source.blocks(), threads):
             for batch, probabilities, gated in batches:
                 chosen = slice(batch.first, batch.first + len(batch))
-                layers[batch.layer].predictions[chosen] = decision.classes(probabilities)
-                layers[batch.layer].probabilities[chosen] = probabilities
-                events += finders[batch.layer].add(batch, probabilities)
+                result = layers[batch.layer]
+                result.predictions[chosen] = decision.classes(probabilities)
+                result.probabilities[chosen] = probabilities
+                found = finders[batch.layer].add(batch, probabilities)
+                until_s = min(finder.until_s - margin for finder, margin in zip(finders, margins_s, strict=True))
+                progress(result, chosen, found, until_s)
                 pages_gated += gated
                 bar.update(len(batch))
-    for finder in finders:
-        events += finder.finish()
-    return Detections(layers, events, pages_gated)
+    return Detections(layers, [event for finder in finders for event in finder.finish()], pages_gated)
 
 
 def events_by_threshold(
@@ -153,9 +188,15 @@ def events_by_threshold(
     """
     if decision.event_threshold is not None:
         decision = replace(decision, event_threshold=min(thresholds))
-    found = find_events(source, classifiers, decision, threads)
+    events: list[Event] = []
+
+    def collect(result: LayerResult, pages: slice, found: list[Event], until_s: float) -> None:
+        events.extend(found)
+
+    found = find_events(source, classifiers, decision, threads, collect)
+    events += found.last_events
     return found.layers, {
-        threshold: merge_duplicates([event for event in found.events if event.probability >= threshold], source.grid)
+        threshold: merge_duplicates([event for event in events if event.probability >= threshold], source.grid)
         for threshold in thresholds
     }
 

@@ -26,6 +26,7 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.live.psrdada.client import RingError
 from pipeline_classifier.live.ring_pages import TICK_S, RingPages
 from pipeline_classifier.output.candidate_lists import candidate_lines
+from pipeline_classifier.output.run_files import keep_earlier
 from single_pulse_classifier_training.runtime import atomic_writer
 
 logger = logging.getLogger(__name__)
@@ -155,15 +156,6 @@ class LiveResults:
         self.predictions.close(length)
         self.probabilities.close(length)
         os.close(self._candidates)
-
-
-def keep_earlier(path: Path) -> None:
-    """Rename the file of an earlier run, if there is one: x.npy becomes x.20260131T235959.npy."""
-    if path.exists():
-        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S")
-        kept = path.with_name(f"{path.stem}.{changed}{path.suffix}")
-        os.replace(path, kept)
-        logger.info("%s of an earlier run is now %s", path.name, kept.name)
 
 
 class Monitor:

@@ -2,23 +2,33 @@
 
 import json
 import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
-from pipeline_classifier.detection.search import SearchResult, search
+from pipeline_classifier.detection.search import LayerResult, SearchResult, search
+from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Source
 from pipeline_classifier.options import OutputOptions
-from pipeline_classifier.output.candidate_lists import write_candidates, write_heimdall, write_transientx
+from pipeline_classifier.output.candidate_lists import (
+    candidate_lines,
+    write_candidates,
+    write_heimdall,
+    write_transientx,
+)
 from pipeline_classifier.output.html_report import write_report
 from pipeline_classifier.output.plots import event_picture, plot_event
+from pipeline_classifier.output.run_files import publish, unfinished_folder
 from pipeline_classifier.output.saliency import saliency_of_events
 from single_pulse_classifier_training.runtime import atomic_writer, save_npy
 
@@ -28,16 +38,59 @@ logger = logging.getLogger(__name__)
 def search_and_write(
     source: Source, classifiers: Classifiers, decision: Decision, config: PipelineConfig, options: OutputOptions
 ) -> SearchResult:
-    """Search one source and write the results to the output folder of the config, which must exist."""
-    folder = config.output_path
-    many_files.begin(folder, source.name)
-    result = search(source, classifiers, decision, config.threads)
-    write_lists(result, source, folder, config.n_spectra, options.plots)
-    if options.plots:
-        write_pictures(result, source, folder, classifiers if options.saliency else None)
-    if options.report:
-        result.files.append(write_report(folder, result, source, classifiers, config.model_path.name))
+    """Search one source and write the results to the output folder of the config, which must exist.
+
+    They are made in the folder ``unfinished_<name>``, from which they replace those of an earlier search at the end.
+    """
+    with unfinished_folder(config.output_path, source.name) as folder:
+        with growing_results(folder, source) as add:
+            result = search(source, classifiers, decision, config.threads, add)
+        write_lists(result, source, folder, config.n_spectra, options.plots)
+        if options.plots:
+            write_pictures(result, source, folder, classifiers if options.saliency else None)
+        if options.report:
+            result.files.append(write_report(folder, result, source, classifiers, config.model_path.name))
+        result.files = publish(folder, result.files, config.output_path, source.name)
     return result
+
+
+@contextmanager
+def growing_results(folder: Path, source: Source) -> Iterator[Callable[[LayerResult, slice, list[Event]], None]]:
+    """Keep predictions, probabilities and candidates on disk while a search runs, as far as they are known.
+
+    Yields
+    ------
+    callable
+        Writes the results of some pages of a layer and appends events, as `search` reports them.
+    """
+    files: dict[str, list[BinaryIO]] = {}
+    with ExitStack() as stack:
+        for layer in source.layers:
+            for kind, dtype in (("predictions", np.int32), ("probabilities", np.float32)):
+                path = folder / f"{kind}_{source.name}{layer.suffix}.npy"
+                save_npy(path, np.full(len(layer.starts), NOT_CLASSIFIED, dtype))
+                files.setdefault(layer.suffix, []).append(stack.enter_context(path.open("r+b", buffering=0)))
+        path = folder / f"candidates_{source.name}.csv"
+        write_candidates(path, [])
+        candidates = stack.enter_context(path.open("ab", buffering=0))
+
+        def add(result: LayerResult, pages: slice, events: list[Event]) -> None:
+            results = (result.predictions, result.probabilities)
+            for file, values in zip(files[result.layer.suffix], results, strict=True):
+                file.seek((pages.start - len(values)) * values.itemsize, os.SEEK_END)
+                _write(file, values[pages].tobytes())
+            _write(candidates, candidate_lines(events).encode())
+
+        yield add
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    try:
+        while content:  # a write may be partial
+            content = content[file.write(content) :]
+    except OSError as error:
+        error.filename = file.name  # which the message of run_script needs
+        raise
 
 
 def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: int | None, plots: bool) -> None:

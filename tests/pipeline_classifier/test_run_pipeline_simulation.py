@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import run_pipeline_simulation as script
+from pipeline_classifier.detection.search import LayerResult, SearchResult
 from pipeline_classifier.evaluation.recovery import compare
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank, write_header
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.pages import PageGrid
+from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.settings import FrontEndSettings
-from pipeline_classifier.simulation.observation import read_truth
+from pipeline_classifier.frontend.sources import Layer
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, read_truth, simulate
+from pipeline_classifier.simulation.pulses import Pulse
 from tests.command_line import run_here
 
 SHORT = ("--duration-s", 10, "--pulses", 12, "--seed", 3)
@@ -127,3 +133,26 @@ def test_impossible_options_end_in_one_sentence(tmp_path, option, value):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert option in done.stderr.splitlines()[-1]
     assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_pulses_after_the_end_of_an_interrupted_search_are_not_missed():
+    """Of four pulses, the search came to the third; an event next to its end may be the pulse just behind it."""
+    grid = PageGrid(0.5 * np.arange(256), 256, 1e-4, 59000.0, 1530.0, 1210.0)
+    pulses = [Pulse(time_s, 50.0, 20.0, 1.0) for time_s in (1.0, 2.0, 3.0005, 4.0)]
+    events = [Event(time_s, 59000.0, 50.0, 20.0, 1.0, 1.0, 0, 0, 10) for time_s in (1.0, 2.999)]
+    layer = LayerResult(Layer(grid, np.arange(1)), np.zeros(1, np.int32), np.zeros(1, np.float32))
+    for searched_s, expected in ((3.0, ["2 of 3", "0 (0.00 per minute)", "1 (not counted)"]), (5.0, ["2 of 4"])):
+        result = SearchResult([layer], events, RunSummary(duration_s=searched_s))
+        text = script.comparison(pulses, result, grid)
+        assert all(part in text for part in expected), text
+        assert ("not counted" in text) == (searched_s == 3.0)
+    nothing = script.comparison(pulses, SearchResult([layer], [], RunSummary(duration_s=0.0)), grid)
+    assert "0 of 0" in nothing and "4 (not counted)" in nothing
+
+
+def test_a_truth_table_that_does_not_fit_costs_only_the_comparison(tmp_path):
+    simulate(tmp_path / "a.fil", replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=4.096e-4), 2048, [], Rfi(), seed=1)
+    (tmp_path / "a_truth.csv").write_text("arrival,flux\n0.1,3\n")
+    done = dry_run("--filterbank", tmp_path / "a.fil", "--output-dir", tmp_path / "out")
+    assert done.returncode == 0 and "pulses found" not in done.stdout
+    assert (tmp_path / "out" / "summary_a.json").exists()

@@ -3,24 +3,28 @@
 import csv
 import fcntl
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline_classifier import run_inference
-from pipeline_classifier.config import DEFAULT_CONFIG
+from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
 from pipeline_classifier.detection import many_files
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.cli import InputError
+from tests.command_line import run_here
 
 SCRIPT = Path(__file__).resolve().parents[3] / "pipeline_classifier" / "run_inference.py"
 HEADER = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=4.096e-4)
@@ -37,13 +41,9 @@ def observations(tmp_path_factory) -> Path:
     return folder
 
 
-def run(*words: object, **variables: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)
-
-
 def search(*options: object, **variables: str) -> subprocess.CompletedProcess:
-    return run(sys.executable, SCRIPT, *options, "--no-plots", **variables)
+    with mock.patch.dict(os.environ, variables):
+        return run_here(run_inference, *options, "--no-plots")
 
 
 def catalogue(folder: Path) -> list[tuple[str, int]]:
@@ -58,7 +58,9 @@ EVENTS = [("a", 1), ("b", 2), ("c", 3)]
 def test_two_processes_of_torchrun_share_the_files(observations, tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     options = ("--filterbank", observations / "*.fil", "--output-dir", tmp_path, "--no-plots")
-    done = run(*launcher, SCRIPT, *options)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = list(map(str, (*launcher, SCRIPT, *options)))
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert catalogue(tmp_path) == EVENTS
     assert len([line for line in done.stdout.splitlines() if "times real time" in line]) == 3
@@ -204,28 +206,125 @@ def test_a_search_that_fails_half_way_is_not_finished(short, searched, monkeypat
     assert resume(short) == THE_PULSE and searched == ["short"] * 3
 
 
-@pytest.mark.parametrize("change", ["time", "size", "settings", "cut off", "results gone"])
-def test_what_has_changed_is_searched_again(observations, tmp_path, change):
-    path = tmp_path / "a.fil"
-    shutil.copy(observations / "a.fil", path)
-    model, settings = observations / "b.fil", ["x"]
-    identity = many_files.fingerprint(path, [model], settings)
-    many_files.begin(tmp_path, path.stem)
-    assert not many_files.is_done(tmp_path, path, identity)
-    leave_results(tmp_path, "a")
-    many_files.finish(tmp_path, path, identity)
-    assert many_files.is_done(tmp_path, path, many_files.fingerprint(path, [model], settings))
-    if change == "time":
-        os.utime(path, ns=(0, 0))
-    elif change == "size":
-        path.write_bytes(path.read_bytes()[:-1])
-    elif change == "settings":
-        settings = ["y"]
-    elif change == "results gone":
-        (tmp_path / "candidates_a.csv").unlink()
-    else:
-        (tmp_path / "done_a.json").write_text(json.dumps(identity)[:-5])
-    assert not many_files.is_done(tmp_path, path, many_files.fingerprint(path, [model], settings))
+def test_outputs_that_are_missing_or_newly_asked_for_are_made(short, searched):
+    """Pictures and the report come with a search; afterwards nothing is left to do, also without asking for them."""
+    out, count = short.parent / "out", 0
+    for change, options in [
+        (None, ()),
+        (None, ("--plots",)),
+        ("event_short_0001.png", ("--plots",)),
+        ("predictions_short.npy", ()),
+        (None, ("--plots", "--report")),
+        ("report_short.html", ("--plots", "--report")),
+    ]:
+        if change:
+            (out / change).unlink()
+        words = ["-c", str(short), "--filterbank", "--resume", *(option for option in options if option != "--plots")]
+        run_inference.run(run_inference.get_parser().parse_args(words + ["--no-plots"] * ("--plots" not in options)))
+        count += 1
+        assert searched == ["short"] * count and (not change or (out / change).exists()), (change, options)
+        assert ("--plots" in options) == (out / "event_short_0001.png").exists()
+    assert resume(short) == THE_PULSE and len(searched) == count
+    (short.parent / "out" / "candidates_short.cands").write_text("another length")
+    assert resume(short) == THE_PULSE and len(searched) == count + 1
+
+
+@pytest.fixture
+def finished(tmp_path) -> Callable[..., bool]:
+    """A finished search of an observation; whether it still counts as one. Its contents are not read."""
+    content = np.random.default_rng(0).bytes(1 << 20)
+    files = {"a.fil": content, "page.pth": b"page", "candidate.pth": b"candidate", "predictions_a.npy": b"numbers"}
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text)
+    (tmp_path / "transientx.json").write_text("{}")
+    keys = {"path_to_models": ".", "name_of_the_model": "page.pth", "candidate_classifier": "candidate.pth"}
+    (tmp_path / "config.json").write_text(json.dumps(keys | {"path_to_a_transientx_config": "transientx.json"}))
+
+    def identity(folder: Path) -> dict[str, object]:
+        settings = many_files.settings_fingerprint(load_pipeline_config(folder / "config.json"))
+        return many_files.fingerprint(tmp_path / "a.fil", settings)
+
+    def is_done(folder: Path = tmp_path, asked: tuple[str, ...] = ("plots",)) -> bool:
+        return many_files.is_done(tmp_path, tmp_path / "a.fil", identity(folder), asked)
+
+    many_files.finish(tmp_path, tmp_path / "a.fil", identity(tmp_path), [tmp_path / "predictions_a.npy"], ["plots"])
+    assert is_done()
+    return is_done
+
+
+def change_bytes(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change the content of a file, but not its time."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(change(path.read_bytes()))
+    os.utime(path, ns=(before, before))
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("a.fil", lambda content: content[:-1]),
+        ("a.fil", lambda content: content[:1000] + content[1000:][::-1]),
+        ("a.fil", lambda content: b"h" + content[1:]),
+        ("a.fil", lambda content: content[:-1] + b"x"),
+        ("page.pth", bytes.upper),
+        ("candidate.pth", bytes.upper),
+        ("transientx.json", lambda _: b'{"rfi": {"zaplist": [[1300, 1310]]}}'),
+        ("config.json", lambda content: content.replace(b"{", b'{"min_snr": 6.25, ')),
+        ("config.json", lambda content: content.replace(b"{", b'{"page_overlap": 0.5, ')),
+        ("config.json", lambda content: content.replace(b'"candidate.pth"', b"null")),
+        ("predictions_a.npy", lambda content: content[:-1]),
+        ("done_a.json", lambda content: content[:-5]),
+        ("done_a.json", lambda _: b"[]"),
+    ],
+)
+def test_what_has_changed_is_searched_again(finished, tmp_path, name, change):
+    """Also if size and time are those of before; `min_snr` counts even if the value is that of the default."""
+    change_bytes(tmp_path / name, change)
+    assert not finished()
+
+
+def test_another_time_and_other_outputs_are_searched_again(finished, tmp_path):
+    assert finished(asked=()) and not finished(asked=("plots", "report"))
+    os.utime(tmp_path / "a.fil", ns=(0, 0))
+    assert not finished()
+
+
+def test_config_and_models_in_another_folder_change_nothing(finished, tmp_path):
+    (tmp_path / "other" / "models").mkdir(parents=True)
+    for name in ("page.pth", "candidate.pth", "transientx.json", "config.json"):
+        (tmp_path / name).rename(tmp_path / "other" / ("models/" if name.endswith("pth") else "") / name)
+    change = {"path_to_models": "models", "candidate_classifier": "models/candidate.pth", "threads": 1}
+    set_keys(tmp_path / "other" / "config.json", **change)
+    os.utime(tmp_path / "other" / "models" / "page.pth", ns=(0, 0))
+    assert finished(tmp_path / "other")
+
+
+def test_the_end_names_the_files_that_no_process_has_searched(observations, tmp_path, caplog):
+    """Two of three tasks of a step never ran; what an earlier search left of their files is not in the catalogue."""
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3"}
+    options = ("--filterbank", *(observations / f"{name}.fil" for name in NAMES), "--output-dir", tmp_path / "out")
+    (tmp_path / "config.json").write_text('{"min_snr": 5}')
+    for task in range(2):
+        assert search(*options, "-c", tmp_path / "config.json", **step, SLURM_PROCID=str(task)).returncode == 0
+    assert catalogue(tmp_path / "out") == EVENTS[:2]
+    with caplog.at_level(logging.INFO):
+        assert search(*options, **step, SLURM_PROCID="0").returncode == 0
+    assert "share 1 of 3: 1 of 3 files" in caplog.messages
+    last = caplog.messages[-1]
+    assert f"2 of 3 files are not searched yet: {observations / 'b.fil'}, {observations / 'c.fil'};" in last
+    assert catalogue(tmp_path / "out") == EVENTS[:1]
+
+
+def test_one_process_searches_what_cannot_be_divided(observations, tmp_path, caplog):
+    array = {f"SLURM_ARRAY_TASK_{name}": value for name, value in (("ID", "1"), ("COUNT", "2"), ("MAX", "1"))}
+    files = (observations / "a.fil", "--joined")
+    for options in (("--filterbank", *files), ("--pages", "x.npy")):
+        with caplog.at_level(logging.INFO):
+            assert search(*options, "--output-dir", tmp_path / "out", **array).returncode == 0
+        assert caplog.messages[-1] == "share 2 of 2: nothing, as share 1 searches the one observation"
+    assert not (tmp_path / "out").exists()
+    done = search("--filterbank", *files, "--output-dir", tmp_path / "out", **(array | {"SLURM_ARRAY_TASK_ID": "x"}))
+    assert done.returncode == 2 and "SLURM_ARRAY_TASK_ID: must be a whole number, got 'x'" in done.stderr
 
 
 WRITER = """
@@ -237,6 +336,7 @@ flock = fcntl.flock
 
 def flock_with_notice(file, operation):
     print("waits for the lock", flush=True)
+    fcntl.flock = flock  # other files are locked later
     flock(file, operation)
 
 fcntl.flock = flock_with_notice
@@ -248,7 +348,7 @@ print("written", flush=True)
 def leave_results(folder: Path, name: str) -> None:
     """Leave the results of a finished search of one event."""
     (folder / f"candidates_{name}.csv").write_text(f"time_s\n{dict(EVENTS)[name]}\n")
-    many_files.finish(folder, Path(f"{name}.fil"), {})
+    many_files.finish(folder, Path(f"{name}.fil"), {}, [])
 
 
 def test_a_slow_writer_does_not_replace_a_newer_catalogue(tmp_path, start):

@@ -1,0 +1,250 @@
+"""Files of a search: whole or absent, replaced as a whole, and never those of another observation."""
+
+import csv
+import json
+import re
+import resource
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_classifier import run_inference, run_pipeline_simulation
+from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.detection.classifiers import load_classifiers
+from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.detection.search import events_by_threshold, search
+from pipeline_classifier.events import Event
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.output import run_files
+from pipeline_classifier.output.run_files import check_names, outputs_in, publish
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
+from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.cli import InputError
+from tests.command_line import run_here
+
+HEADER = replace(EFFELSBERG, nchans=64, foff=-5.0, tsamp=4.096e-4)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Path:
+    """4 s with pulses at 0.5 s and 3.5 s."""
+    path = tmp_path_factory.mktemp("observation") / "obs.fil"
+    pulses = [Pulse(0.5, 56.77, 40.0, 2.0), Pulse(3.5, 30.0, 40.0, 2.0)]
+    simulate(path, HEADER, round(4 / HEADER.tsamp), pulses, Rfi(), seed=1)
+    return path
+
+
+@pytest.fixture
+def observation(simulated, tmp_path) -> Path:
+    """A copy of the observation, beside a config that searches it in blocks of 0.84 s."""
+    shutil.copy(simulated, tmp_path / "obs.fil")
+    (tmp_path / "config.json").write_text('{"block_samples": 2048, "threads": 1}')
+    return tmp_path / "obs.fil"
+
+
+def run(observation: Path, *options: object):
+    config, out = observation.with_name("config.json"), observation.with_name("out")
+    return run_here(run_inference, "-c", config, "--output-dir", out, "--filterbank", observation, *options)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def rows(path: Path) -> list[float]:
+    with open(path, newline="") as file:
+        return [float(row["time_s"]) for row in csv.DictReader(file)]
+
+
+RESULTS = {
+    *(f"{kind}_obs.npy" for kind in ("predictions", "probabilities")),
+    *(f"candidates_obs.{suffix}" for suffix in ("csv", "cands")),
+    "heimdall_obs.csv",
+    "summary_obs.json",
+}
+
+
+def test_results_of_a_search_that_fails_are_on_disk_as_far_as_it_came(observation, monkeypatch):
+    """What is known at the third of five blocks; the results of the search before are as they were."""
+    assert run(observation, "--no-plots").returncode == 0
+    out, unfinished = observation.with_name("out"), observation.with_name("out") / "unfinished_obs"
+    before = {name: (out / name).read_bytes() for name in RESULTS}
+    assert names(out) == RESULTS and len(rows(out / "candidates_obs.csv")) == 2
+    pages = FilterbankPages.pages
+
+    def failing_pages(self, block):
+        if block.start >= 4 * 2048:
+            raise OSError(5, "Input/output error", "obs.fil")
+        return pages(self, block)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FilterbankPages, "pages", failing_pages)
+        failed = run(observation, "--no-plots")
+    assert failed.returncode == 2 and failed.stderr.splitlines()[-1].endswith("obs.fil: Input/output error")
+    assert names(out) == RESULTS | {"unfinished_obs"}
+    assert before == {name: (out / name).read_bytes() for name in RESULTS}
+    whole = np.load(out / "predictions_obs.npy")
+    known = np.load(unfinished / "predictions_obs.npy")
+    assert known.dtype == np.int32 and known.tolist() == [*whole[:32], *[-1] * (len(whole) - 32)]
+    probabilities = np.load(unfinished / "probabilities_obs.npy")
+    assert probabilities.dtype == np.float32 and (probabilities[:32] >= 0).all() and (probabilities[32:] == -1).all()
+    [early] = rows(unfinished / "candidates_obs.csv")
+    assert early == pytest.approx(0.5, abs=5e-3)
+
+    assert run(observation, "--no-plots").returncode == 0
+    assert names(out) == RESULTS
+
+
+@contextmanager
+def largest_file(size: int):
+    """Files cannot grow beyond ``size`` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 200, 16384], ids=["at once", "in the lists", "in the pictures"])
+def test_a_full_disk_leaves_the_results_of_the_search_before(observation, size):
+    assert run(observation, "--no-plots", "--resume").returncode == 0
+    out = observation.with_name("out")
+    before = {name: (out / name).read_bytes() for name in names(out) if name != ".catalogue.lock"}
+    with largest_file(size):
+        failed = run(observation, "--resume")
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "obs" in failed.stderr, failed.stderr
+    assert before == {name: (out / name).read_bytes() for name in before}
+    assert run(observation, "--resume").returncode == 0
+    pictures = {"event_obs_0001.png", "event_obs_0002.png"}
+    assert names(out) == RESULTS | pictures | {"done_obs.json", "catalogue.csv", ".catalogue.lock"}
+
+
+def test_everything_of_an_earlier_search_and_nothing_else_is_replaced(observation):
+    out = observation.with_name("out")
+    out.mkdir()
+    mine = {"event_obs_0004.png", "event_obs_12345.png", "predictions_obs_x4.npy", "probabilities_obs_dms1_x4.npy"}
+    mine |= {"report_obs.html", "done_obs.json"}
+    others = {
+        *("candidates_obs_2.csv", "event_obs_2_0001.png", "predictions_obs_2.npy", "summary_obs_2.json"),
+        *("candidates_obs_x8.csv", "predictions_obs_x8.npy", "probabilities_obs_x8.npy", "done_obs_x8.json"),
+        *("my_obs.png", "event_obs_1.png", "report_obs.html.txt", "candidates_obs.notes.csv", "obs_truth.csv"),
+        *("event_my_obs_0001.png", "candidates_my_obs.csv"),
+    }
+    for name in mine | others | {".candidates_obs.csv.123.tmp"}:
+        (out / name).write_text(name)
+    done = run(observation, "--no-plots")
+    assert done.returncode == 0, done.stderr
+    assert names(out) - {".candidates_obs.csv.123.tmp"} == RESULTS | others
+    assert all((out / name).read_text() == name for name in others)
+
+
+def test_results_of_a_live_search_are_renamed(tmp_path):
+    (tmp_path / "unfinished_obs").mkdir()
+    for name in ("status_obs.json", "predictions_obs.npy"):
+        (tmp_path / name).write_text("live")
+    (tmp_path / "unfinished_obs" / "predictions_obs.npy").write_text("new")
+    publish(tmp_path / "unfinished_obs", [tmp_path / "unfinished_obs" / "predictions_obs.npy"], tmp_path, "obs")
+    kept, new, status = sorted(names(tmp_path))
+    assert new == "predictions_obs.npy" and (tmp_path / new).read_text() == "new"
+    assert re.fullmatch(r"predictions_obs\.\d{8}T\d{6}\.npy", kept) and (tmp_path / kept).read_text() == "live"
+    assert re.fullmatch(r"status_obs\.\d{8}T\d{6}\.json", status)
+
+
+def checked(folder: Path, *files: str, suffixes=("", "_x4"), inputs=()) -> None:
+    paths = [Path(file) for file in files]
+    check_names({path.stem: path for path in paths}, suffixes, [*paths, *inputs], folder)
+
+
+def test_outputs_with_the_same_names_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(
+        InputError, match="obs_x4.fil: must be searched in a run with another --output-dir than obs.fil"
+    ):
+        checked(tmp_path, "obs.fil", "obs_x4.fil")
+    checked(tmp_path, "obs.fil", "obs_x4.fil", suffixes=[""])
+    checked(tmp_path, "obs.fil", "obs_x8.fil", "obs_2.fil", "Obs.fil")
+    monkeypatch.setattr(run_files, "_ignores_case", lambda folder: True)
+    with pytest.raises(InputError, match="Obs.fil: must be searched in a run with another --output-dir than obs.fil"):
+        checked(tmp_path, "obs.fil", "Obs.fil")
+
+
+def test_outputs_that_would_replace_those_of_another_observation_are_refused(tmp_path):
+    """Of two names, one is that of a layer of the other."""
+    (tmp_path / "candidates_obs_x4.csv").touch()
+    with pytest.raises(InputError, match=r"obs.fil: .* it would replace predictions_obs_x4.npy of another observation"):
+        checked(tmp_path, "obs.fil")
+    checked(tmp_path, "obs_x4.fil")
+    checked(tmp_path, "obs.fil", suffixes=[""])
+    (tmp_path / "candidates_obs_x4.csv").rename(tmp_path / "candidates_obs.csv")
+    checked(tmp_path, "obs_x4.fil")
+    (tmp_path / "predictions_obs_x4.npy").touch()
+    with pytest.raises(InputError, match=r"obs_x4.fil: .* predictions_obs_x4.npy of another observation"):
+        checked(tmp_path, "obs_x4.fil")
+    assert names(tmp_path) == {path.name for path in outputs_in(tmp_path, "obs")} and not outputs_in(tmp_path, "obs_x4")
+
+
+def test_outputs_that_would_replace_an_input_are_refused(observation):
+    """A config, and an observation that is told by its content, not by its name."""
+    folder = observation.parent
+    (folder / "config.json").rename(folder / "summary_obs.json")
+    for files, named in (
+        (("--filterbank", observation, "-c", folder / "summary_obs.json"), "would replace .*summary_obs.json"),
+        (("--filterbank", observation, folder / "candidates_obs.csv"), "would replace .*candidates_obs.csv"),
+    ):
+        shutil.copy(observation, folder / "candidates_obs.csv")
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        done = run_here(run_inference, *files, "--output-dir", folder)
+        assert done.returncode == 2 and re.search(named, done.stderr), done.stderr
+        assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+        (folder / "candidates_obs.csv").unlink()
+    done = run_here(
+        run_pipeline_simulation, "--filterbank", observation, "-c", folder / "summary_obs.json", "--output-dir", folder
+    )
+    assert done.returncode == 2 and "would replace" in done.stderr
+
+
+SEARCHER = """
+import sys
+from pathlib import Path
+from pipeline_classifier.output.run_files import unfinished_folder
+
+with unfinished_folder(Path(sys.argv[1]), "obs") as folder:
+    (folder / "predictions_obs.npy").touch()
+    print("searches", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_two_searches_at_once_are_refused_until_the_first_is_killed(observation, start, options):
+    out = observation.with_name("out")
+    out.mkdir()
+    first = start(SEARCHER, out)
+    assert first.says() == "searches"
+    second = run(observation, "--no-plots", *options)
+    assert second.returncode == 2 and second.stderr.endswith(
+        f"{out}: obs must be searched by one process at a time, got another one that is searching it\n"
+    )
+    assert names(out) == {".obs.lock", "unfinished_obs"}, "the folder of the first one is untouched"
+    first.kill()
+    assert run(observation, "--no-plots", *options).returncode == 0
+    assert names(out) >= RESULTS and not names(out) & {".obs.lock", "unfinished_obs"}
+
+
+def test_events_merged_as_pages_arrive_are_those_merged_at_the_end(observation):
+    """Bit for bit, with two time resolutions, two stacks of trial DMs and pages that overlap."""
+    keys = {"block_samples": 2048, "time_downsample": [1, 2], "ndm": 300, "page_overlap": 0.5, "min_snr": 5.0}
+    observation.with_name("config.json").write_text(json.dumps(keys))
+    config = load_pipeline_config(observation.with_name("config.json"))
+    source, classifiers = FilterbankPages(observation, config.front_end()), load_classifiers(config)
+    decision = replace(decide(config, classifiers, source.layers), event_threshold=0.02)
+    settled: list[Event] = []
+    result = search(source, classifiers, decision, progress=lambda _, __, events: settled.extend(events))
+    _, at_once = events_by_threshold(source, classifiers, decision, [0.02])
+    assert result.events == at_once[0.02] and len(result.events) >= 2
+    assert settled and settled == result.events[: len(settled)]
