@@ -38,7 +38,8 @@ from tqdm import tqdm
 
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
-from single_pulse_classifier_training.config import read_json
+from single_pulse_classifier_training.config import ConfigFile, Name, check_config, read_json
+from single_pulse_classifier_training.input_files import check_is_file, open_npy
 from single_pulse_classifier_training.keras_h5 import find_network, open_keras, read_state_dict
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder, set_seed
 from single_pulse_classifier_training.training_models import RESOLUTIONS, build_model, models_htable
@@ -62,6 +63,18 @@ class Reference:
     pages: str
     outputs: str
     tolerance: float
+
+
+class KerasModelFile(ConfigFile, extra="ignore"):
+    """The keys of a config of the TensorFlow pipeline that name the Keras model."""
+
+    path_to_models: Name
+    name_of_the_model: Name
+
+    @property
+    def path(self) -> Path:
+        """The Keras model."""
+        return self.resolve(self.path_to_models) / self.name_of_the_model
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -247,12 +260,9 @@ def verify(checkpoint: Checkpoint, reference: Reference) -> str:
 
 
 def _load_array(path: str) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} must be a .npy array of numbers, got an error: {error}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif":
-        raise InputError(f"{path} must be a .npy array of numbers")
+    array = open_npy(path, "--verify")
+    if array.dtype.kind not in "uif":
+        raise InputError(f"--verify: {path} must hold numbers, got {array.dtype}")
     return array
 
 
@@ -338,10 +348,8 @@ def migrate_config(path: Path, output: str | None, resolution: int | None, overw
     config_target = Path(output) if output else path.with_name(f"{path.stem}_pytorch.json")
     targets, added = [config_target], {}
     if has_keras_model:
-        models = old.get("path_to_models")
-        source = path.absolute().parent / Path(models if isinstance(models, str) else "").expanduser() / model
-        if not isinstance(models, str) or not source.is_file():
-            raise InputError(f"{path}: path_to_models {models!r} and name_of_the_model {model!r}: no file {source}")
+        source = check_config(path, old, KerasModelFile).path
+        check_is_file(source, f"{path}: the Keras model")
         targets.insert(0, source.with_suffix(".pth"))
         checkpoint, lines = convert(source, resolution)
         added = {"model_name": checkpoint.model_name, "resolution": checkpoint.resolution}

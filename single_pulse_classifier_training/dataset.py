@@ -3,13 +3,13 @@
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.input_files import open_npy
 
 
 class DMTimeImages(Dataset):
@@ -158,20 +158,12 @@ def build_loader(
     )
 
 
-def _load_array(path: Path, key: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    if not path.is_file():
-        raise InputError(f"{key}: the file {path} does not exist")
-    try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError):
-        array = None
-    if not isinstance(array, np.ndarray) or array.ndim == 0:
-        raise InputError(f"{key}: {path} must be a .npy file of numbers or strings")
-    return array
+def _load_array(path: Path, key: str) -> np.ndarray:
+    return np.atleast_1d(np.array(open_npy(path, key)).squeeze())
 
 
 def _open_images(path: Path, resolution: int) -> np.ndarray:
-    images = _load_array(path, "files_by_resolution", mmap_mode="r")
+    images = open_npy(path, "files_by_resolution")
     shape = images.shape
     is_image_set = images.ndim == 3 or images.ndim == 4 and 1 in (shape[1], shape[3])
     if images.dtype != np.uint8 or not is_image_set:
@@ -203,7 +195,7 @@ def load_labels(paths: Sequence[Path]) -> np.ndarray:
 
 
 def _labels_of(path: Path) -> np.ndarray:
-    labels = np.atleast_1d(_load_array(path, "labels").squeeze())
+    labels = _load_array(path, "labels")
     if labels.ndim != 1 or labels.dtype.kind not in "USiub":
         raise InputError(f"labels: {path} must hold strings or integers (N,), got {labels.dtype} {labels.shape}")
     if labels.dtype.kind in "US":
@@ -235,7 +227,7 @@ def load_snr(paths: Sequence[Path], n_images: int) -> np.ndarray:
 
 
 def _one_per_image(paths: Sequence[Path], key: str, n_images: int, kinds: str, valid: str) -> np.ndarray:
-    parts = [np.atleast_1d(_load_array(Path(path), key).squeeze()) for path in paths]
+    parts = [_load_array(Path(path), key) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if part.ndim != 1 or part.dtype.kind not in kinds:
             raise InputError(f"{key}: {path} must hold {valid} (N,), got {part.dtype} {part.shape}")

@@ -44,6 +44,7 @@ from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import DMTimeImages, build_loader, ordered_batches
 from single_pulse_classifier_training.evaluation import Predictions, measure, read_predictions, write_predictions
+from single_pulse_classifier_training.input_files import open_npy
 from single_pulse_classifier_training.plots import plot_evaluation
 from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device, make_output_folder
 from single_pulse_classifier_training.split import NATIVE_RESOLUTION, load_splits
@@ -132,12 +133,7 @@ def warn_of_differences(checkpoint: Checkpoint, config: TrainingConfig) -> None:
 
 def open_pulse_free(paths: list[str], resolution: int) -> DMTimeImages:
     """Open images without a pulse, memory-mapped."""
-    n_images = 0
-    for path in paths:
-        try:
-            n_images += len(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (ValueError, EOFError, TypeError):
-            raise InputError(f"--pulse-free {path} must be a .npy file of images") from None
+    n_images = sum(len(np.atleast_1d(open_npy(path, "--pulse-free"))) for path in paths)
     if not n_images:
         raise InputError(f"--pulse-free {', '.join(paths)} must hold at least one image, got none")
     return DMTimeImages(paths, np.zeros(n_images, np.int64), resolution)

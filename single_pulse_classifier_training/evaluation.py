@@ -18,6 +18,7 @@ from single_pulse_classifier_training.calibration import (
     pulse_probability,
 )
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.input_files import NOT_NPY, check_archive, check_is_file
 from single_pulse_classifier_training.metrics import average_precision, confusion_counts, recall_by, roc_auc
 from single_pulse_classifier_training.runtime import atomic_writer
 
@@ -102,13 +103,31 @@ def read_predictions(path: Path) -> Predictions:
     InputError
         If the file is damaged or has other content.
     """
+    check_is_file(path, "--predictions")
+    if zipfile.is_zipfile(path):
+        check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             content = {entry.name: archive[entry.name] for entry in fields(Predictions) if entry.name != "split"}
             content["split"] = archive["split" if "split" in archive else "side"]  # "side" in files of earlier versions
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        predictions = Predictions(**{key: value if value.ndim else value.item() for key, value in content.items()})
+        _check_shapes(predictions)
+    except (*NOT_NPY, LookupError, AttributeError, zipfile.BadZipFile):
         raise InputError(f"--predictions {path} must be a predictions file written by evaluate.py") from None
-    return Predictions(**{key: value if value.ndim else value.item() for key, value in content.items()})
+    return predictions
+
+
+def _check_shapes(p: Predictions) -> None:
+    """Raise ValueError, or another error of ``NOT_NPY``, unless the values can be those of a predictions file."""
+    for labels, logits in ((p.labels, p.logits), (p.validation_labels, p.validation_logits)):
+        if logits.shape != (len(labels), 2) or not np.isin(labels, (0, 1)).all() or not np.isfinite(logits).all():
+            raise ValueError
+    pulse_free = p.pulse_free_logits
+    numbers = (p.page_s, p.max_false_per_hour, p.temperature, p.threshold)
+    if p.snr.shape != p.labels.shape or pulse_free.shape != (len(pulse_free), 2) or not np.isfinite(pulse_free).all():
+        raise ValueError
+    if not all(isinstance(number, float) for number in numbers) or not 0 <= p.threshold <= 1 or not p.temperature > 0:
+        raise ValueError
 
 
 def measure(predictions: Predictions) -> dict[str, Any]:

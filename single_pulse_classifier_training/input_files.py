@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.file_types import format_of
 
 ZIP_SIGNATURE = b"PK\x03\x04"
 # Raised by numpy on a .npy file that is damaged, has another format or holds pickled objects.
@@ -78,9 +79,11 @@ def open_npy(path: str | Path, key: str, mode: Literal["r", "c"] = "r") -> np.nd
             warnings.simplefilter("ignore")
             array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except NOT_NPY:
-        raise InputError(f"{key}: {path} must be a .npy file of numbers or strings, got another format") from None
+        array = None
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{key}: {path} must be a .npy file of numbers or strings, got a .npz archive")
+        got = format_of(path)
+        damaged = " that is damaged, cut off or holds objects" if got == "a .npy file" else ""
+        raise InputError(f"{key}: {path} must be a .npy file of numbers or strings, got {got}{damaged}")
     return array
 
 

@@ -21,6 +21,7 @@ import torch
 
 from single_pulse_classifier_training.checkpoint import HDF5_SIGNATURE
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.input_files import check_is_file
 from single_pulse_classifier_training.training_models import RESOLUTIONS, build_model, models_htable
 
 # Raised by h5py and json on a damaged file.
@@ -67,8 +68,7 @@ def open_keras(path: str | Path) -> Iterator[KerasModel]:
         If the file is missing, damaged, not HDF5, not a Keras model, or refers to a weight in another file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"Keras model {path} does not exist")
+    check_is_file(path, "Keras model")
     with open(path, "rb") as file:
         if file.read(len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
             hint = ": a .keras file is a zip archive; save it as .h5 in Keras" if path.suffix == ".keras" else ""

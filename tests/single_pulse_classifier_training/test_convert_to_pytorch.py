@@ -176,7 +176,13 @@ def test_old_pipeline_config_and_model_end_to_end(tmp_path):
 def test_config_that_needs_no_change_or_lacks_its_model(tmp_path, monkeypatch, capsys):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(ORIGINAL_PIPELINE_CONFIG))
-    assert "path_to_models './models/'" in refused(monkeypatch, capsys, "--config", config)
+    assert "config.json: the Keras model" in refused(monkeypatch, capsys, "--config", config)
+    config.write_text(json.dumps(ORIGINAL_PIPELINE_CONFIG | {"path_to_models": "~nosuchuser"}))
+    assert "'path_to_models' must begin with the home folder" in refused(monkeypatch, capsys, "--config", config)
+    config.write_text('{"name_of_the_model": "a.h5"}')
+    assert "the key 'path_to_models' is missing" in refused(monkeypatch, capsys, "--config", config)
+    config.write_text('{"name_of_the_model": "a.h5", "workers_for_tensorflow": ' + "[" * 100 + "]" * 100 + "}")
+    assert "values must be nested at most 20 deep" in refused(monkeypatch, capsys, "--config", config)
     config.write_text('{"name_of_the_model": "default.pth"}')
     assert "needs no change" in refused(monkeypatch, capsys, "--config", config)
     assert list(tmp_path.iterdir()) == [config]

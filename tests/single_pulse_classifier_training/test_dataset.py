@@ -62,7 +62,7 @@ def test_a_worker_gets_the_path_and_not_the_pixels(tmp_path):
         (np.zeros((4, 3, 32, 32), np.uint8), r"must be uint8 \(N, H, W\)"),
         (np.zeros((4, 64, 64), np.uint8), "must have 32 x 32 pixels, got 64 x 64"),
         (np.zeros((5, 32, 32), np.uint8), "the number must be 5, as of the images in .*, got 4"),
-        (np.array([{}, {}]), "must be a .npy file of numbers"),
+        (np.array([{}, {}]), "must be a .npy file of numbers .*, got a .npy file that is damaged, .* or holds objects"),
     ],
 )
 def test_wrong_image_files(tmp_path, array, message):
@@ -74,11 +74,36 @@ def test_files_that_are_no_arrays(tmp_path):
     (tmp_path / "i.npy").write_text("hello")
     (tmp_path / "empty.npy").write_text("")
     np.savez(tmp_path / "z.npz", a=np.zeros(3))
-    for name in ("i.npy", "empty.npy", "z.npz"):
-        with pytest.raises(InputError, match="must be a .npy file"):
+    for name, kind in (("i.npy", "a text file"), ("empty.npy", "an empty file"), ("z.npz", "a zip archive, .*")):
+        with pytest.raises(InputError, match=f"labels: .*{name} must be a .npy file of .*, got {kind}$"):
             load_labels([tmp_path / name])
+    with pytest.raises(InputError, match="labels: the file .* must be a file, got a folder"):
+        load_labels([tmp_path])
     with pytest.raises(InputError, match="files_by_resolution: the file .*none.npy does not exist"):
         DMTimeImages([tmp_path / "none.npy"], np.zeros(4, np.int64), 32)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "'shape': (-4, 32, 32)",
+        "'shape': (-100000, 32, 32)",
+        "'shape': (100000000000000000000000, 4)",
+        "'shape': (10000000000, 4)",
+        "'shape': (True, 32)",
+        "((('shape'",
+        "'shape': " + "(" * 3000,
+    ],
+    ids=lambda header: header[:30],
+)
+def test_headers_that_name_impossible_shapes(tmp_path, header):
+    """Neither a traceback, nor memory that the file does not have."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, {header}, }}\n".encode()
+    content = b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + bytes(4096)
+    (tmp_path / "a.npy").write_bytes(content)
+    for read in (load_labels, lambda paths: DMTimeImages(paths, np.zeros(4, np.int64), 32)):
+        with pytest.raises(InputError, match="a.npy must be a .npy file of .*, got a .npy file that is damaged"):
+            read([tmp_path / "a.npy"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.evaluate import get_parser, run
+from single_pulse_classifier_training.evaluation import Predictions, write_predictions
 from single_pulse_classifier_training.training_models import build_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "evaluate.py"
@@ -271,6 +272,12 @@ def test_a_set_without_snr_has_no_recall_by_snr(job, sets):
     assert evaluate(without_test(config, snr=None), path)["recall_by_snr"] is None
 
 
+def npy_bytes(shape: str) -> bytes:
+    """A .npy file with this shape in its header, and one image."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header.encode() + bytes(RESOLUTION**2)
+
+
 def make_error(kind: str, config: Path, path: Path) -> list[object]:
     """Make one error; return the command line."""
     folder = config.parent
@@ -293,6 +300,12 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
         case "pulse-free no images":
             (folder / "sky.npy").write_bytes(b"sky")
             return [config, path, "--pulse-free", folder / "sky.npy"]
+        case "pulse-free header":
+            (folder / "sky.npy").write_bytes(npy_bytes("(-100000, 32, 32)"))
+            return [config, path, "--pulse-free", folder / "sky.npy"]
+        case "pulse-free folder":
+            (folder / "sky.npy").mkdir()
+            return [config, path, "--pulse-free", folder / "sky.npy"]
         case "pulse-free resolution":
             np.save(folder / "sky.npy", np.zeros((3, 64, 64), np.uint8))
             return [config, path, "--pulse-free", folder / "sky.npy"]
@@ -308,6 +321,17 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
             return [config, path, "--predictions", folder / "predictions.npz"]
         case "predictions":
             np.savez(folder / "predictions.npz", labels=np.zeros(3))
+            return ["--predictions", folder / "predictions.npz"]
+        case "predictions missing":
+            return ["--predictions", folder / "predictions.npz"]
+        case "predictions compressed":
+            np.savez_compressed(folder / "predictions.npz", labels=np.zeros(10**6))
+            return ["--predictions", folder / "predictions.npz"]
+        case "predictions shapes":
+            two, logits, none = np.arange(2), np.zeros((2, 2), np.float32), np.zeros(0)
+            split = (two, logits[:1], np.zeros(2, np.float32), two, logits, logits, none.astype(str), PAGE_S, none, 1.0)
+            names = ("a.pth", "test", MODEL_NAME, RESOLUTION, 1.0, 0.5)
+            write_predictions(folder / "predictions.npz", Predictions(*split, *names))
             return ["--predictions", folder / "predictions.npz"]
         case "predictions npy":
             np.save(folder / "predictions.npy", np.zeros(3))
@@ -327,7 +351,10 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
         ("no test split", "--split must be training or validation .*, got test"),
         ("rate without page length", "--max-false-per-hour.*--page-s"),
         ("rate too low", "--max-false-per-hour must be at least 0[.].*, got 0.01"),
-        ("pulse-free no images", "--pulse-free .*sky.npy"),
+        ("pulse-free no images", "--pulse-free: .*sky.npy must be a .npy file of .*, got a text file"),
+        ("pulse-free missing", "--pulse-free: the file .*sky.npy does not exist"),
+        ("pulse-free folder", "--pulse-free: the file .*sky.npy must be a file, got a folder"),
+        ("pulse-free header", "--pulse-free: .*sky.npy must be .*, got a .npy file that is damaged"),
         ("pulse-free resolution", "sky.npy: the images must have 32 x 32 pixels, got 64 x 64"),
         ("page length", "--page-s must be .*, got 0"),
         ("rate", "--false-per-hour must be .*, got -1"),
@@ -335,6 +362,9 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
         ("config alone", "checkpoint.pth"),
         ("both", "config.json .*--predictions"),
         ("predictions", "predictions.npz must be a predictions file"),
+        ("predictions missing", "--predictions .*predictions.npz does not exist"),
+        ("predictions compressed", "predictions.npz: the content must be stored uncompressed, got 8,000,128 bytes in"),
+        ("predictions shapes", "predictions.npz must be a predictions file"),
         ("predictions npy", "predictions.npy must be a predictions file"),
         ("damaged weights", "must be finite"),
     ],
