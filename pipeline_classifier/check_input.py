@@ -192,7 +192,7 @@ def search_grid(
         "baseline_window_s": cleaning.baseline_window_s,
         "zaplist_mhz": [list(band) for band in cleaning.zaplist],
         "channels_zapped": int(zapped(frequencies, cleaning.zaplist).sum()),
-        "header_warnings": filterbank_pages.header_warnings(filterbank, frequencies, cleaning),
+        "input_warnings": filterbank_pages.input_warnings(filterbank, frequencies, config.front_end()),
     }
 
 

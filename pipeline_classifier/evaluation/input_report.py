@@ -68,7 +68,7 @@ def find_warnings(report: Report) -> list[str]:
             factor is not None and factor < 1 and report["nsamples"] >= MIN_TIMED_SAMPLES
         ),
     }
-    return report["header_warnings"] + [phrase for phrase, applies in found.items() if applies]
+    return report["input_warnings"] + [phrase for phrase, applies in found.items() if applies]
 
 
 def size(n_bytes: float) -> str:

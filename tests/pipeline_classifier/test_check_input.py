@@ -196,6 +196,7 @@ def test_samples_that_are_not_finite(report_of, tmp_path):
         ({}, 200, {}, "OK with warnings", "no channel is masked"),
         ({"fch1": 30000.0}, NSAMPLES, {}, "OK with warnings", "too little to distinguish pulses from interference"),
         ({"tstart": 0.0}, NSAMPLES, {}, "OK with warnings", "no start time"),
+        ({}, NSAMPLES, {"ndm": 16}, "OK with warnings", "with fewer than 32 trial DMs pulses are missed"),
         ({"tstart": -2400000.5}, NSAMPLES, {}, "OK with warnings", "MJD -2.4e+06, is before 1858"),
         ({}, NSAMPLES, {"zaplist": [[1, 2]]}, "OK with warnings", "zaplist band 1 to 2 MHz contains the centre of no"),
     ],

@@ -194,13 +194,21 @@ def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only)
 def test_stacks_of_trial_dms_are_the_rows_of_one_grid(observation, scaled_only, monkeypatch):
     monkeypatch.setattr(filterbank_pages, "STACK_DMS", 24)
     source = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
-    assert [len(layer.grid.dms) for layer in source.layers] == [24, 24, 16]
+    assert [len(layer.grid.dms) for layer in source.layers] == [22, 21, 21]
     assert [layer.suffix for layer in source.layers] == ["", "_dms1", "_dms2"]
     [block, *_] = source.blocks()
     stacked = np.concatenate([batch.pages for batch in source.pages(block)], axis=1)
     monkeypatch.setattr(filterbank_pages, "STACK_DMS", 64)
     whole = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
     np.testing.assert_array_equal(stacked, whole.pages(next(whole.blocks()))[0].pages)
+
+
+def test_no_stack_has_a_single_trial_dm(observation, monkeypatch):
+    """A remainder of one or a few trial DMs would be a page of so few rows."""
+    for n_dm in range(2, 20):
+        monkeypatch.setattr(filterbank_pages, "STACK_DMS", 8)
+        sizes = [len(layer.grid.dms) for layer in FilterbankPages(observation, FrontEndSettings(DMS[:n_dm])).layers]
+        assert sum(sizes) == n_dm and max(sizes) <= 8 and max(sizes) - min(sizes) <= 1
 
 
 def test_downsampling_keeps_the_pulse_and_changes_the_grid(observation):
