@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pipeline_classifier.detection.peaks import SMEARED, fraction_in_a_channel
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageGrid
 
@@ -14,9 +15,6 @@ RESIDUAL_REACH = 6
 """Widths of the pulse within which such residuals lie."""
 OWN_REACH = 2
 """Widths of the residual itself, in addition."""
-SMEARED = 1.5
-"""Largest S/N of a response at a wrong trial DM, in units of that of the pulse smeared over the residual sweep; above 1
-because a band-limited pulse is smeared less. Chosen by hand."""
 PAIRS_AT_ONCE = 1 << 18
 """Pairs of events that are compared at once, few enough for the intermediate values to stay in the cache."""
 
@@ -144,20 +142,26 @@ def links(events: Sequence[Event], first: int, grid: PageGrid) -> np.ndarray:
         pair = np.stack([fainter, earlier + later - fainter])
         apart_s = times[pair[0]] - times[pair[1]]
         reach_s = grid.sweep(dms[pair[1]] - dms[pair[0]]) * grid.tsamp
-        linked = _may_belong(apart_s, reach_s, snrs[pair], widths_s[pair], runs[pair[0]] == runs[pair[1]])
+        in_channel = fraction_in_a_channel(grid) * snrs[pair[1]]
+        linked = _may_belong(apart_s, reach_s, snrs[pair], in_channel, widths_s[pair], runs[pair[0]] == runs[pair[1]])
         found.append(pair[:, linked].T)
     return np.concatenate(found)
 
 
 def _may_belong(
-    apart_s: np.ndarray, reach_s: np.ndarray, snrs: np.ndarray, widths_s: np.ndarray, same_run: np.ndarray
+    apart_s: np.ndarray,
+    reach_s: np.ndarray,
+    snrs: np.ndarray,
+    in_channel: np.ndarray,
+    widths_s: np.ndarray,
+    same_run: np.ndarray,
 ) -> np.ndarray:
     """Decide whether events may belong to brighter ones.
 
     An event does if it lies in the bow tie of the brighter one and its S/N is at most that of a pulse smeared over the
     difference in sweep, which falls with the square root of width / (width + sweep) (Cordes & McLaughlin 2003, ApJ 596,
-    1142); or if it is close and much fainter, as the residuals of the cleaning beside a bright pulse. Events of one run
-    of pages were separated when they were measured.
+    1142), or that of one channel of the pulse; or if it is close and much fainter, as the residuals of the cleaning
+    beside a bright pulse. Events of one run of pages were separated when they were measured.
 
     Parameters
     ----------
@@ -167,6 +171,8 @@ def _may_belong(
         Sweep of the DM of the brighter event minus that of the fainter one.
     snrs, widths_s : (2, n) ndarray
         Of the fainter and of the brighter event.
+    in_channel : (n,) ndarray
+        Largest S/N of one channel of the brighter event.
     same_run : (n,) ndarray of bool
         Whether both were measured in the same run of pages.
     """
@@ -175,8 +181,8 @@ def _may_belong(
     residual = close & (snr < RESIDUAL_SNR * brighter_snr)
     margin = 2 * brighter_s + width_s
     in_bow_tie = (np.minimum(reach_s, 0) - margin <= apart_s) & (apart_s <= np.maximum(reach_s, 0) + margin)
-    smeared = brighter_snr * np.sqrt(brighter_s / (brighter_s + np.abs(reach_s)))
-    response = (np.abs(apart_s) <= margin) | (snr <= SMEARED * smeared)
+    smeared = SMEARED * (brighter_snr * np.sqrt(brighter_s / (brighter_s + np.abs(reach_s))))
+    response = (np.abs(apart_s) <= margin) | (snr <= np.maximum(smeared, in_channel))
     return residual | (~same_run & in_bow_tie & response)
 
 

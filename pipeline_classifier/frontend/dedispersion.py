@@ -27,6 +27,12 @@ PART_OF_SMEARING = 0.45
 """Delay quantum divided by the smearing inside a channel; see `delay_quanta`."""
 
 
+FEW_CHANNELS = 16
+"""Largest number of channels for which no difference in delay above `FINEST_QUANTUM` is neglected. Their additions are
+fewer than those of 256 channels with the quanta of `delay_quanta`. With 4 and 8 channels of 300 MHz at 1.4 GHz, pulses
+of 0.5 ms that are not smeared inside a channel would lose up to half of their S/N."""
+
+
 def channel_delays(dms: np.ndarray, frequencies: np.ndarray, tsamp: float) -> np.ndarray:
     """Compute the delay of every channel relative to the top channel.
 
@@ -60,7 +66,8 @@ def delay_quanta(dms: np.ndarray, frequencies: np.ndarray, tsamp: float) -> np.n
     Returns
     -------
     (n_dm,) ndarray
-        In samples: `PART_OF_SMEARING` of the mean smearing inside a channel, but at least `FINEST_QUANTUM`.
+        In samples: `PART_OF_SMEARING` of the mean smearing inside a channel, but at least `FINEST_QUANTUM`; this
+        minimum for up to `FEW_CHANNELS`.
 
     Notes
     -----
@@ -75,7 +82,9 @@ def delay_quanta(dms: np.ndarray, frequencies: np.ndarray, tsamp: float) -> np.n
     A minimum quantum of 2 samples would keep 0.89 of two-sample pulses at DM 30 and 128 us. The minimum of 1 sample
     costs most where samples are long for the sweep: 0.93 is kept at DM 10 and 256 us.
     """
-    smearing = channel_delays(dms, frequencies, tsamp)[:, -1] / max(1, len(frequencies) - 1)
+    if len(frequencies) <= FEW_CHANNELS:
+        return np.full(len(dms), FINEST_QUANTUM)
+    smearing = channel_delays(dms, frequencies, tsamp)[:, -1] / (len(frequencies) - 1)
     return np.maximum(FINEST_QUANTUM, PART_OF_SMEARING * smearing)
 
 

@@ -101,6 +101,7 @@ class FilterbankPages(Source):
             self.frequencies[0],
             self.frequencies[-1],
             self.cleaning.zaplist,
+            nchans=len(self.frequencies),
         )
         return Layer(grid, page_starts(-(-self.nsamples // factor), settings.n_time, settings.overlap), factor, number)
 

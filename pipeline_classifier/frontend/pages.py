@@ -41,6 +41,8 @@ class PageGrid:
         Centres of the highest and the lowest channel in MHz, NaN when unknown. Times refer to ``f_top``.
     zaplist : tuple of (low, high)
         Frequency bands in MHz that are not used.
+    nchans : int
+        Channels of the observation, 0 when unknown.
     """
 
     dms: np.ndarray
@@ -50,6 +52,7 @@ class PageGrid:
     f_top: float = np.nan
     f_bottom: float = np.nan
     zaplist: tuple[tuple[float, float], ...] = ()
+    nchans: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:

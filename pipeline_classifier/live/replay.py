@@ -40,6 +40,7 @@ def ring_header(grid: PageGrid) -> str:
             "tstart": float(grid.tstart),
             "fmax": float(grid.f_top),
             "fmin": float(grid.f_bottom),
+            "nchans": grid.nchans,
         }
     )
 

@@ -8,7 +8,7 @@ value`` may have the same names, in upper or lower case, or DADA's own: ``TSAMP`
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -129,7 +129,9 @@ def grid_of(header: dict, settings: RingSettings) -> tuple[PageGrid, bool]:
     trials = low + step * np.arange(int(n_dm))
     tstart = number(math.nan, "tstart", "TSTART", "MJD_START")
     tstart = settings.tstart if math.isnan(tstart) else tstart
-    return PageGrid(np.sort(trials), int(n_columns), tsamp, tstart, top, bottom, settings.zaplist), step < 0
+    nchans = number(0.0, "nchans", "NCHANS", "NCHAN")
+    grid = PageGrid(np.sort(trials), int(n_columns), tsamp, tstart, top, bottom, settings.zaplist)
+    return replace(grid, nchans=int(nchans) if 0 < nchans < math.inf else 0), step < 0
 
 
 def check_page_length(header: dict, block_bytes: int, grid: PageGrid, settings: RingSettings) -> None:

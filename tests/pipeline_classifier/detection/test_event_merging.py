@@ -46,6 +46,17 @@ def test_a_response_in_the_bow_tie_is_merged_and_another_pulse_is_not():
     assert merge_duplicates([pulse, response], unknown) == [pulse, response], "without times nothing is merged"
 
 
+@pytest.mark.parametrize(
+    "nchans, snr, merged", [(4, 29.0, True), (4, 31.0, False), (256, 29.0, False), (0, 29.0, False)]
+)
+def test_one_channel_of_a_pulse_is_merged_with_it(nchans, snr, merged):
+    """At a wrong trial DM, one of four channels has half of the S/N of 40, or a little more; 0 channels: not known."""
+    grid = replace(WIDE_GRID, nchans=nchans)
+    reach = float(grid.sweep(100.0)) * 1e-3
+    pulse, channel = event(1.0, 50.0, 40.0, page=15), event(1.0 - 0.9 * reach, 150.0, snr, page=14)
+    assert len(merge_duplicates([pulse, channel], grid)) == (1 if merged else 2)
+
+
 BOW_TIE_GRID = PageGrid(0.5 * np.arange(256), N_TIME, 2e-4, 59000.0, FREQUENCIES[0], FREQUENCIES[-1])
 SWEEP = float(BOW_TIE_GRID.sweep(90.0))
 PULSE, ITS_RESPONSE = 1000, 1000 - round(0.9 * SWEEP)

@@ -1,5 +1,7 @@
 """Peaks: every pulse of a plane once, however close to the next one; noise, ripples and scattering tails give none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +28,15 @@ def test_a_plane_of_zeros_and_nans_has_no_pulse():
     values[3, 5] = np.nan
     for peak in find_peaks(boxcar_search(values, 32), GRID, 0, 200, most=2):
         assert np.isfinite(peak.snr) and peak.snr <= 0
+
+
+@pytest.mark.parametrize("nchans, snr, found", [(4, 16.0, 1), (4, 36.0, 2), (256, 16.0, 2), (0, 16.0, 2)])
+def test_a_peak_in_the_bow_tie_must_be_brighter_than_one_channel_of_the_pulse(nchans, snr, found):
+    """Of a pulse of S/N 40 in four channels, one has S/N 20, and may have 30; 0 channels: not known."""
+    grid = replace(GRID, nchans=nchans)
+    for row, column, expected in [(25, 90 - round(0.5 * float(GRID.sweep(20.0))), found), (5, 105, 2)]:
+        values = plane(3, [(5, 90, 2, 40.0), (row, column, 2, snr)])
+        assert len(find_peaks(boxcar_search(values, 32), grid, 64, 128, most=3)) == expected, "any at the same DM"
 
 
 @pytest.mark.parametrize("apart", [8, 12, 20])

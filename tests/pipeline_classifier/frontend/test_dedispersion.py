@@ -98,6 +98,16 @@ def best_snr(pulse: np.ndarray, delays: np.ndarray) -> float:
     return max((summed[:, w:] - summed[:, :-w]).max() / np.sqrt(w) for w in range(1, 80))
 
 
+@pytest.mark.parametrize("nchans", [4, 8, 16])
+def test_no_delay_of_few_channels_is_neglected(nchans):
+    """A pulse that was dedispersed inside the channels is narrower than the smearing inside a channel, up to 30 ms."""
+    frequencies = FREQUENCIES.reshape(nchans, -1).mean(axis=1)
+    delays = channel_delays(DMS, frequencies, 128e-6)
+    tree = DedispersionTree(delays, delay_quanta(DMS, frequencies, 128e-6))
+    error = tree.delays - delays
+    assert np.abs(error - error.mean(axis=1, keepdims=True)).max() <= 2
+
+
 @pytest.mark.parametrize("tsamp", [128e-6, 54.6e-6])
 @pytest.mark.parametrize("dm", [30.2, 56.77, 120.0])
 @pytest.mark.parametrize(("width_s", "least"), [(1e-3, 0.98), (None, 0.95)])
