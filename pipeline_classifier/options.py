@@ -13,7 +13,7 @@ from pipeline_classifier.formats.file_names import output_name
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import DEVICES
 
-LONGEST_SET = "._DM_time_dataset_realbased_training_4096x4096.npy.4194304.tmp"
+LONGEST_SET = "._DM_time_dataset_realbased_training_4096x4096.npy.0123-4194304.tmp"
 """What files of a training set add to its name."""
 
 

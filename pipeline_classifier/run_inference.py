@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         return []
     inputs = options.files_read(config)
     if args.pages is not None:
-        source = ArrayPages(args.pages, config.trial_dms())
+        source = ArrayPages(args.pages, config.trial_dms(), config.page_samples)
         result = search_one(source, config, output, [Path(args.pages), *inputs])
     else:
         config.warn_of_unused_settings()

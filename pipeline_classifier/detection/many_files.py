@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.formats.file_names import safe_field
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
@@ -179,7 +180,7 @@ def write_catalogue(folder: Path, leave_out: Sequence[Path] = ()) -> Path:
             if not heading:
                 heading = ["observation", *columns]
                 writer.writerow(heading)
-            writer.writerows([name, *row] for row in rows)
+            writer.writerows([safe_field(name), *row] for row in rows)
         with atomic_writer(folder / CATALOGUE) as catalogue:
             catalogue.write(text.getvalue().encode())
     return folder / CATALOGUE

@@ -6,8 +6,8 @@ from pathlib import Path
 from single_pulse_classifier_training.cli import InputError
 
 LONGEST_FILE_NAME = 255  # bytes, on the file systems of Linux
-LONGEST_OUTPUT = ".probabilities__dms15_x64.npy.4194304.tmp"
-"""What outputs add to the name of an observation; 4194304 is the largest process number of Linux."""
+LONGEST_OUTPUT = ".probabilities__dms15_x64.npy.0123-4194304.tmp"
+"""What outputs add to the name of an observation, with the ending of `atomic_writer` for the largest process number."""
 FORMULA = ("=", "+", "-", "@")
 """First characters of a field that spreadsheets take for a formula."""
 

@@ -22,6 +22,7 @@ from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger
 from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary
 from pipeline_classifier.detection.workers import thread_count, worker_pool
+from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.live.live_results import LiveResults, Monitor
@@ -42,7 +43,7 @@ def ring_settings(config: PipelineConfig) -> RingSettings:
     return RingSettings(
         dms=config.trial_dms(),
         n_time=config.page_samples,
-        name=config.filterbank_path.stem,
+        name=output_name(config.filterbank_path),
         max_pages=config.n_spectra,
         connect_timeout_s=min(ATTEMPT_S, config.idle_timeout_s),
         idle_timeout_s=config.idle_timeout_s,

@@ -51,7 +51,7 @@ def test_names_of_sets_and_files_given_twice(tmp_path):
     assert set_name(None, ["a/b.fil"]) == "b" and set_name("c", ["a/b.fil"]) == "c"
     with pytest.raises(InputError, match="--name must be a name without folders"):
         set_name("a/c", ["b.fil"])
-    with pytest.raises(InputError, match="a.fil: the file name must have at most 193 bytes .* got 194"):
+    with pytest.raises(InputError, match="a.fil: the file name must have at most 188 bytes .* got 194"):
         set_name("x" * 194, ["a.fil"])
     with pytest.raises(InputError, match="must be UTF-8"):
         set_name(None, ["caf\udce9.fil"])

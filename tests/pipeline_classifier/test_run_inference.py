@@ -99,7 +99,7 @@ def test_the_gate_spares_the_network_and_keeps_the_pulses(observation, tmp_path)
 
 
 def test_the_longest_name_has_results(pages, tmp_path):
-    name = "x" * 214
+    name = "x" * 209
     np.save(tmp_path / f"{name}.npy", pages[:2])
     done = run_inference("--pages", tmp_path / f"{name}.npy", "--output-dir", tmp_path, "--report")
     assert done.returncode == 0, done.stderr
@@ -308,9 +308,9 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         ("axes", "(n_dm, n_time, N): save pages.transpose(2, 0, 1)"),
         ("HDF5", "an HDF5 file"),
         ("folder as filterbank", ""),
-        ("long name", "must have at most 214 bytes without its suffix, as outputs are named after it, got 250"),
+        ("long name", "must have at most 209 bytes without its suffix, as outputs are named after it, got 250"),
         ("not UTF-8", "the file name must be UTF-8"),
-        ("long name of pages", "must have at most 214 bytes"),
+        ("long name of pages", "must have at most 209 bytes"),
         ("not UTF-8 pages", "the file name must be UTF-8"),
         ("threshold", "--threshold must be a probability"),
         ("unknown key", "tresholds"),

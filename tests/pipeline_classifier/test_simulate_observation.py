@@ -59,7 +59,7 @@ def test_a_wrong_option_ends_in_one_sentence(tmp_path, options, named):
 
 def test_a_name_too_long_for_the_truth_table_is_refused_before_the_simulation(tmp_path):
     done = run_script("x" * 240 + ".fil", folder=tmp_path)
-    assert done.returncode == 2 and "must have at most 214 bytes" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "must have at most 209 bytes" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -55,6 +55,14 @@ def catalogue(folder: Path) -> list[tuple[str, int]]:
 EVENTS = [("a", 1), ("b", 2), ("c", 3)]
 
 
+def test_an_observation_in_the_catalogue_is_no_formula(observations, tmp_path):
+    (tmp_path / "=b\t.fil").write_bytes((observations / "b.fil").read_bytes())
+    files = (tmp_path / "=b\t.fil", observations / "c.fil")
+    done = search("--filterbank", *files, "--output-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert catalogue(tmp_path / "out") == [("'=b_", 2), ("c", 3)]
+
+
 def test_two_processes_of_torchrun_share_the_files(observations, tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     options = ("--filterbank", observations / "*.fil", "--output-dir", tmp_path, "--no-plots")
