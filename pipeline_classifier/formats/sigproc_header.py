@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.file_types import HEAD_BYTES, name_of_format
 
 MAX_HEADER_BYTES = 1 << 21  # a table of 65,536 frequencies has 1.3 MB; this limits what is read of any other file
 MAX_KEYWORD_BYTES = 80  # the limit of SIGPROC's own reader
@@ -260,7 +261,9 @@ def read_header(path: str | Path) -> Header:
     with open(path, "rb") as file:
         head = file.read(MAX_HEADER_BYTES)
     if not head.startswith(b"\x0c\0\0\0HEADER_START"):
-        raise InputError(f"{path}: a SIGPROC filterbank must begin with HEADER_START, got {head[:16]!r}")
+        kind = name_of_format(head[:HEAD_BYTES])
+        advice = {"a FITS file": " (convert it, for example with digifil)", "a .npy file": " (search it with --pages)"}
+        raise InputError(f"{path}: a SIGPROC filterbank must begin with HEADER_START, got {kind}{advice.get(kind, '')}")
 
     reader = _HeaderReader(head, path)
     reader.keyword()

@@ -255,7 +255,10 @@ def test_files_that_are_not_observations(tmp_path):
         Filterbank(tmp_path)
     path = tmp_path / "empty.fil"
     for content, message in (
-        (b"", "HEADER_START"),
+        (b"", "HEADER_START, got an empty file"),
+        (b"SIMPLE  =                    T", "got a FITS file .convert it"),
+        (b"\x93NUMPY\x01\x00", "got a .npy file .search it with --pages"),
+        (b"\x01\x02", "which begins with b'"),
         (header_bytes(HEADER), "got 0 bytes"),
         (header_bytes(HEADER) + bytes(15), "got 15 bytes"),
     ):
