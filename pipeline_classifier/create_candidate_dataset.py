@@ -84,7 +84,7 @@ def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) 
         start, origin = int(batch.starts[number]), int(batch.starts[pages][0])
         if (np.diff(batch.starts[pages]) != grid.n_time).any():
             continue  # the last page of a file, which overlaps with the one before it
-        searched = boxcar_search(np.concatenate(batch.pages[pages], axis=1), grid.n_time // 2)
+        searched = boxcar_search(np.concatenate(batch.pages[pages], axis=1), grid.n_time // 2, grid.noise)
         edges = start - origin - grid.n_time // 4, start - origin + grid.n_time + grid.n_time // 4
         for peak in find_peaks(searched, grid, *edges, most=PEAKS_PER_PAGE):
             where = (

@@ -108,7 +108,7 @@ class EventFinder:
         after = last_page + 1 < len(held) and starts[last_page + 1] - starts[last_page] <= n_time
         chosen = slice(first_page - before, last_page + 1 + after)
         origin = int(starts[chosen][0])
-        searched = boxcar_search(self._joined(held[chosen]), n_time // 2)
+        searched = boxcar_search(self._joined(held[chosen]), n_time // 2, self.grid.noise)
         n_pages = last_page - first_page + 1
         peaks = find_peaks(
             searched,

@@ -29,6 +29,8 @@ class JoinedFilterbank:
         Those of the earliest file.
     nsamples, bytes_left_over : int
         Sums over all files.
+    ends : list of int
+        Number of the sample after the last one of each file.
 
     Raises
     ------
@@ -60,8 +62,8 @@ class JoinedFilterbank:
         self.path, self.header, self.ifs = first.path, replace(first.header, unknown_keywords=tuple(unknown)), ifs
         self.nchans, self.tsamp, self.tstart = first.nchans, first.tsamp, first.tstart
         self.frequencies = first.frequencies
-        self._ends = list(itertools.accumulate(file.nsamples for file in self.files))
-        self.nsamples = self._ends[-1]
+        self.ends = list(itertools.accumulate(file.nsamples for file in self.files))
+        self.nsamples = self.ends[-1]
         self.bytes_left_over = sum(file.bytes_left_over for file in self.files)
 
     def read(self, start: int, n: int) -> np.ndarray:
@@ -69,7 +71,7 @@ class JoinedFilterbank:
         if start < 0 or n < 0:
             raise ValueError(f"start and n must not be negative, got {start} and {n}")
         stop, pieces = min(start + n, self.nsamples), []
-        for file, end in zip(self.files, self._ends, strict=True):
+        for file, end in zip(self.files, self.ends, strict=True):
             begin = max(start, end - file.nsamples)
             if begin < min(stop, end):
                 pieces.append(file.read(begin - end + file.nsamples, min(stop, end) - begin))

@@ -65,6 +65,11 @@ class Filterbank:
     def duration_s(self) -> float:
         return self.nsamples * self.tsamp
 
+    @property
+    def ends(self) -> list[int]:
+        """Number of the sample after the last one, as `joined.JoinedFilterbank` has it for every file."""
+        return [self.nsamples]
+
     def read(self, start: int, n: int) -> np.ndarray:
         """Read samples ``start`` to ``start + n``, or to the end of the file if that comes first.
 

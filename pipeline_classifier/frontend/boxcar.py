@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEAST_NOISE = 0.95
+"""Lowest noise of a plane, in units of the noise of its source: lower values come from samples that were set to zero.
+Of the runs of pages of a simulated observation in strong interference 95 per cent have at least 0.98."""
+
 
 def boxcar_widths(longest: int) -> np.ndarray:
     """Trial widths in samples, from 1 to ``longest``, each at most 1.6 times the one before (2 from 1 to 2)."""
@@ -70,7 +74,7 @@ class BoxcarSearch:
     width: np.ndarray
 
 
-def boxcar_search(plane: np.ndarray, longest: int) -> BoxcarSearch:
+def boxcar_search(plane: np.ndarray, longest: int, noise: float = 0.0) -> BoxcarSearch:
     """Search every row of a DM-time plane with boxcars.
 
     Parameters
@@ -79,11 +83,15 @@ def boxcar_search(plane: np.ndarray, longest: int) -> BoxcarSearch:
         The noise is 1.4826 times the median absolute deviation of every second value of every second row.
     longest : int
         Longest boxcar in samples.
+    noise : float
+        Noise of the values where no sample was set to zero (`PageGrid.noise`); what is measured must be at least
+        `LEAST_NOISE` of it.
     """
     n_dm, n = plane.shape
     values = np.nan_to_num(plane - np.partition(plane, n // 2, axis=1)[:, n // 2, None])
     sizes = np.abs(values[::2, ::2]).ravel()
     sigma = 1.4826 * np.partition(sizes, len(sizes) // 2)[len(sizes) // 2] or values.std() or 1.0
+    sigma = max(sigma, LEAST_NOISE * noise)
     values /= np.float32(sigma)
     total = np.zeros((n_dm, n + 1), dtype=np.float32)
     np.cumsum(values, axis=1, out=total[:, 1:])

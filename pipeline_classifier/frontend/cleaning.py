@@ -1,6 +1,6 @@
 """Cleaning: raw samples to channels of zero mean and unit noise, with interference masked or subtracted."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,30 +8,17 @@ import torch.nn.functional as F
 
 from pipeline_classifier.frontend import dedispersion
 from pipeline_classifier.frontend.baseline import CLIP, TILE, Interpolation, Sums, bin_sums, residual, running_baseline
+from pipeline_classifier.frontend.blanking import constant_stretches, filled, in_float_range, out_of_range
 from pipeline_classifier.frontend.channel_mask import ChannelFigures, narrow_band_signals, outlier_channels
+from pipeline_classifier.frontend.impulses import IMPULSE_THRESHOLD
 from pipeline_classifier.frontend.settings import BIN, Cleaning
+from pipeline_classifier.frontend.zero_dm import ZeroDm, zero_dm_series
 
 FEWEST_SAMPLES = 256
 """Minimum length of a block whose statistics are used to mask channels."""
 
-IMPULSE_THRESHOLD = 0.75
-"""Mean over the channels, in sigma, above which a sample belongs to an undispersed impulse.
-
-Every channel is clipped at `CLIP` = 3 sigma, so the mean exceeds 0.75 only if at least a quarter of the band is bright
-at once. Chosen by hand; not tuned on data.
-"""
-
-EDGE_THRESHOLD = 4.0
-"""Significance, in sigma, of the smoothed zero-DM series down to which an impulse extends. Chosen by hand."""
-
-SMOOTHING = 9
-"""Samples in the running mean that `EDGE_THRESHOLD` applies to. Chosen by hand."""
-
 MAX_BIN_POWER = 25.0
 """Upper limit of one bin in the low-frequency excess variance, in units of its variance: 5 sigma. Chosen by hand."""
-
-LARGEST = 1e15
-"""Largest usable sample in counts; the powers of larger ones overflow float32."""
 
 
 def downsample(
@@ -76,9 +63,28 @@ def zapped(frequencies: np.ndarray, zaplist: tuple[tuple[float, float], ...]) ->
     return mask
 
 
+class Cleaned(NamedTuple):
+    """A cleaned block.
+
+    Attributes
+    ----------
+    data : (nchans, >= n) ndarray of float32 or int8
+        Samples of zero mean and unit noise; zero in masked channels, strong impulses and unusable samples.
+    good : (nchans,) ndarray of bool
+        Channels in use.
+    not_finite, constant : (n,) ndarray of int32
+        Number of channels whose sample is not finite or out of range, or in a constant stretch.
+    """
+
+    data: np.ndarray
+    good: np.ndarray
+    not_finite: np.ndarray
+    constant: np.ndarray
+
+
 def clean(
     block: np.ndarray, frequencies: np.ndarray, tsamp: float, settings: Cleaning, out: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Cleaned:
     """Clean one block of an observation.
 
     Parameters
@@ -95,34 +101,55 @@ def clean(
         Memory for the result: float32, or int8 to receive samples rounded by `dedispersion.quantise`. Columns after the
         first n become zero.
 
-    Returns
-    -------
-    data : (nchans, n) ndarray of float32
-        Samples of zero mean and unit noise; masked channels are zero. This is ``out`` if that was given.
-    good : (nchans,) ndarray of bool
-        Channels in use.
-
     Notes
     -----
     Three passes over the block. The first (`bin_sums`) gives noise levels, baseline and channel mask; the second
     (`zero_dm_series`) the undispersed signal; the third writes the result. For ``zero_dm`` "zdot" each channel is
     regressed on the zero-DM series (Men et al. 2019, MNRAS 488, 3957), for "zero" the series is subtracted (Eatough et
-    al. 2009, MNRAS 395, 410). Both set the samples of strong impulses to zero (`impulse_samples`).
+    al. 2009, MNRAS 395, 410). Both set the samples of strong impulses to zero (`impulse_samples`), unless these are
+    dispersed. Samples that are not finite, out of range or constant for long have no influence on other samples: they
+    are replaced by earlier ones of their channel, and set to zero in the result.
     """
     n, nchans = block.shape
-    raw = torch.from_numpy(np.ascontiguousarray(block))
-    good = torch.from_numpy(~zapped(frequencies, settings.zaplist))
-    if raw.is_floating_point():
-        finite = (raw.abs() < LARGEST).all(dim=0)
-        # A channel of zeros has no noise, and is masked as such.
-        raw = raw if finite.all() else torch.where(finite, raw, 0.0)
     out = np.empty((nchans, n), dtype=np.float32) if out is None else out
     out[:, n:] = 0
+    block, _ = in_float_range(block)
+    good = torch.from_numpy(~zapped(frequencies, settings.zaplist))
+    bad, constant = out_of_range(block), None
+    usable = block
+    if bad is not None:
+        usable, live = filled(block, bad)
+        good &= torch.from_numpy(live)
+    raw = torch.from_numpy(np.ascontiguousarray(usable))
     if n < FEWEST_SAMPLES:
         _store(_clean_short(raw, good, settings.zero_dm).t(), out[:, :n])
-        return out, good.numpy()
+    else:
+        sums = bin_sums(raw)
+        constant = constant_stretches(usable, sums.variances.numpy())
+        if constant is not None:
+            usable, live = filled(block, constant if bad is None else constant | bad)
+            good &= torch.from_numpy(live)
+            raw = torch.from_numpy(usable)
+            sums = bin_sums(raw)
+        _clean_long(raw, sums, good, frequencies, tsamp, settings, out)
+    for unusable in (bad, constant):
+        if unusable is not None:
+            out[:, :n][unusable.T] = 0
+    count = (np.zeros(n, np.int32) if each is None else each.sum(axis=1, dtype=np.int32) for each in (bad, constant))
+    return Cleaned(out, good.numpy(), *count)
 
-    sums = bin_sums(raw)
+
+def _clean_long(
+    raw: torch.Tensor,
+    sums: Sums,
+    good: torch.Tensor,
+    frequencies: np.ndarray,
+    tsamp: float,
+    settings: Cleaning,
+    out: np.ndarray,
+) -> None:
+    """Clean a block (n, nchans) long enough for statistics of its channels; ``good`` and ``out`` are written."""
+    n, nchans = raw.shape
     good &= sums.level > 0
     step, nodes = running_baseline(sums, good, settings.baseline_window_s / tsamp)
     residuals = residual(sums, step, nodes)
@@ -133,7 +160,7 @@ def clean(
     interpolation = Interpolation(n, step, len(nodes))
     if settings.zero_dm and good.any():
         noise = 1.4826 * float((residuals @ scale).abs().median()) / int(good.sum())
-        zero_dm = zero_dm_series(raw, nodes, interpolation, scale, settings.zero_dm, noise)
+        zero_dm = zero_dm_series(raw, nodes, interpolation, scale, settings.zero_dm, noise, frequencies)
     else:
         zero_dm = ZeroDm(torch.zeros(n), torch.zeros(nchans), torch.ones(nchans), torch.zeros(n, dtype=torch.bool))
     _write(raw, nodes, interpolation, scale, zero_dm, out)
@@ -143,7 +170,6 @@ def clean(
             residuals * scale, good, settings.kadane_channels, min_bins, settings.kadane_threshold
         ):
             out[channels, samples] = 0
-    return out, good.numpy()
 
 
 def _clean_short(raw: torch.Tensor, good: torch.Tensor, zero_dm: str | None) -> torch.Tensor:
@@ -197,135 +223,6 @@ def figures_of_merit(sums: Sums, residuals: torch.Tensor, good: torch.Tensor) ->
         sums.skewness.numpy(),
         sums.kurtosis.numpy(),
     )
-
-
-@dataclass(frozen=True)
-class ZeroDm:
-    """Undispersed signal to subtract from every channel.
-
-    Attributes
-    ----------
-    series : (n,) tensor
-        Mean over the good channels, each in units of its noise.
-    coefficient : (nchans,) tensor
-        Factor with which the series is subtracted from each channel.
-    noise : (nchans,) tensor
-        Noise of each channel after the subtraction, in units of the noise before.
-    blanked : (n,) tensor of bool
-        Samples to set to zero in all channels.
-    """
-
-    series: torch.Tensor
-    coefficient: torch.Tensor
-    noise: torch.Tensor
-    blanked: torch.Tensor
-
-
-def zero_dm_series(
-    raw: torch.Tensor,
-    nodes: torch.Tensor,
-    interpolation: Interpolation,
-    scale: torch.Tensor,
-    kind: str,
-    low_frequency_noise: float,
-) -> ZeroDm:
-    """Compute the zero-DM series and its regression coefficients: the second pass over a block.
-
-    Parameters
-    ----------
-    raw : (n, nchans) tensor
-        Samples as read.
-    nodes : (n_nodes, nchans) tensor
-        Baseline in counts.
-    interpolation : Interpolation
-        From the nodes to the samples.
-    scale : (nchans,) tensor
-        Reciprocal of the noise level in counts; 0 for masked channels.
-    kind : {"zdot", "zero"}
-        Regression or plain subtraction.
-    low_frequency_noise : float
-        Robust standard deviation of the mean over `BIN` samples and the good channels, in sigma.
-
-    Notes
-    -----
-    With x_c(t) the normalised samples of channel c and z(t) their mean over the good channels, least squares for
-    x_c = b_c z + w_c gives b_c = sum(x_c z) / sum(z^2). One bright pulse or impulse would dominate both sums, so one
-    factor z is replaced by an instrumental variable u, which is z clipped at `CLIP` sigma, and 0 above the impulse
-    threshold: b_c = sum(x_c u) / sum(z u).
-
-    Subtracting a_c z (a_c = b_c for "zdot", a_c = 1 for "zero") leaves the variance
-
-        var(x_c - a_c z) = var(x_c) - 2 a_c cov(x_c, z) + a_c^2 var(z) = 1 + var(z) a_c (a_c - 2 b_c),
-
-    because var(x_c) = 1 and cov(x_c, z) = b_c var(z). The mean of z u stands for var(z). Interference on time scales
-    longer than `BIN` samples is not part of the noise level, so that var(x_c) > 1. This is neglected: for such
-    interference of 0.2 sigma the result has a noise of 1.02.
-    """
-    n, nchans = raw.shape
-    n_good = int((scale > 0).sum())
-    # With few channels, the mean of white noise must not exceed the threshold: its sigma is n_good**-0.5.
-    threshold = max(IMPULSE_THRESHOLD, 6.0 / n_good**0.5)
-    clip = CLIP * max(low_frequency_noise, n_good**-0.5)
-    weight = scale / n_good
-    tile_nodes = interpolation.per_tile((nodes @ weight)[:, None])
-    baseline = torch.bmm(interpolation.weights, tile_nodes)[..., 0]
-    series = torch.zeros_like(baseline)
-    instrument = torch.zeros_like(baseline)
-    product = torch.zeros(nchans)
-    x = torch.empty((TILE, nchans))
-    for first, z, base, u in zip(range(0, n, TILE), series, baseline, instrument, strict=True):
-        rows = raw[first : first + TILE]
-        m = len(rows)
-        tile = x[:m].copy_(rows)
-        torch.mv(tile, weight, out=z[:m]).sub_(base[:m])
-        torch.mul(z[:m].clamp(-clip, clip), z[:m].abs() <= threshold, out=u[:m])
-        product.addmv_(tile.t(), u[:m])
-    power = (instrument * series).sum().clamp_min(1e-30)
-    # The sum above is over raw samples; here that over the baseline is subtracted.
-    node_weights = torch.bmm(instrument[:, None], interpolation.weights)[:, 0]
-    index = torch.tensor(interpolation.first_node)[:, None] + torch.arange(node_weights.shape[1])
-    product -= torch.zeros(len(nodes)).index_add_(0, index.flatten(), node_weights.flatten()) @ nodes
-    least_squares = scale * product / power
-    coefficient = least_squares if kind == "zdot" else (scale > 0).to(torch.float32)
-    noise = (1.0 + power / n * coefficient * (coefficient - 2 * least_squares)).clamp_min(0.25).sqrt()
-
-    series = series.flatten()[:n]
-    impulses = torch.zeros(n, dtype=torch.bool)
-    beyond = (series.abs() > threshold).nonzero()[:, 0]
-    if len(beyond):
-        weights = interpolation.weights.flatten(0, 1)[beyond, None]
-        base = torch.bmm(weights, interpolation.per_tile(nodes)[beyond // TILE])[:, 0]
-        clipped = ((raw[beyond].to(torch.float32) - base) * scale).clamp_(-CLIP, CLIP).sum(dim=1) / n_good
-        impulses[beyond] = clipped.abs() > threshold
-    return ZeroDm(series, coefficient, noise, impulse_samples(series, impulses, n_good))
-
-
-def impulse_samples(series: torch.Tensor, impulses: torch.Tensor, n_good: int) -> torch.Tensor:
-    """Extend undispersed impulses to their edges.
-
-    Parameters
-    ----------
-    series : (n,) tensor
-        Zero-DM series in sigma.
-    impulses : (n,) tensor of bool
-        Samples whose mean over all channels, each clipped at `CLIP` sigma, exceeds the impulse threshold: most of the
-        band is bright at once. A dispersed pulse is in a part of the channels at a time.
-    n_good : int
-        Channels in the series.
-
-    Returns
-    -------
-    (n,) tensor of bool
-        The impulses and the adjacent samples in which the smoothed series exceeds `EDGE_THRESHOLD`.
-    """
-    if not impulses.any():
-        return impulses
-    smooth = F.avg_pool1d(series[None], SMOOTHING, 1, padding=SMOOTHING // 2)[0]
-    high = impulses | (smooth.abs() > EDGE_THRESHOLD / (n_good * SMOOTHING) ** 0.5)
-    run = torch.cumsum(high & ~F.pad(high, (1, 0))[:-1], dim=0)
-    has_impulse = torch.zeros(int(run[-1]) + 1, dtype=torch.bool)
-    has_impulse[run[impulses]] = True
-    return high & has_impulse[run]
 
 
 def _write(

@@ -19,7 +19,9 @@ from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.formats.joined import JoinedFilterbank, open_observation
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend import dedispersion
-from pipeline_classifier.frontend.cleaning import clean, downsample, zapped
+from pipeline_classifier.frontend.baseline import bin_sums
+from pipeline_classifier.frontend.blanking import in_float_range
+from pipeline_classifier.frontend.cleaning import FEWEST_SAMPLES, Cleaned, clean, downsample, zapped
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid, cut_pages, page_starts
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
@@ -31,7 +33,11 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 64 << 20
 """Largest size of a cleaned block as float32, unless the dispersion sweep alone is longer."""
 NOISE_SAMPLES = 4096
-"""Samples read on either side of a cutout to measure the noise of its channels."""
+"""Samples read on either side of a cutout, or of a short part of a file, to measure the noise of its channels."""
+BANDPASS_CHANGE, GAIN_CHANGE = 0.3, 1.0
+"""Scatter over the channels, and median, of the step of their means where two files were joined, in sigma: above
+either, each file has statistics of its own. The noise of `NOISE_SAMPLES` samples gives a scatter of 0.02. Chosen by
+hand."""
 STACK_DMS = 256
 """Largest number of trial DMs in a page; more are divided into stacks that differ by at most one DM, since the network
 misses pulses in pages of few DMs."""
@@ -79,8 +85,12 @@ class FilterbankPages(Source):
             for number, stack in enumerate(stacks)
             for factor in sorted(settings.time_downsample)
         ]
+        self._seams = [math.ceil(end / self.cleaning.td) for end in file.ends[:-1] if bandpass_changes(file, end)]
         self._lock = threading.Lock()
-        self._samples_read = self._channel_samples = 0
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self._samples_read = self._channel_samples = self._not_finite = self._constant = 0
 
     def _tree(self, stack: np.ndarray, settings: FrontEndSettings, stretch: int) -> dedispersion.DedispersionTree:
         return dedispersion.DedispersionTree(
@@ -102,6 +112,7 @@ class FilterbankPages(Source):
             self.frequencies[-1],
             self.cleaning.zaplist,
             nchans=len(self.frequencies),
+            noise=1.0,
         )
         return Layer(grid, page_starts(-(-self.nsamples // factor), settings.n_time, settings.overlap), factor, number)
 
@@ -129,6 +140,8 @@ class FilterbankPages(Source):
             samples_read=self._samples_read,
             channels=len(self.frequencies),
             channels_used=self._channel_samples / max(1, self._samples_read),
+            values_not_finite=self._not_finite or None,
+            values_constant=self._constant or None,
             bytes_left_over=self.observation.bytes_left_over,
             samples_swept_past_end=min(self.max_delay, self.nsamples),
         )
@@ -140,7 +153,7 @@ class FilterbankPages(Source):
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks in which pages begin, in order; the summary starts anew."""
-        self._samples_read = self._channel_samples = 0
+        self._start_counting()
         edges = self.block_edges()
         # A page begins in the block that holds its first column; the last one may be shorter than its columns.
         places = [np.searchsorted(layer.starts * layer.time_downsample, edges[:-1]) for layer in self.layers]
@@ -154,7 +167,7 @@ class FilterbankPages(Source):
         """Return the pages of a block, all of a layer in one batch."""
         samples = block.end - block.start + max(layer.grid.n_time * layer.time_downsample for layer in self.layers)
         integers = np.empty((len(self.frequencies), samples + self.max_delay), np.int8)
-        _, good = self.cleaned(block.start, samples + self.max_delay, integers)
+        _, good, not_finite, constant = self.cleaned(block.start, samples + self.max_delay, integers)
         noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
         batches = []
         for number, layer in enumerate(self.layers):
@@ -168,9 +181,12 @@ class FilterbankPages(Source):
                 scale = 1.0 / (noise * np.sqrt(factor))
                 pages = cut_pages(columns, where, layer.grid.n_time, scale)
                 batches.append(PageBatch(pages, layer.starts[first:last], first, number))
+        n = block.end - block.start
         with self._lock:
-            self._samples_read += block.end - block.start
-            self._channel_samples += int(good.sum()) * (block.end - block.start)
+            self._samples_read += n
+            self._channel_samples += int(good.sum()) * n
+            self._not_finite += int(not_finite[:n].sum())
+            self._constant += int(constant[:n].sum())
         return batches
 
     def release(self) -> None:
@@ -178,8 +194,8 @@ class FilterbankPages(Source):
         for tree in self._trees:
             tree.release()
 
-    def cleaned(self, start: int, n: int, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Read and clean samples.
+    def cleaned(self, start: int, n: int, out: np.ndarray | None = None) -> Cleaned:
+        """Read and clean samples; where files with different bandpasses were joined, each with its own statistics.
 
         Parameters
         ----------
@@ -187,16 +203,35 @@ class FilterbankPages(Source):
             First sample and number of samples, after `Cleaning.td`.
         out : (nchans, >= n) ndarray of int8, optional
             Gets the samples as `dedispersion.quantise` rounds them.
-
-        Returns
-        -------
-        data : (nchans, m <= n) ndarray of float32
-            Cleaned samples, or ``out``.
-        good : (nchans,) ndarray of bool
-            Channels in use.
         """
+        stop = min(start + n, self.nsamples)
+        pieces = [
+            (max(start, first), min(stop, end), first, end)
+            for first, end in pairwise([0, *self._seams, self.nsamples])
+            if max(start, first) < min(stop, end)
+        ]
+        if len(pieces) <= 1:
+            return self._clean(start, n, out)
+        if out is None:
+            out = np.empty((len(self.frequencies), stop - start), dtype=np.float32)
+        out[:, stop - start :] = 0
+        good = np.zeros(len(self.frequencies), dtype=bool)
+        counts = []
+        for begin, finish, first, end in pieces:
+            read_from = max(first, begin - max(0, 2 * NOISE_SAMPLES - (finish - begin)))
+            read_to = min(end, max(finish, read_from + 2 * NOISE_SAMPLES))
+            whole = np.empty((len(out), read_to - read_from), dtype=out.dtype)
+            part = self._clean(read_from, read_to - read_from, whole)
+            chosen = slice(begin - read_from, finish - read_from)
+            out[:, begin - start : finish - start] = whole[:, chosen]
+            good |= part.good
+            counts.append((part.not_finite[chosen], part.constant[chosen]))
+        return Cleaned(out, good, *(np.concatenate(column) for column in zip(*counts, strict=True)))
+
+    def _clean(self, start: int, n: int, out: np.ndarray | None) -> Cleaned:
+        """Read and clean samples with common statistics."""
         file, settings = self.observation, self.cleaning
-        block = file.read(start * settings.td, n * settings.td)
+        block, _ = in_float_range(file.read(start * settings.td, n * settings.td))
         block, frequencies, tsamp = downsample(block, file.frequencies, file.tsamp, settings.td, settings.fd)
         return clean(block, frequencies, tsamp, settings, out)
 
@@ -206,7 +241,7 @@ class FilterbankPages(Source):
         half = max(self.grid.n_time // 2, 3 * round(event.width_ms / 1e3 / self.tsamp))
         start, end = max(0, centre - half), min(self.nsamples, centre + half)
         read_from = max(0, start - NOISE_SAMPLES)
-        data, good = self.cleaned(read_from, end + self.max_delay - read_from + NOISE_SAMPLES)
+        data, good, _, _ = self.cleaned(read_from, end + self.max_delay - read_from + NOISE_SAMPLES)
         data = np.pad(data, ((0, 0), (0, max(0, end + self.max_delay - read_from - data.shape[1]))))
         data = data[:, start - read_from :]
         delays = dedispersion.delays_in_samples(np.array([event.dm_pc_cm3]), self.frequencies, self.tsamp)[0]
@@ -231,6 +266,22 @@ def input_warnings(
     if len(settings.dms) < FEWEST_DMS:
         warnings.append(f"with fewer than {FEWEST_DMS} trial DMs pulses are missed, and there are {len(settings.dms)}")
     return warnings
+
+
+def bandpass_changes(file: Filterbank | JoinedFilterbank, sample: int) -> bool:
+    """Decide whether the levels of the channels differ before and after a sample, the first one of another file."""
+    start = max(0, sample - NOISE_SAMPLES)
+    sides = [file.read(start, sample - start), file.read(sample, NOISE_SAMPLES)]
+    if min(len(side) for side in sides) < FEWEST_SAMPLES:
+        return False
+    factor = in_float_range(sides[0])[1]
+    before, after = (bin_sums(torch.from_numpy(side * side.dtype.type(factor))) for side in sides)
+    step = (after.centre + after.means.mean(dim=0) - before.centre - before.means.mean(dim=0)) / before.level
+    step = step[torch.isfinite(step)].numpy()
+    if not len(step):
+        return False
+    common = float(np.median(step))
+    return abs(common) > GAIN_CHANGE or 1.4826 * float(np.median(np.abs(step - common))) > BANDPASS_CHANGE
 
 
 def check_band(

@@ -41,6 +41,8 @@ class PageGrid:
         Centres of the highest and the lowest channel in MHz, NaN when unknown. Times refer to ``f_top``.
     zaplist : tuple of (low, high)
         Frequency bands in MHz that are not used.
+    noise : float
+        Noise of the values of pages, 0 when unknown. Where samples were set to zero the noise of a page is lower.
     nchans : int
         Channels of the observation, 0 when unknown.
     """
@@ -52,6 +54,7 @@ class PageGrid:
     f_top: float = np.nan
     f_bottom: float = np.nan
     zaplist: tuple[tuple[float, float], ...] = ()
+    noise: float = 0.0
     nchans: int = 0
 
     @property

@@ -19,6 +19,8 @@ class RunSummary:
     samples_read: int | None = _entry("samples searched")
     channels: int | None = _entry("channels")
     channels_used: float | None = _entry("channels in use, on average")
+    values_not_finite: int | None = _entry("values not finite or out of range")
+    values_constant: int | None = _entry("values in constant stretches")
     bytes_left_over: int | None = _entry("bytes left over at the end", "B")
     samples_swept_past_end: int | None = _entry("samples searched with part of the band")
     blocks_read: int | None = _entry("ring blocks read")

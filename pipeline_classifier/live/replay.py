@@ -41,6 +41,7 @@ def ring_header(grid: PageGrid) -> str:
             "fmax": float(grid.f_top),
             "fmin": float(grid.f_bottom),
             "nchans": grid.nchans,
+            "noise": float(grid.noise),
         }
     )
 

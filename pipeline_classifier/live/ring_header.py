@@ -129,8 +129,9 @@ def grid_of(header: dict, settings: RingSettings) -> tuple[PageGrid, bool]:
     trials = low + step * np.arange(int(n_dm))
     tstart = number(math.nan, "tstart", "TSTART", "MJD_START")
     tstart = settings.tstart if math.isnan(tstart) else tstart
+    noise = number(0.0, "noise")
     nchans = number(0.0, "nchans", "NCHANS", "NCHAN")
-    grid = PageGrid(np.sort(trials), int(n_columns), tsamp, tstart, top, bottom, settings.zaplist)
+    grid = PageGrid(np.sort(trials), int(n_columns), tsamp, tstart, top, bottom, settings.zaplist, noise)
     return replace(grid, nchans=int(nchans) if 0 < nchans < math.inf else 0), step < 0
 
 

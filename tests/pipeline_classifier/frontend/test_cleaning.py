@@ -6,8 +6,9 @@ import torch
 
 from pipeline_classifier.frontend.baseline import TILE, bin_sums, residual, running_baseline
 from pipeline_classifier.frontend.channel_mask import ChannelFigures
-from pipeline_classifier.frontend.cleaning import SMOOTHING, clean, downsample, figures_of_merit, impulse_samples
+from pipeline_classifier.frontend.cleaning import clean, downsample, figures_of_merit
 from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, brute_force, delays_in_samples
+from pipeline_classifier.frontend.impulses import SMOOTHING, impulse_samples
 from pipeline_classifier.frontend.settings import BIN, Cleaning
 from pipeline_classifier.simulation.observation import EFFELSBERG
 from pipeline_classifier.simulation.pulses import Injector, Pulse
@@ -27,7 +28,7 @@ def observe(signal: np.ndarray) -> np.ndarray:
 
 
 def cleaned(block: np.ndarray, **settings) -> tuple[np.ndarray, np.ndarray]:
-    return clean(block, FREQUENCIES, TSAMP, Cleaning(**settings))
+    return clean(block, FREQUENCIES, TSAMP, Cleaning(**settings))[:2]
 
 
 def dedispersed(data: np.ndarray, dm: float) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_empty_channels_with_a_few_extreme_samples_give_finite_samples(dtype, ex
         for count in (1, 5, 20):
             block = np.zeros((n, 8), dtype)
             block[rng.integers(0, n, count), rng.integers(0, 8, count)] = rng.choice(extreme, count)
-            data, _ = clean(block, FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))
+            data, _ = clean(block, FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))[:2]
             assert np.isfinite(data).all()
 
 
@@ -65,7 +66,7 @@ def test_few_channels_of_pure_noise_are_masked(seed):
     assert cleaned(observe(noise(4096, seed)))[1].mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", ["dead", "zero", "nan", "infinite", "noisy", "carrier", "impulses"])
+@pytest.mark.parametrize("kind", ["dead", "zero", "nan", "noisy", "carrier", "impulses"])
 def test_a_bad_channel_is_masked_and_its_neighbours_are_not(kind):
     signal = noise()
     on = (np.arange(N) // 500 % 2 == 0).astype(np.float32)
@@ -77,11 +78,42 @@ def test_a_bad_channel_is_masked_and_its_neighbours_are_not(kind):
     block = observe(signal)
     if kind in ("dead", "zero"):
         block[:, 100] = 60 if kind == "dead" else 0
-    elif kind in ("nan", "infinite"):
-        block[777, 100] = np.nan if kind == "nan" else np.inf
+    elif kind == "nan":
+        block[100:, 100] = np.nan
     data, good = cleaned(block)
     assert not good[100] and (data[100] == 0).all() and np.isfinite(data).all()
     assert good[[98, 99, 101, 102]].all() and good.mean() > 0.95
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e30, 3e38])
+@pytest.mark.parametrize("samples", [np.s_[777], np.s_[777, :200], np.s_[3000:3500, 50], np.s_[:100]])
+def test_samples_that_are_not_finite_are_zero_and_change_no_others(value, samples):
+    block = observe(noise())
+    expected = cleaned(block)[0]
+    block[samples] = value
+    bad = np.zeros(block.shape, dtype=bool)
+    bad[samples] = True
+    result = clean(block, FREQUENCIES, TSAMP, Cleaning())
+    assert (result.data[bad.T] == 0).all()
+    assert np.abs(result.data - expected)[~bad.T].max() < 0.1
+    np.testing.assert_array_equal(result.not_finite, bad.sum(axis=1))
+    assert not result.constant.any()
+
+
+@pytest.mark.parametrize("value, channels", [(0, np.s_[:]), (100, np.s_[:]), (255, np.s_[:]), (0, np.s_[::2])])
+@pytest.mark.parametrize("first, last", [(3000, 3700), (5, 6000), (9000, N)])
+def test_constant_stretches_are_zero_and_change_no_others(value, first, last, channels):
+    block = observe(noise()).clip(0, 255).astype(np.uint8)
+    expected = cleaned(block)[0]
+    block[first:last, channels] = value
+    constant = np.zeros(block.shape, dtype=bool)
+    constant[first:last, channels] = True
+    result = clean(block, FREQUENCIES, TSAMP, Cleaning())
+    np.testing.assert_allclose(result.constant, constant.sum(axis=1), atol=8)  # neighbours may have the same value
+    assert (result.data[constant.T] == 0).all()
+    kept = result.good & (expected != 0).any(axis=1)
+    assert kept.mean() > 0.95
+    assert np.abs(result.data - expected)[kept][~constant.T[kept]].std() < 0.05
 
 
 def test_a_bad_channel_is_masked_beside_one_without_noise():
@@ -118,7 +150,7 @@ def test_channels_have_unit_noise_after_undispersed_noise_is_subtracted(zero_dm)
     response = np.linspace(0.2, 1.0, 8)
     signal = rng.standard_normal((60_000, 8)) + 0.5 * rng.standard_normal((60_000, 1)) * response
     block = (100 + 10 * signal).astype(np.float32)
-    data, good = clean(block, FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))
+    data, good = clean(block, FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))[:2]
     assert good.all()
     np.testing.assert_allclose(data.std(axis=1), 1, atol=0.012)
 
@@ -135,7 +167,7 @@ def test_the_regression_coefficients_are_those_of_least_squares():
     signal[20_000:20_200] += 10 * response[::-1]  # one impulse must not dominate the coefficients
     block = (100 + 10 * signal).astype(np.float32)
     for zero_dm, coefficient in (("zdot", (response * s**2 + 1 / n) / (s**2 + 1 / n)), ("zero", 1)):
-        data, good = clean(block, FREQUENCIES[:n], TSAMP, Cleaning(zero_dm=zero_dm))
+        data, good = clean(block, FREQUENCIES[:n], TSAMP, Cleaning(zero_dm=zero_dm))[:2]
         assert good.all() and (data[:, 20_000:20_200] == 0).all()
         remaining = data @ common / (common @ common)
         np.testing.assert_allclose(remaining, response - coefficient, atol=0.1)
@@ -207,7 +239,7 @@ def test_an_impulse_that_cancels_a_drift_is_blanked():
 def test_samples_of_a_few_channels_of_pure_noise_are_not_blanked():
     """The mean of eight channels exceeds the impulse threshold in one sample of thirty."""
     block = (100 + 10 * np.random.default_rng(0).standard_normal((50_000, 8))).astype(np.float32)
-    data, good = clean(block, FREQUENCIES[:8], TSAMP, Cleaning())
+    data, good = clean(block, FREQUENCIES[:8], TSAMP, Cleaning())[:2]
     assert good.all() and (data != 0).any(axis=0).all()
 
 
@@ -385,7 +417,7 @@ def test_integer_output_is_the_float_output_rounded(n):
     block = observe(noise(n)).astype(np.uint8)
     expected, good = cleaned(block)
     out = np.full((256, n + 10), 99, dtype=np.int8)
-    data, same = clean(block, FREQUENCIES, TSAMP, Cleaning(), out)
+    data, same = clean(block, FREQUENCIES, TSAMP, Cleaning(), out)[:2]
     assert data is out and (out[:, n:] == 0).all() and (good == same).all()
     assert np.abs(out[:, :n] / LEVELS_PER_SIGMA - expected).max() <= 0.51 / LEVELS_PER_SIGMA
 
@@ -410,7 +442,7 @@ def test_downsample_averages_samples_and_channels():
     np.testing.assert_allclose(frequencies, [1499.0, 1496.0, 1493.0])
     np.testing.assert_allclose(averaged[2, 1], block[8:12, 3:6].mean(), rtol=1e-6)
     assert downsample(block, frequencies, 1e-4, 1, 1)[0] is block
-    cleaned_data, good = clean(np.repeat(observe(noise(2048)), 2, axis=0), FREQUENCIES, TSAMP, Cleaning())
+    cleaned_data, good = clean(np.repeat(observe(noise(2048)), 2, axis=0), FREQUENCIES, TSAMP, Cleaning())[:2]
     assert cleaned_data.shape == (256, 4096) and good.any()
 
 
@@ -449,7 +481,7 @@ def test_strong_slow_undispersed_noise_gives_finite_samples(zero_dm):
     """It is not part of the noise level, so the expected noise after the regression would be imaginary."""
     slow = np.sin(2 * np.pi * np.arange(20_000) / 400)[:, None] * np.linspace(0.2, 2, 8)
     signal = slow + np.random.default_rng(0).standard_normal((20_000, 8))
-    data, good = clean((100 + 10 * signal).astype(np.float32), FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))
+    data, good = clean((100 + 10 * signal).astype(np.float32), FREQUENCIES[:8], TSAMP, Cleaning(zero_dm=zero_dm))[:2]
     assert good.any() and np.isfinite(data).all() and data[good].std(axis=1).max() < 2.5
 
 

@@ -13,6 +13,7 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
 from pipeline_classifier.frontend import filterbank_pages
 from pipeline_classifier.frontend.boxcar import boxcar_search
+from pipeline_classifier.frontend.cleaning import Cleaned
 from pipeline_classifier.frontend.dedispersion import brute_force, delays_in_samples, quantise
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
@@ -79,7 +80,8 @@ def scaled_only(monkeypatch):
         data = np.zeros((block.shape[1], len(block) if out is None else out.shape[1]), np.float32)
         data[:, : len(block)] = (block.T - 100.0) / 10
         good = np.ones(len(data), bool)
-        return data if out is None else quantise(torch.from_numpy(data), len(data), out), good
+        data = data if out is None else quantise(torch.from_numpy(data), len(data), out)
+        return Cleaned(data, good, np.zeros(len(block), np.int32), np.zeros(len(block), np.int32))
 
     monkeypatch.setattr(filterbank_pages, "clean", scale)
 
