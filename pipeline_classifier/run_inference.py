@@ -56,7 +56,7 @@ from pipeline_classifier.frontend.sources import ArrayPages
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report, search_and_write
-from pipeline_classifier.output.run_files import check_names, lock
+from pipeline_classifier.output.run_files import check_names, lock, remove_unfinished
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder, use_gpu
 
@@ -171,6 +171,7 @@ def search_many(
         identity = many_files.fingerprint(path, how)
         if resume and many_files.is_done(folder, path, identity, asked):
             logger.info("%s is finished (%d of %d)", path, number, len(mine))
+            remove_unfinished(folder, path.stem)
             continue
         source = FilterbankPages(path, settings)
         decision = decide(config, classifiers, source.layers)

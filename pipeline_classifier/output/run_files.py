@@ -155,11 +155,23 @@ def unfinished_folder(folder: Path, name: str) -> Iterator[Path]:
     If the block fails, the folder remains with what was found until then; the next search replaces it.
     """
     with lock(folder, name):
-        unfinished = folder / f"unfinished_{name}"
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        unfinished = _removed(folder, name)
         unfinished.mkdir()
         yield unfinished
+
+
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Remove what a killed search of an observation has left; raise InputError if a search of it is running."""
+    with lock(folder, name):
+        _removed(folder, name)
+
+
+def _removed(folder: Path, name: str) -> Path:
+    """Remove the folder in which the results of an observation are made, and return its path."""
+    unfinished = folder / f"unfinished_{name}"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    return unfinished
 
 
 def publish(unfinished: Path, files: Sequence[Path], folder: Path, name: str) -> list[Path]:

@@ -5,6 +5,8 @@ import json
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -248,3 +250,21 @@ def test_events_merged_as_pages_arrive_are_those_merged_at_the_end(observation):
     _, at_once = events_by_threshold(source, classifiers, decision, [0.02])
     assert result.events == at_once[0.02] and len(result.events) >= 2
     assert settled and settled == result.events[: len(settled)]
+
+
+def test_what_a_killed_search_left_is_removed_when_nothing_is_left_to_do(observation):
+    out = observation.with_name("out")
+    assert run(observation, "--no-plots", "--resume").returncode == 0
+    before = names(out)
+    (out / "unfinished_obs").mkdir()
+    (out / ".obs.lock").touch()
+    assert run(observation, "--no-plots", "--resume").returncode == 0
+    assert names(out) == before
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_twice_or_stale_after_kills_and_on_a_full_disk():
+    script = Path(__file__).parents[2] / "tools" / "soak_search.py"
+    words = [sys.executable, script, "--kills", "4", "--pairs", "2", "--full", "4"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
