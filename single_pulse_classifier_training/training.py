@@ -46,7 +46,7 @@ from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpo
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import TrainingBatches, build_loader, ordered_batches
-from single_pulse_classifier_training.distributed import Ranks, process_group
+from single_pulse_classifier_training.distributed import Ranks, end_with_launcher, process_group
 from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.metrics import ConfusionCounts
 from single_pulse_classifier_training.optimisation import Learner, build_learner
@@ -388,6 +388,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    end_with_launcher()
     keep_freed_memory()
     run_script(get_parser(), run)
 

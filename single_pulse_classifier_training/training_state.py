@@ -115,6 +115,16 @@ def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
     for key in now:
         if key not in FREE_KEYS and before.get(key) != now[key]:
             raise InputError(f"{key} must be {before.get(key)!r} to resume {path}, got {now[key]!r}")
+    try:
+        return _restore(path, checkpoint, state, learner)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: the training state must be one that training.py wrote for this network, got one that gives a "
+            f"{type(error).__name__}"
+        ) from None
+
+
+def _restore(path: Path, checkpoint: Checkpoint, state: dict[str, Any], learner: Learner) -> Progress:
     learner.model.load_state_dict(checkpoint.model.state_dict())
     learner.optimiser.load_state_dict(state["optimiser"])
     learner.schedule.load_state_dict(state["schedule"])

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from single_pulse_classifier_training.distributed import end_with_launcher
 from single_pulse_classifier_training.memory import keep_freed_memory
 
 SWITCH_INTERVAL_S = 1e-3
@@ -23,8 +24,9 @@ def prepare_process() -> None:
     """Configure the process of a search; scripts call it before they start.
 
     Freed memory is kept for the next block, threads switch every `SWITCH_INTERVAL_S`, and torch uses no threads of its
-    own in the main thread, since the cores are busy with the pages.
+    own in the main thread, since the cores are busy with the pages. A process of torchrun ends when torchrun dies.
     """
+    end_with_launcher()
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(1)

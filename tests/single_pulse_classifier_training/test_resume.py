@@ -187,6 +187,18 @@ def test_resume_refuses_another_training(config):
     assert "cannot be read: it is damaged" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(("key", "value"), [("optimiser", {}), ("rng_states", [{}]), ("progress", {"epoch": 2})])
+def test_resume_refuses_a_state_without_one_of_its_parts(config, key, value):
+    path = config("a", num_epochs=1)
+    train_here(path)
+    last = checkpoints(path) / "last.pth"
+    content = torch.load(last, weights_only=True)
+    content["training"][key] = value
+    torch.save(content, last)
+    done = train_here(path, "--resume", returncode=2)
+    assert "last.pth: the training state must be one that training.py wrote" in done.stderr.splitlines()[-1]
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_earlier_checkpoints_intact(config):
     path = config("a", num_epochs=1, scheduler=None)
     train_here(path)
