@@ -15,12 +15,13 @@ from pipeline_classifier.detection.search import SearchResult
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.sources import Source
-from pipeline_classifier.output.plots import event_picture, plot_overview
+from pipeline_classifier.output.plots import brightest, event_picture, plot_overview
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.calibration import rate_for_page_length
 from single_pulse_classifier_training.runtime import atomic_writer
 from single_pulse_classifier_training.training_models import current_name
 
+MOST_ROWS = 5000  # those of the brightest events; with more, browsers take seconds to show or sort the table
 MOST_PICTURES = 500  # those of the brightest events
 PICTURE_WIDTH, JPEG_QUALITY = 560, 50  # pixels; some 60 kB each
 MASK_PLACES, MASK_SAMPLES = 16, 4096  # places at which the channel mask is computed for the overview, and their length
@@ -134,27 +135,29 @@ def summary_row(label: str, value: str, unit: str) -> str:
 
 
 def event_table(result: SearchResult, output_dir: Path, source: Source) -> Iterator[str]:
-    """Yield the table of events row by row; the brightest ones with pictures, if these were written."""
+    """Yield the table of the brightest events row by row, some of them with pictures if these were written."""
     if not result.events:
         yield "<p>No event was found.</p>"
         return
-    written = set(result.files)
-    paths = (output_dir / event_picture(source.name, number) for number in range(1, len(result.events) + 1))
-    pictures = {number: path for number, path in enumerate(paths, start=1) if path in written}
-    brightest = sorted(pictures, key=lambda number: -result.events[number - 1].snr)[:MOST_PICTURES]
-    note = "Click on the heading of a column to sort by it, and on a picture to enlarge it. " if pictures else ""
-    if len(pictures) > MOST_PICTURES:
-        note += f"Pictures of the {MOST_PICTURES} brightest events are included; all pictures are beside this page."
-    yield f'<p class="note">{note or "Click on the heading of a column to sort by it."}</p>\n'
+    written, n = set(result.files), len(result.events)
+    paths = {number: output_dir / event_picture(source.name, number) for number in range(1, n + 1)}
+    pictures = {number: path for number, path in paths.items() if path in written}
+    shown = set(brightest(result.events, MOST_PICTURES)) & set(pictures)
+    note = "Click on the heading of a column to sort by it"
+    note += ", and on a picture to enlarge it." if pictures else "."
+    if n > MOST_ROWS:
+        note += f" The {MOST_ROWS:,} brightest of {n:,} events are listed; candidates_{source.name}.csv has all."
+    if len(pictures) > len(shown):
+        note += f" Pictures of the {len(shown)} brightest events are included; others are beside this page."
+    yield f'<p class="note">{text(note)}</p>\n'
     spectra = " spectra" if isinstance(source, FilterbankPages) else ""
     yield f'<div class="scroll"><table class="events{spectra}"><thead><tr>'
     yield "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
     yield ('<th scope="col" class="unsorted">picture</th>' if pictures else "") + "</tr></thead><tbody>\n"
-    chosen = set(brightest)
-    for number, event in enumerate(result.events, start=1):
-        cells = "".join(f"<td>{cell}</td>" for cell in event_cells(number, event))
+    for number in brightest(result.events, MOST_ROWS):
+        cells = "".join(f"<td>{cell}</td>" for cell in event_cells(number, result.events[number - 1]))
         if pictures:
-            cells += f"<td>{picture(number, pictures[number]) if number in chosen else ''}</td>"
+            cells += f"<td>{picture(number, pictures[number]) if number in shown else ''}</td>"
         yield f'<tr id="e{number}">{cells}</tr>\n'
     yield "</tbody></table></div>"
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pipeline_classifier.frontend.sources import Cutout, Source
     from pipeline_classifier.output.saliency import Saliency
 
+MOST_PICTURES = 1000
+"""Largest number of pictures of one search, those of the brightest events. A picture takes about half a second and has
+100 kB; an hour of a pulsar with a period of 33 ms would otherwise be drawn for half a day. Chosen by hand."""
 MOST_SUB_BANDS = 64
 SALIENCY_HEIGHT = 3.2  # inches
 
@@ -20,6 +23,11 @@ SALIENCY_HEIGHT = 3.2  # inches
 def event_picture(name: str, number: int) -> str:
     """File name of the picture of an event, counted from 1."""
     return f"event_{name}_{number:04d}.png"
+
+
+def brightest(events: Sequence[Event], most: int) -> list[int]:
+    """Return the numbers, counted from 1, of the events with the highest S/N, ascending; at most ``most``."""
+    return sorted(sorted(range(1, len(events) + 1), key=lambda number: -events[number - 1].snr)[:most])
 
 
 def plot_event(path: Path, event: Event, source: "Source", saliency: "Saliency | None" = None) -> None:

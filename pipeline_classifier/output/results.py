@@ -27,12 +27,15 @@ from pipeline_classifier.output.candidate_lists import (
     write_transientx,
 )
 from pipeline_classifier.output.html_report import write_report
-from pipeline_classifier.output.plots import event_picture, plot_event
+from pipeline_classifier.output.plots import MOST_PICTURES, brightest, event_picture, plot_event
 from pipeline_classifier.output.run_files import publish, unfinished_folder
 from pipeline_classifier.output.saliency import saliency_of_events
 from single_pulse_classifier_training.runtime import atomic_writer, save_npy
 
 logger = logging.getLogger(__name__)
+
+MOST_LINES = 1000
+"""Largest number of events in the text that is printed. Chosen by hand."""
 
 
 def search_and_write(
@@ -122,7 +125,9 @@ def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: i
     write_candidates(path, result.events)
     result.files.append(path)
     if np.isfinite(source.grid.tsamp):
-        images = [event_picture(name, number) if plots else "" for number in range(1, len(result.events) + 1)]
+        images = [""] * len(result.events)
+        for number in brightest(result.events, MOST_PICTURES if plots else 0):
+            images[number - 1] = event_picture(name, number)
         path = folder / f"candidates_{name}.cands"
         write_transientx(path, result.events, source.grid, name, images)
         result.files.append(path)
@@ -141,7 +146,7 @@ def write_summary(folder: Path, name: str, summary: RunSummary) -> Path:
 
 
 def write_pictures(result: SearchResult, source: Source, folder: Path, saliency: Classifiers | None = None) -> None:
-    """Draw each event.
+    """Draw the events, at most the `MOST_PICTURES` brightest ones.
 
     Parameters
     ----------
@@ -152,23 +157,28 @@ def write_pictures(result: SearchResult, source: Source, folder: Path, saliency:
     saliency : Classifiers, optional
         Show which parts of the page are evidence for a pulse.
     """
-    numbered = ((number, event, None) for number, event in enumerate(result.events, start=1))
-    shown = saliency_of_events(source, result, saliency.pages) if saliency else numbered
-    for number, event, map_of_page in tqdm(shown, total=len(result.events), unit="plot", desc="plots", disable=None):
+    numbers = brightest(result.events, MOST_PICTURES)
+    if len(numbers) < len(result.events):
+        logger.warning("%d events: pictures are drawn of the %d brightest", len(result.events), len(numbers))
+    numbered = ((number, result.events[number - 1], None) for number in numbers)
+    shown = saliency_of_events(source, result, saliency.pages, numbers) if saliency else numbered
+    for number, event, map_of_page in tqdm(shown, total=len(numbers), unit="plot", desc="plots", disable=None):
         path = folder / event_picture(source.name, number)
         plot_event(path, event, source, map_of_page)
         result.files.append(path)
 
 
 def report(result: SearchResult) -> str:
-    """Run summary, files and events as lines of text."""
+    """Run summary, files and the first `MOST_LINES` events as lines of text."""
     lines = [f"{label:>40}  {value} {unit}".rstrip() for label, value, unit in result.summary.rows()]
     lines += [f"{'written':>40}  {path}" for path in result.files if path.suffix != ".png"]
     if result.events:
         lines.append(f"{'time_s':>12} {'dm_pc_cm3':>10} {'snr':>8} {'width_ms':>9} {'probability':>12}  pages")
-    for e in result.events:
+    for e in result.events[:MOST_LINES]:
         pages = f"{e.first_page}-{e.last_page}"
         lines.append(
             f"{e.time_s:12.4f} {e.dm_pc_cm3:10.2f} {e.snr:8.1f} {e.width_ms:9.3f} {e.probability:12.4f}  {pages}"
         )
+    if len(result.events) > MOST_LINES:
+        lines.append(f"and {len(result.events) - MOST_LINES:,} more events, all in the list of candidates")
     return "\n".join(lines)

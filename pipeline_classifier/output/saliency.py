@@ -4,7 +4,7 @@ Parts of the image are hidden one after the other, and the change of the network
 Zeiler & Fergus 2014 (arXiv:1311.2901, section 4.2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,16 +82,17 @@ def page_of(event: Event, result: LayerResult) -> int:
 
 
 def saliency_of_events(
-    source: Source, result: SearchResult, classifier: PageClassifier
+    source: Source, result: SearchResult, classifier: PageClassifier, numbers: Sequence[int]
 ) -> Iterator[tuple[int, Event, Saliency]]:
-    """Yield number (from 1), event and saliency of every event of a search, block by block of its source.
+    """Yield number (from 1), event and saliency of some events of a search, block by block of its source.
 
     The source is read again. The pages are made from the same blocks as in the search, and are therefore
     bit-identical to those that the network got.
     """
     layers = [(layer.layer.time_downsample, layer.layer.dm_stack) for layer in result.layers]
     wanted: dict[tuple[int, int], list[tuple[int, Event]]] = {}
-    for number, event in enumerate(result.events, start=1):
+    for number in numbers:
+        event = result.events[number - 1]
         layer = layers.index((event.time_downsample, event.dm_stack))
         wanted.setdefault((layer, page_of(event, result.layers[layer])), []).append((number, event))
     for block in source.blocks():

@@ -19,7 +19,7 @@ from pipeline_classifier.detection.search import search
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.settings import FrontEndSettings
-from pipeline_classifier.output import html_report
+from pipeline_classifier.output import html_report, results
 from pipeline_classifier.output.saliency import occlusion, saliency_of_events
 from pipeline_classifier.run_inference import get_parser, run
 from pipeline_classifier.simulation.interference import Rfi
@@ -151,6 +151,26 @@ def test_candidates_without_times_and_more_events_than_pictures(observation, tmp
     assert "Pictures of the 1 brightest events" in page.text
 
 
+@pytest.mark.parametrize("saliency", [[], ["--saliency"]], ids=["", "saliency"])
+def test_pictures_rows_and_lines_are_bounded(observation, saliency, tmp_path, monkeypatch, caplog):
+    """Of three events the two brightest, number 1 and 3, are drawn and in the report; the first one is printed."""
+    monkeypatch.setattr(results, "MOST_PICTURES", 2)
+    monkeypatch.setattr(html_report, "MOST_ROWS", 2)
+    monkeypatch.setattr(results, "MOST_LINES", 1)
+    result = run_inference("--filterbank", observation, "--output-dir", tmp_path, "--report", *saliency)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"event_{NAME}_{n}.png" for n in ("0001", "0003")]
+    assert "3 events: pictures are drawn of the 2 brightest" in caplog.text
+    lists = [(tmp_path / f"candidates_{NAME}.{kind}").read_text().splitlines() for kind in ("csv", "cands")]
+    assert len(lists[0]) == 1 + 3
+    assert [line.split("\t")[8] for line in lists[1]] == [f"event_{NAME}_0001.png", "", f"event_{NAME}_0003.png"]
+    page = Page(tmp_path / f"report_{NAME}.html")
+    assert [row[0] for row in page.rows[0][1:]] == ["1", "3"] and len(page.images) == 1 + 2
+    assert f"The 2 brightest of 3 events are listed; candidates_{NAME}.csv has all." in page.text
+    assert "3 events in 2.2 s" in page.text
+    *_, first, rest = results.report(result).splitlines()
+    assert first.split()[0] == f"{result.events[0].time_s:.4f}" and rest.startswith("and 2 more events")
+
+
 def test_the_network_reacts_to_the_pulse(observation, classifier):
     dms, tsamp = 0.5 * np.arange(256), EFFELSBERG.tsamp
     starts = np.array([round(pulse.time_s / tsamp) - 100 for pulse in PULSES])
@@ -169,8 +189,8 @@ def test_the_network_reacts_to_the_pulse(observation, classifier):
 def test_saliency_is_of_the_page_that_the_search_classified(observation, classifier):
     source = FilterbankPages(observation, load_pipeline_config(DEFAULT_CONFIG).front_end())
     result = search(source, Classifiers(classifier), Decision(threshold=0.5, min_snr=6.25), 1)
-    found = list(saliency_of_events(source, result, classifier))
-    assert [number for number, *_ in found] == [1, 2, 3]
+    found = list(saliency_of_events(source, result, classifier, [1, 3]))
+    assert [number for number, *_ in found] == [1, 3]
     for _, event, saliency in found:
         assert event.first_page <= saliency.page <= event.last_page
         image = classifier.images(saliency.image[None])[0][0]
