@@ -15,11 +15,11 @@ SIDE = 64
 """Columns and rows of a cutout."""
 COLUMNS_PER_WIDTH = 4
 NORMALISER = "noise"
-BRIGHTEST_SNR = 40.0
+BRIGHTEST_SNR = 30.0
 """S/N to which the cutouts of brighter peaks are scaled down.
 
 The shape of a pulse does not depend on its S/N, but the network was trained on pulses of S/N 6 to 50, and values above
-20 sigma are clipped. With this limit the probability is the same from S/N 40 to 10,000 (tests/pipeline_classifier/
+20 sigma are clipped. With this limit the probability is the same from S/N 30 to 10,000 (tests/pipeline_classifier/
 test_bright_pulses.py).
 """
 

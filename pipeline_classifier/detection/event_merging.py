@@ -15,6 +15,8 @@ RESIDUAL_REACH = 6
 """Widths of the pulse within which such residuals lie."""
 OWN_REACH = 2
 """Widths of the residual itself, in addition."""
+FAINT_SNR, FAINT_OWN_REACH = 0.1, 4
+"""The same for residuals as faint as this: steps of the baseline at the end of a train of pulses. Chosen by hand."""
 PAIRS_AT_ONCE = 1 << 18
 """Pairs of events that are compared at once, few enough for the intermediate values to stay in the cache."""
 
@@ -52,7 +54,8 @@ class EventMerger:
         longest_s = max(grid.n_time // 2 * grid.tsamp for grid in grids)
         dms = np.concatenate([grid.dms for grid in grids])
         bow_tie_s = float(self.grid.sweep(dms.max() - dms.min())) * self.grid.tsamp + 3 * longest_s
-        self.reach_s = max(bow_tie_s, (RESIDUAL_REACH + OWN_REACH) * longest_s) + max(grid.tsamp for grid in grids)
+        residual_s = (RESIDUAL_REACH + FAINT_OWN_REACH) * longest_s
+        self.reach_s = max(bow_tie_s, residual_s) + max(grid.tsamp for grid in grids)
         self._pending: list[Event] = []
         self._links = np.empty((0, 2), np.int64)
 
@@ -124,7 +127,7 @@ def links(events: Sequence[Event], first: int, grid: PageGrid) -> np.ndarray:
     keys: dict[tuple[int, int, int, int], int] = {}
     runs = np.array([keys.setdefault(_run(event), len(keys)) for event in events])
     bow_tie_s = float(grid.sweep(dms.max() - dms.min())) * grid.tsamp + 3 * widths_s.max()
-    window_s = max(bow_tie_s, (RESIDUAL_REACH + OWN_REACH) * widths_s.max()) + grid.tsamp
+    window_s = max(bow_tie_s, (RESIDUAL_REACH + FAINT_OWN_REACH) * widths_s.max()) + grid.tsamp
     by_time = np.argsort(times, kind="stable")
     low = np.searchsorted(times[by_time], times[first:] - window_s)
     counts = np.searchsorted(times[by_time], times[first:] + window_s, side="right") - low
@@ -177,8 +180,9 @@ def _may_belong(
         Whether both were measured in the same run of pages.
     """
     (snr, brighter_snr), (width_s, brighter_s) = snrs, widths_s
-    close = np.abs(apart_s) <= RESIDUAL_REACH * brighter_s + OWN_REACH * width_s
-    residual = close & (snr < RESIDUAL_SNR * brighter_snr)
+    beside_s = np.abs(apart_s) - RESIDUAL_REACH * brighter_s
+    residual = (beside_s <= OWN_REACH * width_s) & (snr < RESIDUAL_SNR * brighter_snr)
+    residual |= (beside_s <= FAINT_OWN_REACH * width_s) & (snr < FAINT_SNR * brighter_snr)
     margin = 2 * brighter_s + width_s
     in_bow_tie = (np.minimum(reach_s, 0) - margin <= apart_s) & (apart_s <= np.maximum(reach_s, 0) + margin)
     smeared = SMEARED * (brighter_snr * np.sqrt(brighter_s / (brighter_s + np.abs(reach_s))))

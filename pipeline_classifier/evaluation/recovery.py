@@ -13,7 +13,7 @@ from single_pulse_classifier_training.metrics import recall_by
 # Minimum tolerances of a match; chosen by hand, not tuned on data. 2 pc cm^-3 are four steps of the default DM grid.
 TIME_TOLERANCE_S = 0.003
 DM_TOLERANCE = 2.0  # pc cm^-3
-SNR_EDGES = (0.0, 6.0, 8.0, 10.0, 15.0, np.inf)
+SNR_EDGES = (0.0, 6.0, 8.0, 10.0, 15.0, 50.0, 200.0, 1000.0, np.inf)
 WIDTH_EDGES = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, np.inf)  # samples
 
 

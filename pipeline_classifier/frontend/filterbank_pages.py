@@ -277,11 +277,11 @@ def bandpass_changes(file: Filterbank | JoinedFilterbank, sample: int) -> bool:
     factor = in_float_range(sides[0])[1]
     before, after = (bin_sums(torch.from_numpy(side * side.dtype.type(factor))) for side in sides)
     step = (after.centre + after.means.mean(dim=0) - before.centre - before.means.mean(dim=0)) / before.level
-    step = step[torch.isfinite(step)].numpy()
-    if not len(step):
+    steps = step[torch.isfinite(step)].numpy()
+    if not len(steps):
         return False
-    common = float(np.median(step))
-    return abs(common) > GAIN_CHANGE or 1.4826 * float(np.median(np.abs(step - common))) > BANDPASS_CHANGE
+    common = float(np.median(steps))
+    return abs(common) > GAIN_CHANGE or 1.4826 * float(np.median(np.abs(steps - common))) > BANDPASS_CHANGE
 
 
 def check_band(
