@@ -81,9 +81,9 @@ def test_a_run_of_200_pages_is_measured_in_pieces_and_every_pulse_found_once(bat
     probabilities = np.where((np.arange(206) >= first_page) & (np.arange(206) < first_page + 200), 0.9, 0.1)
     lengths = []
 
-    def noted_search(values: np.ndarray, widest: int) -> BoxcarSearch:
+    def noted_search(values: np.ndarray, widest: int, noise: float) -> BoxcarSearch:
         lengths.append(values.shape[1])
-        return boxcar_search(values, widest)
+        return boxcar_search(values, widest, noise)
 
     monkeypatch.setattr(event_finder, "boxcar_search", noted_search)
     finder, events = EventFinder(LAYER, Decision(threshold=0.5)), []
