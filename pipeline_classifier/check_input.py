@@ -46,6 +46,7 @@ from pipeline_classifier.evaluation.input_report import (
 from pipeline_classifier.formats.joined import JoinedFilterbank, open_observation
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend import filterbank_pages
+from pipeline_classifier.frontend.blanking import out_of_range
 from pipeline_classifier.frontend.cleaning import zapped
 from pipeline_classifier.frontend.dedispersion import accumulator_dtype
 from pipeline_classifier.frontend.settings import Cleaning
@@ -57,6 +58,7 @@ from single_pulse_classifier_training.cli import InputError, run_script
 STRETCHES = 4
 STRETCH_SAMPLES = 2048
 STRETCH_BYTES = 16 << 20
+WHOLE_BYTES = 256 << 20
 MIN_SATURATING_BITS = 4  # with fewer bits the lowest and the highest level are in normal use
 
 # Parts of the memory estimate, in round numbers. The slow test test_memory_and_speed_are_those_of_a_run compares the
@@ -205,13 +207,17 @@ def count_pages(nsamples: int, factor: int, config: PipelineConfig) -> int:
 def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
     """Dead channels, saturated samples and non-finite samples in a few stretches over the whole observation.
 
-    A channel is dead if it is constant or not finite in every stretch. Samples at either end of their range are counted
-    as saturated in all other channels.
+    All of an observation of floats up to `WHOLE_BYTES` is read: a single spectrum may be bad. A channel is dead if it is
+    constant or not finite in every stretch. Samples at either end of their range are counted as saturated in all other
+    channels.
     """
     head = filterbank.header
     length = int(min(STRETCH_SAMPLES, filterbank.nsamples, max(2, STRETCH_BYTES // (8 * head.nifs * head.nchans))))
     last = filterbank.nsamples - length
-    starts = sorted({last * k // (STRETCHES - 1) for k in range(STRETCHES)})
+    stretches = STRETCHES
+    if head.dtype.kind == "f" and filterbank.nsamples * head.bytes_per_sample <= WHOLE_BYTES:
+        stretches = max(STRETCHES, -(-filterbank.nsamples // length))
+    starts = sorted({last * k // (stretches - 1) for k in range(stretches)})
     limits = None
     if head.dtype.kind in "iu" and head.nbits >= MIN_SATURATING_BITS:
         ifs = head.nifs if filterbank.ifs == "sum" else 1
@@ -223,7 +229,8 @@ def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
         block = filterbank.read(start, length)
         finite = np.isfinite(block).all(axis=0)
         dead &= ~finite | (block.min(axis=0) == block.max(axis=0))
-        not_finite += block.size - int(np.isfinite(block).sum())
+        bad = out_of_range(block)
+        not_finite += 0 if bad is None else int(bad.sum())
         if limits is not None:
             saturated += ((block == limits[0]) | (block == limits[1])).sum(axis=0)
     live_samples = len(starts) * length * int((~dead).sum())

@@ -221,6 +221,8 @@ def complete_summary(
     classified = int(sum((result.predictions != NOT_CLASSIFIED).sum() for result in layers))
     if classified < pages:
         logger.warning("%s: %d of %d pages are constant or not finite", name, pages - classified, pages)
+    if summary.values_not_finite:
+        logger.warning("%s: %d values not finite or out of range were not used", name, summary.values_not_finite)
     wall_s, duration_s, times_real_time = round(time.monotonic() - began, 3), None, None
     if summary.samples_read is not None:
         searched_s = summary.samples_read * layers[0].layer.grid.tsamp

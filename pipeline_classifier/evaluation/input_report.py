@@ -58,7 +58,7 @@ def find_warnings(report: Report) -> list[str]:
         f"{report['dead_channel_fraction']:.1%} of the channels are dead": report["dead_channel_fraction"] > 0.1,
         f"{report['saturated_fraction'] or 0:.1%} of the samples are saturated": (report["saturated_fraction"] or 0)
         > 0.01,
-        f"{report['not_finite_fraction']:.2%} of the samples are not finite and are not used": (
+        f"{report['not_finite_fraction']:.2%} of the samples are not finite or out of range, and are not used": (
             report["not_finite_fraction"] > 0
         ),
         f"the search needs more than half of the memory of this machine ({size(report['memory_bytes'])})": (

@@ -125,8 +125,9 @@ def belongs_to(event: Event, brighter: Event, grid: PageGrid) -> bool:
     reach = float(grid.sweep(brighter.dm_pc_cm3 - event.dm_pc_cm3)) * grid.tsamp
     apart = event.time_s - brighter.time_s
     width_s, brighter_s = event.width_ms / 1e3, brighter.width_ms / 1e3
-    if event.snr < 0.4 * brighter.snr and abs(apart) <= 6 * brighter_s + 2 * width_s:
-        return True
+    for fraction, own_widths in ((0.4, 2), (0.1, 4)):
+        if event.snr < fraction * brighter.snr and abs(apart) - 6 * brighter_s <= own_widths * width_s:
+            return True
     margin = 2 * brighter_s + width_s
     run, brighter_run = ((e.first_page, e.last_page, e.time_downsample, e.dm_stack) for e in (event, brighter))
     if run == brighter_run or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
@@ -138,7 +139,7 @@ def belongs_to(event: Event, brighter: Event, grid: PageGrid) -> bool:
 scattered_events = st.lists(
     st.tuples(
         st.sampled_from([0.0, 0.01, 0.2, 0.5, 0.9, 1.1, 6.0]),  # seconds after the event before
-        st.sampled_from([6.0, 8.0, 20.0, 50.0]),
+        st.sampled_from([6.0, 8.0, 20.0, 50.0, 600.0]),
         st.sampled_from([0.0, 50.0, 60.0, 127.5, 255.0]),
         st.sampled_from([1.0, 8.0, 128.0, 512.0]),  # ms
         st.sampled_from([(1, 0), (4, 0), (1, 1), (4, 1)]),  # time_downsample, dm_stack

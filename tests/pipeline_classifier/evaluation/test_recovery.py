@@ -51,7 +51,7 @@ def test_observations_are_pooled():
     figures = quality(pooled(parts), GRID.dms)
     assert figures["pulses"] == 6 and figures["found"] == 3 and figures["hours"] == 0.5
     shares = [(part["found"], part["of"]) for part in figures["recall_by_snr"]]
-    assert shares == [(0, 0), (1, 3), (0, 0), (0, 0), (2, 3)]
+    assert shares == [(0, 0), (1, 3), (0, 0), (0, 0), (2, 3), (0, 0), (0, 0), (0, 0)]
     assert figures["false_events"] == 1 and figures["false_events_per_hour"] == 2
     assert figures["dm_error_pc_cm3"]["median"] == pytest.approx(0.5)
     assert figures["time_error_ms"]["median"] == pytest.approx(1.0)

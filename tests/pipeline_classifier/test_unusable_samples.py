@@ -1,0 +1,92 @@
+"""Samples that are not finite, constant, or of an unusual scale cost no pulse elsewhere and change no S/N."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_classifier import check_input, run_inference
+from pipeline_classifier.formats.sigproc import FilterbankWriter
+from pipeline_classifier.simulation.observation import EFFELSBERG
+from pipeline_classifier.simulation.pulses import Injector, Pulse
+from tests.command_line import run_here
+
+NSAMPLES, TSAMP = 16_000, EFFELSBERG.tsamp
+PULSE = Pulse(0.6, 57.0, 17.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    """Counts (n, 256) float32 with one pulse at 0.6 s, which sweeps until 0.66 s."""
+    block = np.random.default_rng(3).standard_normal((NSAMPLES, 256), dtype=np.float32)
+    Injector([PULSE], EFFELSBERG.frequencies, TSAMP, 0).add(block, 0)
+    return 100 + 16 * block
+
+
+def sample(time_s: float) -> int:
+    return int(time_s / TSAMP)
+
+
+def bad(kind: str, samples: np.ndarray) -> np.ndarray:
+    """The samples with one fault."""
+    block = samples.copy()
+    if kind.startswith("value"):
+        block[sample(0.95)] = float(kind.split()[1])
+    elif kind == "most channels":
+        block[sample(0.62), :200] = np.nan
+    elif kind.startswith("scale"):
+        block *= np.float32(kind.split()[1])
+    elif kind.startswith("constant"):
+        value, first, last = map(float, kind.split()[1:])
+        block[sample(first) : sample(last)] = value
+    elif kind == "half of the band":
+        for time_s in np.arange(0.1, 1.6, 0.2):
+            block[sample(time_s) : sample(time_s + 0.05), :128] = 0
+    return block
+
+
+def searched(path: Path, block: np.ndarray) -> tuple[list[dict[str, str]], dict]:
+    """Events, and run summary, of a search from the command line."""
+    with FilterbankWriter(path, replace(EFFELSBERG, nbits=32)) as file:
+        file.write(block[:, None])
+    done = run_here(run_inference, "--filterbank", path, "--output-dir", path.parent, "--no-plots")
+    assert done.returncode == 0, done.stderr
+    with open(path.parent / f"candidates_{path.stem}.csv", newline="") as file:
+        events = list(csv.DictReader(file))
+    return events, json.loads((path.parent / f"summary_{path.stem}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "kind, key",
+    [
+        ("value nan", "values_not_finite"),
+        ("value -1e30", "values_not_finite"),
+        ("value 3e38", "values_not_finite"),
+        ("most channels", "values_not_finite"),
+        ("scale 1e-30", None),
+        ("scale 1e15", None),
+        ("scale 1e34", None),
+        ("constant 0 0.75 1.5", "values_constant"),
+        ("constant 100 0.1 0.59", "values_constant"),
+        ("constant 0 0.5 0.59", "values_constant"),
+        ("half of the band", "values_constant"),
+    ],
+)
+def test_the_pulse_keeps_its_snr(tmp_path, samples, kind, key):
+    [expected], _ = searched(tmp_path / "whole.fil", samples)
+    [event], summary = searched(tmp_path / "bad.fil", bad(kind, samples))
+    assert abs(float(event["time_s"]) - float(expected["time_s"])) < 1e-3
+    assert abs(float(event["dm_pc_cm3"]) - float(expected["dm_pc_cm3"])) <= 1.0
+    assert float(event["snr"]) == pytest.approx(float(expected["snr"]), rel=0.07)
+    for name in ("values_not_finite", "values_constant"):
+        assert (summary.get(name, 0) > 0) == (name == key)
+
+
+def test_check_input_warns_of_samples_that_are_not_finite(tmp_path, samples):
+    with FilterbankWriter(tmp_path / "bad.fil", replace(EFFELSBERG, nbits=32)) as file:
+        file.write(bad("value nan", samples)[:, None])
+    done = run_here(check_input, tmp_path / "bad.fil")
+    assert "not finite or out of range, and are not used" in done.stdout
