@@ -207,7 +207,7 @@ def count_pages(nsamples: int, factor: int, config: PipelineConfig) -> int:
 def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
     """Dead channels, saturated samples and non-finite samples in a few stretches over the whole observation.
 
-    All of an observation of floats up to `WHOLE_BYTES` is read: a single spectrum may be bad. A channel is dead if it is
+    All of an observation of floats up to `WHOLE_BYTES` is read: one spectrum may be bad. A channel is dead if it is
     constant or not finite in every stretch. Samples at either end of their range are counted as saturated in all other
     channels.
     """
