@@ -15,7 +15,7 @@ RESIDUAL_REACH = 6
 """Widths of the pulse within which such residuals lie."""
 OWN_REACH = 2
 """Widths of the residual itself, in addition."""
-FAINT_SNR, FAINT_OWN_REACH = 0.1, 3
+FAINT_SNR, FAINT_OWN_REACH = 0.1, 4
 """The same for residuals as faint as this: steps of the baseline at the end of a train of pulses. Chosen by hand."""
 PAIRS_AT_ONCE = 1 << 18
 """Pairs of events that are compared at once, few enough for the intermediate values to stay in the cache."""
