@@ -122,6 +122,16 @@ class TransientXConfig(ConfigFile):
     rfi: Rfi = Rfi()
     subdedispersion: Subdedispersion = Subdedispersion()
 
+    @property
+    def td(self) -> int:
+        """Samples averaged by both stages."""
+        return self.preprocesslite.td * self.downsample.td
+
+    @property
+    def fd(self) -> int:
+        """Channels averaged by both stages."""
+        return self.preprocesslite.fd * self.downsample.fd
+
     def cleaning(self, zaplist: tuple[tuple[float, float], ...]) -> Cleaning:
         """Return the settings of the cleaning; of several entries of one kind in rfi.rfilist the first is used."""
         entries = self.rfi.rfilist
@@ -135,8 +145,8 @@ class TransientXConfig(ConfigFile):
             kadane_channels=int(kadane[2]) if kadane else 0,
             kadane_threshold=self.rfi.threKadaneF,
             kadane_width_s=self.rfi.widthlimit,
-            td=self.preprocesslite.td * self.downsample.td,
-            fd=self.preprocesslite.fd * self.downsample.fd,
+            td=self.td,
+            fd=self.fd,
         )
 
     def not_implemented(self) -> list[str]:
@@ -296,7 +306,7 @@ class PipelineConfig(ConfigFile):
 
     def samples_per_column(self) -> int:
         """Return the samples of the observation in one column of the pages that TransientX makes."""
-        return self.transientx.preprocesslite.td * self.transientx.downsample.td
+        return self.transientx.td
 
     def overlap(self) -> float:
         """Return the fraction of a page that the next one repeats."""

@@ -53,9 +53,7 @@ class EventMerger:
         self.grid = grids[0]
         longest_s = max(grid.n_time // 2 * grid.tsamp for grid in grids)
         dms = np.concatenate([grid.dms for grid in grids])
-        bow_tie_s = float(self.grid.sweep(dms.max() - dms.min())) * self.grid.tsamp + 3 * longest_s
-        residual_s = (RESIDUAL_REACH + FAINT_OWN_REACH) * longest_s
-        self.reach_s = max(bow_tie_s, residual_s) + max(grid.tsamp for grid in grids)
+        self.reach_s = largest_reach_s(self.grid, dms, longest_s) + max(grid.tsamp for grid in grids)
         self._pending: list[Event] = []
         self._links = np.empty((0, 2), np.int64)
 
@@ -126,8 +124,7 @@ def links(events: Sequence[Event], first: int, grid: PageGrid) -> np.ndarray:
     widths_s = widths_ms / 1e3
     keys: dict[tuple[int, int, int, int], int] = {}
     runs = np.array([keys.setdefault(_run(event), len(keys)) for event in events])
-    bow_tie_s = float(grid.sweep(dms.max() - dms.min())) * grid.tsamp + 3 * widths_s.max()
-    window_s = max(bow_tie_s, (RESIDUAL_REACH + FAINT_OWN_REACH) * widths_s.max()) + grid.tsamp
+    window_s = largest_reach_s(grid, dms, widths_s.max()) + grid.tsamp
     by_time = np.argsort(times, kind="stable")
     low = np.searchsorted(times[by_time], times[first:] - window_s)
     counts = np.searchsorted(times[by_time], times[first:] + window_s, side="right") - low
@@ -149,6 +146,12 @@ def links(events: Sequence[Event], first: int, grid: PageGrid) -> np.ndarray:
         linked = _may_belong(apart_s, reach_s, snrs[pair], in_channel, widths_s[pair], runs[pair[0]] == runs[pair[1]])
         found.append(pair[:, linked].T)
     return np.concatenate(found)
+
+
+def largest_reach_s(grid: PageGrid, dms: np.ndarray, longest_s: float) -> float:
+    """Largest time in seconds between two events of one pulse, at these DMs and with widths up to ``longest_s``."""
+    bow_tie_s = float(grid.sweep(dms.max() - dms.min())) * grid.tsamp + 3 * longest_s
+    return max(bow_tie_s, (RESIDUAL_REACH + FAINT_OWN_REACH) * longest_s)
 
 
 def _may_belong(

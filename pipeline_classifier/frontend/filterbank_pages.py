@@ -231,7 +231,9 @@ class FilterbankPages(Source):
     def _clean(self, start: int, n: int, out: np.ndarray | None) -> Cleaned:
         """Read and clean samples with common statistics."""
         file, settings = self.observation, self.cleaning
-        block, _ = in_float_range(file.read(start * settings.td, n * settings.td))
+        block = file.read(start * settings.td, n * settings.td)
+        if settings.td * settings.fd > 1:  # their sums must not overflow; `clean` scales single samples itself
+            block, _ = in_float_range(block)
         block, frequencies, tsamp = downsample(block, file.frequencies, file.tsamp, settings.td, settings.fd)
         return clean(block, frequencies, tsamp, settings, out)
 

@@ -89,8 +89,6 @@ def is_dispersed(sub_bands: np.ndarray) -> bool:
         Sum of the channels of each sub-band, clipped, highest frequencies first.
     """
     k, n = sub_bands.shape
-    if n < SHORTEST_SWEEP:
-        return False
     undispersed = float(np.square(sub_bands.sum(axis=0)).sum())
     place = (np.arange(k) + 0.5) / k
     sweeps = np.unique(np.rint(1.25 ** np.arange(np.log(n) / np.log(1.25) + 1)).astype(int))

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,23 +16,13 @@ from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.run_summary import RunSummary
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.file_types import HEAD_BYTES, name_of_format
+from single_pulse_classifier_training.input_files import NOT_NPY
 from single_pulse_classifier_training.scaling import contradicts, scaling_of
 
 logger = logging.getLogger(__name__)
 
 PAGES_PER_BLOCK = 128  # of a .npy file: 32 MiB of float32 pages of 256 x 256
 SHORTEST_SIDE = 16  # as the smallest page_samples; fewer rows or columns are another axis
-NOT_A_HEADER = (
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    tokenize.TokenError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-)
-"""Errors of numpy on a damaged header of a .npy file."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +271,7 @@ def _mapped(path: str | Path) -> np.ndarray:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
-        except NOT_A_HEADER:
+        except NOT_NPY:
             raise InputError(f"{path}: must be a .npy file of pages, got one with a damaged header") from None
         data_bytes = -file.tell() + file.seek(0, os.SEEK_END)
     if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):

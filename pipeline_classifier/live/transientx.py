@@ -40,7 +40,7 @@ def fitted(config: PipelineConfig, observation: Filterbank) -> PipelineConfig:
     nbits = observation.header.nbits
     if nbits > MAX_BITS:
         raise InputError(f"{observation.path}: dada_fildb reads at most {MAX_BITS} bits per sample, got {nbits}")
-    fd = config.transientx.preprocesslite.fd * config.transientx.downsample.fd
+    fd = config.transientx.fd
     if fd > observation.nchans:
         raise InputError(
             f"preprocesslite.fd times downsample.fd must be at most the {observation.nchans} channels of "
@@ -73,7 +73,7 @@ def expected_pages(config: PipelineConfig, observation: Filterbank) -> int:
     InputError
         If the file is too short for one page.
     """
-    td, fd = config.samples_per_column(), config.transientx.preprocesslite.fd * config.transientx.downsample.fd
+    td, fd = config.samples_per_column(), config.transientx.fd
     grid, n_time = config.transientx.subdedispersion, config.page_samples
     nchans = observation.nchans // fd
     channels = observation.frequencies[: nchans * fd].reshape(nchans, fd).mean(axis=1)
