@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 TEMPERATURES = (0.05, 20.0)  # range of the fit, chosen by hand and wide enough for any useful network
 CONFIDENCE_BINS = 15  # as in Guo et al. 2017
 SECONDS_PER_HOUR = 3600.0
+INTERVAL = 0.95
+"""Confidence level of the intervals of a rate."""
 
 
 def pulse_probability(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -123,6 +125,29 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
 def measured_hours(n_pages: int, page_s: float) -> float:
     """Return the hours of observation in ``n_pages`` pages of ``page_s`` seconds."""
     return n_pages * page_s / SECONDS_PER_HOUR
+
+
+def poisson_interval(count: int, hours: float) -> tuple[float, float]:
+    """Return the limits of a rate per hour of which ``count`` were found in ``hours``, at the level `INTERVAL`.
+
+    The exact central interval of a Poisson mean (Garwood 1936, Biometrika 28, 437), from the quantiles of chi-squared.
+    """
+    from scipy.stats import chi2
+
+    outside = (1 - INTERVAL) / 2
+    low = chi2.ppf(outside, 2 * count) / 2 if count else 0.0
+    return float(low / hours), float(chi2.isf(outside, 2 * count + 2) / 2 / hours)
+
+
+def rate_text(count: int, hours: float) -> str:
+    """Return a rate per hour with the limits of `poisson_interval` as text."""
+    low, high = poisson_interval(count, hours)
+    return f"{count / hours:.4g} per hour ({low:.3g} to {high:.3g})"
+
+
+def hours_needed(rate: float, hours: float) -> str:
+    """Describe why a rate per hour cannot be measured in ``hours``: fewer than one false positive is expected."""
+    return f"{rate:g} per hour needs at least {1 / rate:.4g} hours, and there are {hours:.4g}"
 
 
 def allowed_pages(rate: float, hours: float) -> int:

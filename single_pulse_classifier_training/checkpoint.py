@@ -1,5 +1,7 @@
 """The checkpoint format: a .pth file that describes its network and is read without running code from it."""
 
+import hashlib
+import logging
 import os
 import pickle
 import platform
@@ -14,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.config import Normaliser, first_error
+from single_pulse_classifier_training.config import Normaliser, TrainingConfig, first_error
 from single_pulse_classifier_training.input_files import ZIP_SIGNATURE, check_archive, check_is_file
 from single_pulse_classifier_training.runtime import atomic_writer
 from single_pulse_classifier_training.training_models import CLASS_NAMES, build_model, current_name
+
+logger = logging.getLogger(__name__)
 
 NO_TENSOR = "none (no such tensor)"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -61,10 +65,14 @@ class Checkpoint:
     tsamp_s : float, optional
         Sampling time of the training images in seconds.
     thresholds : list of dict
-        ``{"threshold", "false_per_hour", "page_s"}``: a probability, the false pages per hour measured at it, and the
-        length of these pages in seconds.
+        ``{"threshold", "false_per_hour", "page_s", "false_positives", "hours"}``: a probability, the false pages per
+        hour measured at it, the length of these pages in seconds, and the number and the hours behind the rate. For a
+        candidate classifier, false events per hour, without ``page_s``. The last three may be missing.
     threshold : float
-        Pages with at least this probability are classified as Pulse.
+        Images with at least this probability are classified as Pulse.
+    measured_pair : dict, optional
+        In a candidate classifier, the two networks with which the false events were measured, as
+        ``Classifiers.pair`` of the pipeline describes them; None if the thresholds were not measured.
     temperature : float
         Divides the logits before softmax (Guo et al. 2017, arXiv:1706.04599).
     metrics, config, versions : dict
@@ -81,6 +89,7 @@ class Checkpoint:
     thresholds: list[dict[str, float]] = field(default_factory=list)
     threshold: float = 0.5
     temperature: float = 1.0
+    measured_pair: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=_library_versions)
@@ -98,6 +107,8 @@ class _Threshold(_Numbers):
     threshold: float = Field(ge=0, le=1)
     false_per_hour: float = Field(ge=0)
     page_s: float | None = Field(default=None, gt=0)
+    false_positives: int | None = Field(default=None, ge=0)
+    hours: float | None = Field(default=None, gt=0)
 
 
 class _Description(_Numbers):
@@ -112,6 +123,7 @@ class _Description(_Numbers):
     thresholds: list[_Threshold] = []
     threshold: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=1.0, ge=0.01, le=100)  # wider than the range of the fit, see calibration.py
+    measured_pair: dict | None = None
     metrics: dict = {}
     config: dict = {}
     versions: dict = {}
@@ -146,6 +158,21 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, **training_state: 
     if training_state:
         content["training"] = training_state
     write_content(path, _plain(content))
+
+
+def update_checkpoint(path: str | Path, **values: Any) -> None:
+    """Replace values of a checkpoint, such as its thresholds; the rest of the file stays unchanged.
+
+    Raises
+    ------
+    InputError
+        If the file holds bare weights, or cannot be read.
+    """
+    path = Path(path).resolve()  # a link stays a link
+    content = _read(path)
+    if "state_dict" not in content:
+        raise InputError(f"{path}: a checkpoint must have the key 'state_dict' to be changed, got bare weights")
+    write_content(path, content | _plain(values))
 
 
 def write_content(path: str | Path, content: dict[str, Any]) -> None:
@@ -187,6 +214,44 @@ def load_checkpoint(
     """
     path = Path(path)
     return _checkpoint(path, _read(path), device, model_name, resolution)
+
+
+def load_initial_weights(config: TrainingConfig, device: torch.device | str) -> nn.Module:
+    """Load the network of ``initial_weights``, and log which values of its checkpoint do not hold for new weights.
+
+    Raises
+    ------
+    InputError
+        As ``load_checkpoint``.
+    """
+    assert config.initial_weights is not None
+    path = config.resolve(config.initial_weights)
+    initial = load_checkpoint(path, device, config.model_name, config.resolution)
+    candidates = initial.normaliser == "noise"
+    logger.info(
+        "initial_weights %s: threshold %.4g, temperature %.4g and %d thresholds by false positives per hour are not "
+        "kept, as they do not hold for new weights; until %s measures new ones, the threshold is 0.5 and the "
+        "temperature 1",
+        path,
+        initial.threshold,
+        initial.temperature,
+        len(initial.thresholds),
+        "evaluate_pipeline.py --pulse-free" if candidates else "evaluate.py",
+    )
+    if initial.normaliser != config.normaliser:
+        message = "initial_weights %s were trained on images of the normaliser %s, the config has %s"
+        logger.warning(message, path, initial.normaliser, config.normaliser)
+    return initial.model
+
+
+def weights_checksum(model: nn.Module) -> str:
+    """Compute the SHA-256 of names, types, shapes and values of all weights; it does not depend on device or file."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        total.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        total.update(values.numpy().tobytes())
+    return total.hexdigest()
 
 
 def _checkpoint(

@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from single_pulse_classifier_training.augment import augmentation
-from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_initial_weights, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import TrainingBatches, build_loader, ordered_batches
@@ -312,8 +312,7 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: 
     if config.initial_weights is None:
         model = build_model(config.model_name, config.resolution)
     else:
-        path = config.resolve(config.initial_weights)
-        model = load_checkpoint(path, device, config.model_name, config.resolution).model
+        model = load_initial_weights(config, device)
     model = model.to(device).to(memory_format=torch.channels_last)
     set_seed(config.seed + ranks.rank)
     splits = load_splits(config)

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from single_pulse_classifier_training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    update_checkpoint,
+    weights_checksum,
+)
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.training_models import build_model
 
@@ -35,6 +41,7 @@ def checkpoint():
         thresholds=[{"threshold": 0.9, "false_per_hour": 1.5}],
         threshold=0.7,
         temperature=1.3,
+        measured_pair={"page_temperature": 1.0},
         metrics={"val_loss": np.float32(0.25), "epoch": np.int64(4), "confusion": np.array([1, 2])},
         config={"seed": 3},
     )
@@ -46,7 +53,7 @@ def test_round_trip_keeps_every_field_and_every_weight(checkpoint, tmp_path):
     loaded = load_checkpoint(path, "cpu")
     for name in ("model_name", "resolution", "class_names", "normaliser", "dms", "tsamp_s", "thresholds"):
         assert getattr(loaded, name) == getattr(checkpoint, name), name
-    for name in ("threshold", "temperature", "config", "versions"):
+    for name in ("threshold", "temperature", "measured_pair", "config", "versions"):
         assert getattr(loaded, name) == getattr(checkpoint, name), name
     assert loaded.metrics == {"val_loss": 0.25, "epoch": 4, "confusion": [1, 2]}
     assert not loaded.model.training
@@ -55,6 +62,29 @@ def test_round_trip_keeps_every_field_and_every_weight(checkpoint, tmp_path):
     pages = torch.rand(2, 1, 32, 32) * 255
     assert torch.equal(loaded.model(pages), checkpoint.model(pages))
     assert torch.load(path, weights_only=True)["training"]["optimiser"]["betas"] == (0.9, 0.999)
+
+
+def test_values_are_replaced_and_the_checksum_of_the_weights_stays(checkpoint, tmp_path):
+    path, link = tmp_path / "a.pth", tmp_path / "link.pth"
+    save_checkpoint(path, checkpoint, epoch=4)
+    link.symlink_to(path)
+    before = torch.load(path, weights_only=True)
+    update_checkpoint(link, threshold=np.float64(0.25), measured_pair={"page_temperature": 2.0})
+    after = torch.load(path, weights_only=True)
+    assert link.is_symlink() and after.pop("measured_pair") == {"page_temperature": 2.0}
+    assert after.pop("threshold") == 0.25 and {*before} - {*after} == {"threshold", "measured_pair"}
+    assert all(torch.equal(tensor, after["state_dict"][name]) for name, tensor in before["state_dict"].items())
+    assert {key: value for key, value in after.items() if key != "state_dict"} == {
+        key: before[key] for key in after if key != "state_dict"
+    }
+    loaded = load_checkpoint(path, "cpu").model
+    assert weights_checksum(loaded.to(memory_format=torch.channels_last)) == weights_checksum(checkpoint.model)
+    with torch.no_grad():
+        loaded.fc.bias[0] += 1e-7
+    assert weights_checksum(loaded) != weights_checksum(checkpoint.model)
+    torch.save(checkpoint.model.state_dict(), path)
+    with pytest.raises(InputError, match="a.pth: a checkpoint must have the key 'state_dict' .*, got bare weights"):
+        update_checkpoint(path, threshold=0.5)
 
 
 def test_loaded_network_can_be_trained_further(checkpoint, tmp_path):
@@ -244,6 +274,8 @@ def altered(checkpoint, path: Path, **changes) -> Path:
         ("thresholds", [{"threshold": 0.5, "false_per_hour": -1.0}], "must be at least 0, got -1.0"),
         ("thresholds", [{"threshold": 0.5, "false_per_hour": 1.0, "page_s": 0.0}], "page_s' must be above 0, got 0.0"),
         ("thresholds", None, "must be a list, got None"),
+        ("thresholds", [{"threshold": 0.5, "false_per_hour": 1.0, "hours": 0.0}], "hours' must be above 0, got 0.0"),
+        ("measured_pair", "x", "must be an object, got 'x'"),
         ("resolution", 1e9, "must be an integer, got 1000000000.0"),
         ("resolution", True, "must be an integer, got True"),
         ("resolution", 32 * 10**8, "resolution of DM_time_small_residual must be .* up to 4096, got 3200000000"),

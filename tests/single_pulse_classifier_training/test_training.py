@@ -1,6 +1,7 @@
 """Training through the command line, its metrics and its augmentation."""
 
 import json
+import logging
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from single_pulse_classifier_training import training
 from single_pulse_classifier_training.augment import FainterPulse, RollInTime, RowDropOut, augmentation
-from single_pulse_classifier_training.checkpoint import load_checkpoint
+from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint, weights_checksum
 from single_pulse_classifier_training.metrics import ConfusionCounts, confusion_counts
 from tests.command_line import run_here
 
@@ -58,14 +59,24 @@ def train(folder: Path, config: dict, *options: str) -> subprocess.CompletedProc
     return run_here(training, folder / "config.json", *options)
 
 
-def test_a_training_starts_from_the_weights_it_is_given(training_set):
+def test_a_training_starts_from_the_weights_it_is_given_and_keeps_no_thresholds(training_set, caplog):
     folder, config = training_set
     assert train(folder, config | {"num_epochs": 3}).returncode == 0
     first = folder / "checkpoints" / "ch_point_DM_time_binary_classificator_241002_3_32" / "best.pth"
-    (folder / "first.pth").write_bytes(first.read_bytes())
+    initial = load_checkpoint(first, "cpu")
+    initial.threshold, initial.thresholds = 0.2, [{"threshold": 0.3, "false_per_hour": 1.0}]
+    initial.normaliser, initial.measured_pair = "robust", {"candidate_classifier": weights_checksum(initial.model)}
+    save_checkpoint(folder / "first.pth", initial)
     keys = {"initial_weights": "first.pth", "num_epochs": 1, "learning_rate": 1e-9}
+    caplog.clear()
+    caplog.set_level(logging.INFO)
     done = train(folder, config | keys)
     assert done.returncode == 0, done.stderr
+    said = [record.message for record in caplog.records if "initial_weights" in record.message]
+    assert len(said) == 2 and "normaliser robust, the config has minmax" in said[1]
+    assert "threshold 0.2, temperature 1 and 1 thresholds by false positives per hour are not kept" in said[0]
+    trained = load_checkpoint(first, "cpu")
+    assert (trained.threshold, trained.thresholds, trained.measured_pair) == (0.5, [], None)
     before, after = (load_checkpoint(path, "cpu").metrics["val_loss"] for path in (folder / "first.pth", first))
     assert after == pytest.approx(before, rel=1e-3)
     wrong = train(folder, config | {"initial_weights": "first.pth", "model_name": "DM_time_small_residual"})
