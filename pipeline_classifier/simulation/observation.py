@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.dispersion import dispersion_delay
+from pipeline_classifier.formats.csv_table import read_csv
 from pipeline_classifier.formats.sigproc import FilterbankWriter, Header
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.pulses import Injector, Pulse, pulse_extent
@@ -321,22 +322,13 @@ def read_truth(path: str | Path) -> list[Pulse]:
     Raises
     ------
     InputError
-        If the file does not exist, lacks a required column, or has an impossible value.
+        If the file does not exist, is damaged (`read_csv`), or has an impossible value.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file (simulate_observation.py writes truth tables)")
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.DictReader(file)
-        try:
-            missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{path}: header line must name {', '.join(REQUIRED_COLUMNS)}, but lacks {', '.join(missing)}"
-                )
-            return [_pulse_of(row, f"{path}, line {reader.line_num}") for row in reader]
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num + 1}: must be CSV, got an error: {error}") from None
+    names, rows = read_csv(path, REQUIRED_COLUMNS)
+    return [_pulse_of(dict(zip(names, fields, strict=True)), f"{path}, line {line}") for line, fields in rows]
 
 
 def known_pulses(filterbank: str | Path, duration_s: float) -> list[Pulse]:
@@ -369,12 +361,12 @@ def _pulse_of(row: dict[str, str], where: str) -> Pulse:
     """Pulse of a row of a truth table; ``where`` names file and line in messages."""
     values = {}
     for name in TRUTH_COLUMNS:
-        if name in ("mjd", "boxcar_width_ms") or (name not in REQUIRED_COLUMNS and row.get(name) in (None, "")):
+        if name in ("mjd", "boxcar_width_ms") or (name not in REQUIRED_COLUMNS and not row.get(name)):
             continue
         least = {"spectral_index": -20.0, "snr": 1e-3, "width_ms": 1e-6, "bandwidth_mhz": 1e-6}.get(name, 0.0)
         try:
             values[name] = float(row[name])
-        except (TypeError, ValueError):
+        except ValueError:
             values[name] = np.nan
         if not least <= values[name] < 1e7:
             raise InputError(f"{where}: {name} must be a number from {least:g} to 1e7, got {row[name]!r}")

@@ -103,19 +103,31 @@ def test_truth_survives_the_round_trip(tmp_path):
     write_truth(tmp_path / "truth.csv", pulses, [1.0, 2.0], 59000.0)
     assert read_truth(tmp_path / "truth.csv") == pulses
     text = (tmp_path / "truth.csv").read_text()
+    heading, first, second = text.splitlines()
+    names = "the heading must name time_s, dm_pc_cm3, snr, width_ms, separated by commas, got "
     for wrong, message in (
-        (text.replace("snr", "sn"), "lacks snr"),
-        (text.replace("56.77", "x"), "dm_pc_cm3 must be a number from 0 to 1e7, got 'x'"),
-        (text.replace("56.77", "nan"), "dm_pc_cm3 must be a number from 0 to 1e7, got 'nan'"),
-        ("", "lacks time_s, dm_pc_cm3, snr, width_ms"),
+        (text.replace("snr", "sn"), f"line 1: {names}'time_s,mjd,dm_pc_cm3,sn,width_ms"),
+        (text.replace(",", ";"), f"line 1: {names}'time_s;mjd;"),
+        ("", f"line 1: {names}''"),
+        (text.replace("mjd", "snr"), "line 1: every column must be named once, got snr twice"),
+        (text.replace("mjd", " snr"), "line 1: every column must be named once, got snr twice"),
+        (f"{text}1.5,2\n", "line 4: must have 11 fields, as the heading, got 2"),
+        (f"{heading}\n{first},7\n{second}\n", "line 2: must have 11 fields, as the heading, got 12"),
+        *(
+            (text.replace("56.77", value), f"line 2: dm_pc_cm3 must be a number from 0 to 1e7, got '{value}'$")
+            for value in ("x", "", "nan", "inf", "-1")
+        ),
+        (text.replace("8,0.5,", "8,-0.5,"), "line 3: width_ms must be a number from 1e-06 to 1e7, got '-0.5'"),
         (text.replace(",1400,80", ",1400,"), "line 3: centre_mhz and bandwidth_mhz"),
         (text.replace("56.77", "9" * 200_000), "line 2: must be CSV, got an error: field larger than field limit"),
-        ("\0\n" + text, "lacks time_s|must be CSV"),
+        ("\0\n" + text, f"{names}|must be CSV"),
     ):
         (tmp_path / "wrong.csv").write_text(wrong)
         with pytest.raises(InputError, match=message):
             read_truth(tmp_path / "wrong.csv")
     with pytest.raises(InputError, match="no such file"):
         read_truth(tmp_path / "absent.csv")
-    (tmp_path / "windows.csv").write_text("\ufeff" + text.replace("\n", "\r\n"), newline="")
-    assert read_truth(tmp_path / "windows.csv") == pulses
+    spaced = text.replace(",", " , \t").replace("\n", " \n\n  \n")
+    for same in ("\ufeff" + text.replace("\n", "\r\n"), spaced):
+        (tmp_path / "same.csv").write_text(same, newline="")
+        assert read_truth(tmp_path / "same.csv") == pulses
