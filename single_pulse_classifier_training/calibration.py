@@ -147,7 +147,7 @@ def rate_text(count: int, hours: float) -> str:
 
 def hours_needed(rate: float, hours: float) -> str:
     """Describe why a rate per hour cannot be measured in ``hours``: fewer than one false positive is expected."""
-    return f"{rate:g} per hour needs at least {1 / rate:.4g} hours, and there are {hours:.4g}"
+    return f"{rate:g} per hour needs at least {1 / rate:.4g} hours of pulse-free data, got {hours:.4g}"
 
 
 def allowed_pages(rate: float, hours: float) -> int:
@@ -200,26 +200,31 @@ def rate_for_page_length(entry: dict[str, float], page_s: float = math.nan) -> f
 
 
 def threshold_for_rate(
-    thresholds: list[dict[str, float]], max_false_per_hour: float, page_s: float = math.nan, of: str = "the model"
+    thresholds: list[dict[str, float]],
+    max_false_per_hour: float,
+    page_s: float = math.nan,
+    of: str = "the model",
+    measured_by: str = "evaluate.py",
 ) -> tuple[float, float]:
     """Choose the lowest stored threshold with at most ``max_false_per_hour`` false positives.
 
     Parameters
     ----------
     thresholds : list of dict
-        Those of a checkpoint: ``{"threshold", "false_per_hour", "page_s"}``, where ``page_s`` may be missing.
+        Those of a checkpoint: ``{"threshold", "false_per_hour", "page_s", "hours"}``, where the last two may be
+        missing.
     max_false_per_hour : float
-        Maximum number of false pages per hour.
+        Maximum number of false positives per hour.
     page_s : float
         Interval between pages in seconds where the threshold is used; NaN if unknown.
-    of : str
-        What the thresholds belong to, for the message.
+    of, measured_by : str
+        What the thresholds belong to and the script that measures them, for the message.
 
     Returns
     -------
     threshold : float
     false_per_hour : float
-        Its false pages per hour at this interval.
+        Its false positives per hour at this interval.
 
     Raises
     ------
@@ -228,12 +233,18 @@ def threshold_for_rate(
     """
     known = [(entry["threshold"], rate_for_page_length(entry, page_s)) for entry in thresholds]
     valid = [choice for choice in known if choice[1] <= max_false_per_hour]
-    if not valid:
-        rates = ", ".join(dict.fromkeys(f"{rate:.4g}" for rate in sorted(rate for _, rate in known)))
-        stored = f"thresholds for {rates}" if rates else "no thresholds (evaluate.py measures those for pages)"
-        length = f" with a page every {page_s:.4g} s" if rates and math.isfinite(page_s) else ""
-        raise InputError(f"max_false_per_hour {max_false_per_hour:g} is too low: {of} has {stored}{length}")
-    return min(valid)
+    if valid:
+        return min(valid)
+    rates = ", ".join(dict.fromkeys(f"{rate:.4g}" for rate in sorted(rate for _, rate in known)))
+    stored = f"thresholds for {rates}" if rates else f"no thresholds ({measured_by} measures them)"
+    length = f" with a page every {page_s:.4g} s" if rates and math.isfinite(page_s) else ""
+    # Rates of pages depend on their interval, so that the hours of the measurement do not limit them.
+    hours = max(
+        (entry["hours"] for entry in thresholds if "hours" in entry and "page_s" not in entry), default=math.inf
+    )
+    few = max_false_per_hour * hours < 1
+    why = f"; {hours_needed(max_false_per_hour, hours)}" if few else ""
+    raise InputError(f"max_false_per_hour {max_false_per_hour:g} is too low: {of} has {stored}{length}{why}")
 
 
 def move_threshold(threshold: float, temperature_before: float, temperature_after: float) -> float:

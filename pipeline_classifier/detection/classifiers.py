@@ -2,16 +2,20 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS
-from single_pulse_classifier_training.checkpoint import load_checkpoint
+from single_pulse_classifier_training.checkpoint import load_checkpoint, weights_checksum
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import choose_device
 
 logger = logging.getLogger(__name__)
+
+MEASURED_BY = "`python evaluate_pipeline.py --pulse-free NOISE.fil --store`"
+"""The command that measures the false events per hour of a pair of networks."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,35 @@ class Classifiers:
     pages: PageClassifier
     candidates: CandidateClassifier | None = None
 
+    @cached_property
+    def pair(self) -> dict[str, str | float] | None:
+        """Checksums of both networks, and the temperature of the page classifier, which decides what is a candidate.
 
-def load_classifiers(config: PipelineConfig) -> Classifiers:
+        The temperature of the candidate classifier is not part of it, because thresholds are moved together with it.
+        """
+        if self.candidates is None:
+            return None
+        pages = self.pages.checkpoint
+        return {
+            "page_classifier": weights_checksum(pages.model),
+            "page_temperature": pages.temperature,
+            "candidate_classifier": weights_checksum(self.candidates.checkpoint.model),
+        }
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the stored false events per hour were measured with this page classifier and these weights."""
+        return self.candidates is not None and self.candidates.checkpoint.measured_pair == self.pair
+
+
+def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) -> Classifiers:
     """Load the classifiers that the config names.
+
+    Parameters
+    ----------
+    config : PipelineConfig
+    warn_if_not_measured : bool
+        Log a warning if the false events per hour of this pair were not measured.
 
     Raises
     ------
@@ -48,9 +78,39 @@ def load_classifiers(config: PipelineConfig) -> Classifiers:
             f"models/default.pth), got {config.model_path}, a {checkpoint.model_name} for candidates"
         )
     logger.info("page classifier %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
-    if path:
-        logger.info("candidate classifier %s", path.name)
-    elif config.event_threshold is not None:
-        logger.warning("event_threshold %g has no effect without a candidate classifier", config.event_threshold)
     pages = PageClassifier(checkpoint, device, config.batch_size, config.snr_gate, config.precision)
-    return Classifiers(pages, candidates)
+    classifiers = Classifiers(pages, candidates)
+    log_thresholds(config, classifiers, warn_if_not_measured)
+    return classifiers
+
+
+def log_thresholds(config: PipelineConfig, classifiers: Classifiers, warn_if_not_measured: bool) -> None:
+    """Log which thresholds of the config do not have the effect that their names suggest, and rates that may not hold.
+
+    Parameters
+    ----------
+    config, classifiers
+    warn_if_not_measured : bool
+        As in `load_classifiers`.
+    """
+    path = config.candidate_classifier_path
+    if path is None or classifiers.candidates is None:
+        if config.event_threshold is not None:
+            logger.warning("event_threshold %g has no effect without a candidate classifier", config.event_threshold)
+        return
+    logger.info("candidate classifier %s", path.name)
+    if config.threshold is not None:
+        message = "threshold %g is that of pages; the candidate classifier decides what is an event (event_threshold)"
+        logger.info(message, config.threshold)
+    if config.max_false_per_hour is not None:
+        message = "max_false_per_hour %g is of events and chooses event_threshold; the threshold of pages stays %.4g"
+        logger.info(message, config.max_false_per_hour, classifiers.pages.checkpoint.threshold)
+    if warn_if_not_measured and not classifiers.is_measured:
+        stored = classifiers.candidates.checkpoint
+        state = "the false events per hour were never measured"
+        if stored.measured_pair is not None:
+            state = "the false events per hour were measured with other networks"
+        elif stored.thresholds:
+            state = "it is not recorded with which page classifier the false events per hour were measured"
+        message = "%s with %s: %s; %s measures them for this pair"
+        logger.warning(message, config.model_path.name, path.name, state, MEASURED_BY)

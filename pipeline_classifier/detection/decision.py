@@ -1,15 +1,18 @@
 """The decision: which pages and which peaks are reported, settled before the first page is read."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.detection.classifiers import Classifiers
+from pipeline_classifier.detection.classifiers import MEASURED_BY, Classifiers
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
 from pipeline_classifier.frontend.sources import Layer
 from single_pulse_classifier_training.calibration import threshold_for_rate
+
+logger = logging.getLogger(__name__)
 
 EVENT_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Candidate probabilities at which recall and false events are measured."""
@@ -30,7 +33,7 @@ class Decision:
         Lowest S/N of an event.
     false_per_hour : float or None
         Expected false positives per hour, if the thresholds were chosen by such a rate: of events where there is an
-        ``event_threshold``, otherwise of pages.
+        ``event_threshold``, otherwise of pages. None also if the stored rates were measured with other networks.
     """
 
     threshold: float
@@ -90,9 +93,16 @@ def decide(config: PipelineConfig, classifiers: Classifiers, layers: Sequence[La
         event_threshold = candidates.threshold if config.event_threshold is None else config.event_threshold
     if config.max_false_per_hour is not None and candidates:
         event_threshold, rate = threshold_for_rate(
-            candidates.thresholds, config.max_false_per_hour, of="the candidate classifier"
+            candidates.thresholds,
+            config.max_false_per_hour,
+            of="the candidate classifier",
+            measured_by=MEASURED_BY,
         )
+        rate = rate if classifiers.is_measured else None
     elif config.max_false_per_hour is not None:
         threshold, rate = threshold_for_rate(pages.thresholds, config.max_false_per_hour, page_interval_s(layers))
+    if classifiers.candidates and not grid.sweeps and config.event_threshold is not None:
+        message = "event_threshold %g has no effect: candidates are not classified where the sweep is not known"
+        logger.warning(message, config.event_threshold)
     min_snr = config.min_snr if grid.sweeps or "min_snr" in config.model_fields_set else 0.0
     return Decision(float(threshold), None if event_threshold is None else float(event_threshold), min_snr, rate)

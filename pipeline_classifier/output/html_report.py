@@ -90,7 +90,7 @@ def summary(result: SearchResult, source: Source, classifiers: Classifiers, mode
         # The rates of events hold for pages of any length.
         what, threshold, page_s = "peak", run.event_threshold, np.inf
         model += f" and {current_name(classifiers.candidates.checkpoint.model_name)}"
-        thresholds = classifiers.candidates.checkpoint.thresholds
+        thresholds = classifiers.candidates.checkpoint.thresholds if classifiers.is_measured else []
     count = len(result.events)
     found = f"{count or 'No'} event{'' if count == 1 else 's'} in "
     found += f"{run.pages:,} pages" if run.duration_s is None else f"{run.duration_s:,.6g} s"

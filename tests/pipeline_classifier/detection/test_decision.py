@@ -1,9 +1,8 @@
 """The decision: thresholds from config, options and checkpoints, or by the false positives per hour stored in these."""
 
 import json
+import logging
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from single_pulse_classifier_training import evaluate
 from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.training_models import build_model
+from tests.command_line import run_here
 
 MODEL_NAME = "DM_time_binary_classificator_241002_3_GAP"
 DMS = 0.5 * np.arange(256)
@@ -143,8 +143,7 @@ def test_the_chosen_threshold_is_printed_in_full(config, tmp_path):
     checkpoint.thresholds = [{"threshold": 0.99999976, "false_per_hour": 3.0}]
     save_checkpoint(tmp_path / "grey.pth", checkpoint)
     pages = grey_pages(tmp_path / "pages.npy", np.array([100, 200]))
-    command = [sys.executable, run_inference.__file__, "-c", config, "--pages", pages, "--max-false-per-hour", "3"]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    done = run_here(run_inference, "-c", config, "--pages", pages, "--max-false-per-hour", 3)
     assert done.returncode == 0, done.stderr
     summary = json.loads((config.parent / "out" / "summary_pages.json").read_text())
     assert summary["threshold"] == 0.99999976 and summary["false_per_hour"] == 3
@@ -226,10 +225,64 @@ def test_pages_and_events_have_thresholds_of_their_own(observation, tmp_path):
     assert decided() == (page, 0.6) and decided("--event-threshold", 0.7) == (page, 0.7)
     rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).summary
     assert rated.threshold == page and rated.event_threshold > 0.2 and rated.false_per_hour <= 10
-    with pytest.raises(InputError, match="the candidate classifier has thresholds for 1.889, "):
+    lowest = "the candidate classifier has thresholds for 1.889, .*; 1 per hour needs at least 1 hours .*, got 0.5295"
+    with pytest.raises(InputError, match=lowest):
         search("-c", config, "--filterbank", observation, "--max-false-per-hour", 1)
     with pytest.raises(InputError, match="only one of --max-false-per-hour and --event-threshold"):
         search("-c", config, "--max-false-per-hour", 10, "--event-threshold", 0.5)
+
+
+def test_what_a_threshold_does_not_change_is_said(observation, tmp_path, caplog):
+    """With a candidate classifier, a rate is one of events and the threshold of pages does not choose events."""
+    caplog.set_level(logging.INFO)
+    config = tmp_path / "config.json"
+
+    def said(keys: dict, *options: object) -> list[str]:
+        config.write_text(json.dumps({"output_dir": "out"} | keys))
+        caplog.clear()
+        search("-c", config, *(options or ("--filterbank", observation)))
+        return [record.message for record in caplog.records if "threshold" in record.message]
+
+    assert said({}) == [] and said({"event_threshold": 0.5}) == []
+    assert "threshold 0.5 is that of pages" in said({"threshold": 0.5})[0]
+    assert "max_false_per_hour 10 is of events and chooses event_threshold" in said({"max_false_per_hour": 10})[0]
+    without = {"candidate_classifier": None, "threshold": 0.5}
+    assert said(without) == [] and "no effect" in said(without | {"event_threshold": 0.5})[0]
+    pages = grey_pages(tmp_path / "pages.npy", np.array([100, 200]))
+    assert "no effect" in said({"event_threshold": 0.5}, "--pages", pages)[-1]
+
+
+def test_a_pair_that_was_not_measured_says_so_once(observation, tmp_path, caplog):
+    models = Path(run_inference.__file__).with_name("models")
+    pages, candidates = (load_checkpoint(models / name, "cpu") for name in ("default.pth", "candidate_classifier.pth"))
+    keys = {"path_to_models": "./", "name_of_the_model": "default.pth", "candidate_classifier": "candidates.pth"}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(keys | {"output_dir": "out"}))
+
+    def said(*options: object) -> tuple[str, float | None]:
+        save_checkpoint(tmp_path / "default.pth", pages)
+        save_checkpoint(tmp_path / "candidates.pth", candidates)
+        caplog.clear()
+        result = search("-c", config, "--filterbank", observation, *options)
+        said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert len(said) <= 1 and all("evaluate_pipeline.py --pulse-free" in message for message in said)
+        return "".join(said), result.summary.false_per_hour
+
+    pages.metrics["note"] = "other metadata, the same weights"
+    assert said("--max-false-per-hour", 10) == ("", pytest.approx(9.443, abs=1e-3))
+    pages.temperature = 1.5
+    assert "default.pth with candidates.pth: the false events per hour were measured with other networks" in said()[0]
+    pages.temperature = 1.0
+    with torch.no_grad():
+        candidates.model.fc.bias[0] += 1e-6
+    message, rate = said("--max-false-per-hour", 10)
+    assert "were measured with other networks" in message and rate is None
+    candidates.measured_pair = None
+    assert "it is not recorded with which page classifier" in said()[0]
+    candidates.thresholds = []
+    assert "the false events per hour were never measured" in said()[0]
+    with pytest.raises(InputError, match="candidate classifier has no thresholds .*evaluate_pipeline.py --pulse-free"):
+        said("--max-false-per-hour", 10)
 
 
 def test_a_model_for_candidates_is_refused_for_pages(observation, tmp_path):
