@@ -22,6 +22,7 @@ from pipeline_classifier.frontend import dedispersion
 from pipeline_classifier.frontend.baseline import bin_sums
 from pipeline_classifier.frontend.blanking import in_float_range
 from pipeline_classifier.frontend.cleaning import FEWEST_SAMPLES, Cleaned, clean, downsample, zapped
+from pipeline_classifier.frontend.impulses import runs_of
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid, cut_pages, page_starts
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
@@ -46,6 +47,8 @@ FEWEST_DMS = 32
 (S/N 7 to 30, DM 54 to 58, mild interference) they found 99 with 32 to 512 trial DMs in steps of 0.5, but 60 with 16 and
 32 with 8; with other steps, from 1024 times 0.125 to 64 times 2, they found 99 or 100."""
 LARGEST_SWEEP_BYTES = 8 << 30
+STRETCHES, STRETCH_SAMPLES = 4, 512
+"""Parts of a file in all of which a channel must be constant or not finite to count as dead. Chosen by hand."""
 
 
 class FilterbankPages(Source):
@@ -72,6 +75,7 @@ class FilterbankPages(Source):
             logger.warning("%s: %s", file.path, warning)
         sweep = float(dispersion_delay(np.max(settings.dms), self.frequencies[-1], self.frequencies[0]) / self.tsamp)
         check_band(file, self.frequencies, sweep, settings)
+        self._unused_bands = unused_bands(self.frequencies, dead_channels(file, self.cleaning), self.cleaning.zaplist)
         coarsest = max(settings.time_downsample)
         longest_page = settings.n_time * coarsest
         length = block_length(settings.block_samples, len(self.frequencies), math.ceil(sweep), longest_page)
@@ -110,7 +114,7 @@ class FilterbankPages(Source):
             self.observation.tstart,
             self.frequencies[0],
             self.frequencies[-1],
-            self.cleaning.zaplist,
+            self._unused_bands,
             nchans=len(self.frequencies),
             noise=1.0,
         )
@@ -284,6 +288,43 @@ def bandpass_changes(file: Filterbank | JoinedFilterbank, sample: int) -> bool:
         return False
     common = float(np.median(steps))
     return abs(common) > GAIN_CHANGE or 1.4826 * float(np.median(np.abs(steps - common))) > BANDPASS_CHANGE
+
+
+def dead_channels(file: Filterbank | JoinedFilterbank, cleaning: Cleaning) -> np.ndarray:
+    """Find the channels (nchans // fd,) that are constant or not finite in `STRETCHES` parts of an observation."""
+    dead = np.full(file.nchans // cleaning.fd, file.nsamples >= STRETCH_SAMPLES)
+    for start in np.linspace(0, max(0, file.nsamples - STRETCH_SAMPLES), STRETCHES).astype(int).tolist():
+        block, _ = in_float_range(file.read(start, STRETCH_SAMPLES))
+        block, _, _ = downsample(block, file.frequencies, file.tsamp, 1, cleaning.fd)
+        dead &= ~(np.fmax.reduce(block) > np.fmin.reduce(block))
+    return dead
+
+
+def unused_bands(
+    frequencies: np.ndarray, dead: np.ndarray, zaplist: tuple[tuple[float, float], ...]
+) -> tuple[tuple[float, float], ...]:
+    """Return the zaplist, and bands [low, high] in MHz of adjacent unused channels that no band of it contains.
+
+    These bands of dead channels, or of channels that the zaplist names one by one, reach to the centres of the next
+    channels in use.
+
+    Parameters
+    ----------
+    frequencies : (nchans,) ndarray
+        Channel centres in MHz, highest first.
+    dead : (nchans,) ndarray of bool
+    zaplist : tuple of (low, high)
+    """
+    unused = dead | zapped(frequencies, zaplist)
+    if unused.all():
+        return zaplist
+    bands = []
+    for first, end in runs_of(unused).tolist():
+        width = float(frequencies[0] - frequencies[1])
+        low, high = float(frequencies[end - 1]), float(frequencies[first])
+        if not any(zapped_low <= low and high <= zapped_high for zapped_low, zapped_high in zaplist):
+            bands.append((low - width, high + width))
+    return (*zaplist, *bands)
 
 
 def check_band(

@@ -40,7 +40,7 @@ class PageGrid:
     f_top, f_bottom : float
         Centres of the highest and the lowest channel in MHz, NaN when unknown. Times refer to ``f_top``.
     zaplist : tuple of (low, high)
-        Frequency bands in MHz that are not used.
+        Frequency bands in MHz that are not used, with those of dead channels where they are known.
     noise : float
         Noise of the values of pages, 0 when unknown. Where samples were set to zero the noise of a page is lower.
     nchans : int
@@ -89,7 +89,7 @@ class PageGrid:
     @property
     def sweeps(self) -> bool:
         """Whether the sweep of a pulse over the band is known and not zero, so that its shape depends on its DM."""
-        return len(self.dms) > 1 and float(self.sweep(1.0)) > 0
+        return len(self.dms) > 1 and float(self.sweep(1.0) - self.top_delay(1.0)) > 0
 
 
 @dataclass(frozen=True)

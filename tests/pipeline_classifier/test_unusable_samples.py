@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import check_input, run_inference
+from pipeline_classifier.config import DEFAULT_CONFIG
 from pipeline_classifier.formats.sigproc import FilterbankWriter
 from pipeline_classifier.simulation.observation import EFFELSBERG
 from pipeline_classifier.simulation.pulses import Injector, Pulse
@@ -48,11 +50,15 @@ def bad(kind: str, samples: np.ndarray) -> np.ndarray:
     return block
 
 
-def searched(path: Path, block: np.ndarray) -> tuple[list[dict[str, str]], dict]:
+def searched(
+    path: Path, block: np.ndarray, zaplist: Sequence[Sequence[float]] = ()
+) -> tuple[list[dict[str, str]], dict]:
     """Events, and run summary, of a search from the command line."""
+    config = path.with_suffix(".json")
+    config.write_text(json.dumps({"zaplist": zaplist, "path_to_models": str(DEFAULT_CONFIG.parent / "models")}))
     with FilterbankWriter(path, replace(EFFELSBERG, nbits=32)) as file:
         file.write(block[:, None])
-    done = run_here(run_inference, "--filterbank", path, "--output-dir", path.parent, "--no-plots")
+    done = run_here(run_inference, "-c", config, "--filterbank", path, "--output-dir", path.parent, "--no-plots")
     assert done.returncode == 0, done.stderr
     with open(path.parent / f"candidates_{path.stem}.csv", newline="") as file:
         events = list(csv.DictReader(file))
@@ -83,6 +89,20 @@ def test_the_pulse_keeps_its_snr(tmp_path, samples, kind, key):
     assert float(event["snr"]) == pytest.approx(float(expected["snr"]), rel=0.07)
     for name in ("values_not_finite", "values_constant"):
         assert (summary.get(name, 0) > 0) == (name == key)
+
+
+@pytest.mark.parametrize("value", [np.nan, 60.0])
+def test_dead_channels_at_the_edges_of_the_band_are_those_of_a_zaplist(tmp_path, samples, value):
+    """A pulse in 56 of 256 channels sweeps over less time, which the candidate classifier must know."""
+    signal = np.zeros_like(samples)
+    Injector([replace(PULSE, snr=30.0)], EFFELSBERG.frequencies, TSAMP, 0).add(signal, 0)
+    whole = samples + 16 * signal
+    dead = np.r_[0:100, 156:256]
+    zaplist = [[frequency, frequency] for frequency in EFFELSBERG.frequencies[dead].tolist()]
+    zapped, _ = searched(tmp_path / "zapped.fil", whole, zaplist)
+    whole[:, dead] = value
+    events, _ = searched(tmp_path / "dead.fil", whole)
+    assert events == zapped and len(events) == 1 and float(events[0]["probability"]) > 0.9
 
 
 def test_check_input_warns_of_samples_that_are_not_finite(tmp_path, samples):
