@@ -2,6 +2,7 @@
 
   python evaluate_pipeline.py A.fil B.fil -c config.json --output-dir out      observations with A_truth.csv beside them
   python evaluate_pipeline.py --inject MINE.fil -c config.json --pulses 100    pulses are added to your own file first
+  python evaluate_pipeline.py --pulse-free N1.fil N2.fil -c config.json --store    false events per hour, for the model
 
 Prints recall by S/N, width and DM, false events per hour, and the errors of time, DM and S/N, over all observations
 together. Recall and false events are also printed for other thresholds, to help choose "event_threshold" in the config.
@@ -14,6 +15,11 @@ Times are those of the peak before scattering, so that a scattering tail counts 
 With --inject the file is searched twice, without and with pulses: events that were there before do not count as false,
 and their number is printed. The copy with pulses needs as much disk space as the file, in the output folder; it is
 removed at the end, or kept with its truth table by --keep.
+
+With --pulse-free the observations have no pulses, and only false events are counted, at several thresholds; the numbers
+are written to false_events.json. --store writes the rates into the checkpoint of the candidate classifier, from where
+"max_false_per_hour" chooses, with the checksums of the two networks. With --max-false-per-hour the threshold for this
+rate becomes the default threshold there. Rates have exact Poisson intervals with a confidence of 95 %.
 """
 
 import argparse
@@ -42,15 +48,9 @@ from pipeline_classifier.detection.search import events_by_threshold
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.evaluation.evaluation_plot import plot_evaluation
-from pipeline_classifier.evaluation.recovery import (
-    Outcome,
-    bin_label,
-    compare,
-    outcome_of,
-    pooled,
-    quality,
-    without_known,
-)
+from pipeline_classifier.evaluation.evaluation_table import by_threshold, table
+from pipeline_classifier.evaluation.false_rate import count_false_events, false_events_table, pulse_free_hours
+from pipeline_classifier.evaluation.recovery import Outcome, compare, outcome_of, pooled, quality, without_known
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
@@ -65,12 +65,14 @@ from pipeline_classifier.simulation.observation import (
     write_truth,
 )
 from pipeline_classifier.simulation.pulses import Pulse
+from pipeline_classifier.simulation.random_observation import pulse_free_observations
+from single_pulse_classifier_training.calibration import hours_needed, threshold_for_rate
+from single_pulse_classifier_training.checkpoint import update_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
 logger = logging.getLogger(__name__)
 
-FIGURES_BY_THRESHOLD = ("found", "recall", "recall_by_snr", "false_events", "false_events_per_hour")
 INJECTION_OPTIONS = (
     "pulses", "snr_min", "snr_max", "dm_min", "dm_max", "width_ms_min", "width_ms_max", "seed", "keep",
 )  # fmt: skip
@@ -79,6 +81,9 @@ DM_MARGIN = 0.05
 interference. Chosen by hand."""
 LONGEST_IN_PAGES, LONGEST_IN_BASELINE_WINDOWS = 1 / 3, 1 / 4
 """Longest injected pulse, in units of a page and of the baseline window: both reduce the S/N of longer ones."""
+
+MOST_HOURS = 1000.0
+"""Most hours to be simulated: a week of computing."""
 
 Evaluated = tuple[dict[str, Any], dict[float, Outcome]]
 """Entry of an observation in evaluation.json, and the outcome of its pulses at each threshold."""
@@ -106,7 +111,33 @@ def get_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--seed", type=int, default=0, help="random seed of the pulses (default: %(default)s)")
     group.add_argument("--keep", action="store_true", help="keep the file with pulses, and its truth table")
+    group = parser.add_argument_group("false events per hour")
+    group.add_argument("--pulse-free", nargs="+", metavar="FILE", help="SIGPROC files without pulses")
+    group.add_argument(
+        "--pulse-free-hours",
+        type=float,
+        metavar="HOURS",
+        help="simulate so many hours of strong interference instead, in many bands (about ten minutes per hour)",
+    )
+    group.add_argument("--store", action="store_true", help="write the rates into the candidate classifier")
     return parser
+
+
+def check_mode(args: argparse.Namespace) -> None:
+    """Raise InputError unless exactly one kind of observation is given."""
+    modes = {
+        "observations with <name>_truth.csv beside them": args.filterbanks,
+        "--inject FILE": args.inject,
+        "--pulse-free FILE": args.pulse_free,
+        "--pulse-free-hours HOURS": args.pulse_free_hours,
+    }
+    given = [name for name, value in modes.items() if value is not None and value != []]
+    if len(given) != 1:
+        raise InputError(f"one of {', '.join(modes)} must be given, got {' and '.join(given) or 'none'}")
+    if args.store and not args.pulse_free and not args.pulse_free_hours:
+        raise InputError("--store must be used with --pulse-free FILE or --pulse-free-hours HOURS")
+    if args.pulse_free_hours is not None and not 0 < args.pulse_free_hours <= MOST_HOURS:
+        raise InputError(f"--pulse-free-hours must be above 0, at most {MOST_HOURS:g}, got {args.pulse_free_hours:g}")
 
 
 @dataclass(frozen=True)
@@ -137,20 +168,11 @@ class InjectionOptions:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Self | None:
         """Take the options from parsed arguments, and check them; None without ``--inject``."""
-        if args.inject and args.filterbanks:
-            raise InputError(
-                f"only one of --inject and observations with a truth table may be given, got {args.inject} and "
-                f"{args.filterbanks[0]}"
-            )
         if not args.inject:
             parser = get_parser()
             for name in INJECTION_OPTIONS:
                 if getattr(args, name) != parser.get_default(name):
                     raise InputError(f"--{name.replace('_', '-')} must be used with --inject FILE")
-            if not args.filterbanks:
-                raise InputError(
-                    "observations with <name>_truth.csv beside them, or --inject FILE, must be given, got neither"
-                )
             return None
         if not 1 <= args.pulses <= MOST_PULSES:
             raise InputError(f"--pulses must be 1 to {MOST_PULSES}, got {args.pulses}")
@@ -287,72 +309,52 @@ def record(path: str | Path, done: Searched, outcome: Outcome) -> dict[str, obje
     }
 
 
-def by_threshold(outcomes: Sequence[dict[float, Outcome]], dms: np.ndarray) -> list[dict[str, object]]:
-    """Recall and false events per hour over all observations, at each threshold used for all of them."""
-    rows = []
-    for threshold in sorted(set.intersection(*(set(parts) for parts in outcomes))):
-        figures = quality(pooled([parts[threshold] for parts in outcomes]), dms)
-        rows.append({"threshold": threshold} | {key: figures[key] for key in FIGURES_BY_THRESHOLD})
-    return rows
+def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> dict[str, object]:
+    """Count the false events of observations without pulses, and store the rates if asked to.
 
-
-def table_by_threshold(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows of `by_threshold` as lines of text."""
-    bins = [number for number, part in enumerate(rows[0]["recall_by_snr"]) if part["of"]]
-    heading = [f"S/N {bin_label(rows[0]['recall_by_snr'][number])}" for number in bins]
-    lines = ["", f"{'events from probability':>28} {'  '.join(f'{text:>12}' for text in [*heading, 'false/hour'])}"]
-    for row in rows:
-        parts = [row["recall_by_snr"][number] for number in bins]
-        cells = [f"{part['found'] / part['of']:.3f}" for part in parts] + [f"{row['false_events_per_hour']:.4g}"]
-        lines.append(f"{row['threshold']:>28.4g} {'  '.join(f'{text:>12}' for text in cells)}")
-    return lines
-
-
-def table(evaluation: dict) -> str:
-    """The evaluation as lines of text."""
-
-    def line(label: str, text: str) -> str:
-        return f"{label:>28} {text}"
-
-    def recalls(label: str, parts: list[dict], unit: str = "") -> list[str]:
-        return [
-            line(f"{label} {bin_label(p)}{unit}", f"{p['found']:>4} of {p['of']:<4} {p['found'] / p['of']:.3f}")
-            for p in parts
-            if p["of"]
-        ]
-
-    def error(label: str, sizes: dict, unit: str) -> list[str]:
-        if sizes["median"] is None:
-            return []
-        return [line(label, f"median {sizes['median']:.3g}, 90 % below {sizes['percentile_90']:.3g} {unit}")]
-
-    observations = evaluation["observations"]
-    lines = [line("observations", f"{len(observations)}, {evaluation['hours']:.4g} hours")]
-    before = [entry["events_before_injection"] for entry in observations if "events_before_injection" in entry]
-    if before:
-        lines.append(line("events before injection", f"{sum(before)} (not counted as false)"))
-    if evaluation["pulses"]:
-        found, of = evaluation["found"], evaluation["pulses"]
-        lines.append(line("pulses found", f"{found} of {of}, {evaluation['recall']:.3f}"))
-    lines += recalls("S/N", evaluation["recall_by_snr"])
-    lines += recalls("width", evaluation["recall_by_width_samples"], " samples")
-    lines += recalls("DM", evaluation["recall_by_dm"])
-    rate = evaluation["false_events_per_hour"]
-    lines.append(line("false events", f"{evaluation['false_events']}" + (f", {rate:.4g} per hour" if rate else "")))
-    lines += error("DM error", evaluation["dm_error_pc_cm3"], "pc cm^-3")
-    lines += error("time error", evaluation["time_error_ms"], "ms")
-    lines += error("", evaluation["time_error_samples"], "samples")
-    if evaluation["snr_ratio_median"] is not None:
-        lines.append(line("S/N, measured / true", f"median {evaluation['snr_ratio_median']:.3f}"))
-    if len(evaluation["by_threshold"]) > 1:
-        lines += table_by_threshold(evaluation["by_threshold"])
-    return "\n".join(lines)
+    Returns
+    -------
+    measured : dict
+        Content of false_events.json.
+    """
+    path, rate = config.candidate_classifier_path, args.max_false_per_hour
+    if path is None:
+        raise InputError("--pulse-free must be used with a candidate classifier; evaluate.py measures rates of pages")
+    hours = args.pulse_free_hours if args.pulse_free is None else pulse_free_hours(args.pulse_free, config.ifs)
+    if rate is not None and rate * hours < 1:
+        raise InputError(f"--max-false-per-hour is too low: {hours_needed(rate, hours)}")
+    folder = make_output_folder(config.output_path, "output_dir")
+    if args.store:
+        make_output_folder(path.resolve().parent, "candidate_classifier")
+    config = config.model_copy(update={"max_false_per_hour": None})
+    classifiers = load_classifiers(config, warn_if_not_measured=False)
+    config.warn_of_unused_settings()
+    with tempfile.TemporaryDirectory(prefix=".pulse_free_", dir=folder) as simulated:
+        files = args.pulse_free or pulse_free_observations(hours, Path(simulated))
+        false = count_false_events(files, config, classifiers)
+    print("\n".join(false_events_table(false)))
+    values: dict[str, Any] = {"thresholds": false.thresholds(), "measured_pair": classifiers.pair}
+    if rate is not None:
+        values["threshold"], _ = threshold_for_rate(false.thresholds(), rate, of="the candidate classifier")
+        print(f"{f'threshold for {rate:g} per hour':>28} {values['threshold']:.4g}")
+    measured: dict[str, object] = {"model": config.model_path.name, "candidate_classifier": path.name}
+    measured |= {"hours": false.hours, "observations": args.pulse_free or "simulated"} | values
+    with atomic_writer(folder / "false_events.json") as file:
+        file.write((json.dumps(measured, indent=4) + "\n").encode())
+    if args.store:
+        update_checkpoint(path, **values)
+    for written in [folder / "false_events.json", *([path] if args.store else [])]:
+        print(f"{'written':>28} {written}")
+    return measured
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Evaluate; return the content of evaluation.json."""
+    """Evaluate; return the content of evaluation.json or false_events.json."""
+    check_mode(args)
     injection, output = InjectionOptions.of(args), OutputOptions(plots=not args.no_plots)
     config = SearchOptions.of(args).load_config()
+    if args.pulse_free or args.pulse_free_hours:
+        return measure_false_events(args, config)
     if injection:
         truths = [pulses_to_inject(injection, config)]
     else:

@@ -29,12 +29,10 @@ from tqdm import tqdm
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.candidate_cutouts import SIDE
 from pipeline_classifier.detection.classifiers import load_classifiers
-from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
-from pipeline_classifier.detection.search import events_by_threshold
 from pipeline_classifier.detection.workers import prepare_process
-from pipeline_classifier.dispersion import dispersion_delay
-from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
-from single_pulse_classifier_training.calibration import false_rate_thresholds, threshold_for_rate
+from pipeline_classifier.evaluation.false_rate import count_false_events
+from pipeline_classifier.simulation.random_observation import random_observation
+from single_pulse_classifier_training.calibration import false_rate_thresholds, rate_text, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
@@ -43,11 +41,6 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 TRAINING = HERE.parent / "single_pulse_classifier_training" / "training.py"
-NSAMPLES = 160_000  # of each observation
-DM_MAX = 125.0  # of the pulses: just below the highest trial DM of the default config
-LONGEST_SWEEP = 8000  # samples
-LONGEST_TSAMP_S = 1.3e-3
-PULSES = 40
 MODEL_NAME = "DM_time_small_residual"
 CANDIDATES = "candidate_classifier"
 PAGE_RATES = (1000, 300, 200, 100, 60, 30, 10)  # false pages per hour to find thresholds for
@@ -87,42 +80,6 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=2026, help="random seed (default: %(default)s)")
     return parser
-
-
-def random_observation(number: int, rng: np.random.Generator) -> dict[str, object]:
-    """Draw settings of simulate_observation.py for one observation: every fourth at Effelsberg, the others anywhere.
-
-    Bands lie between 300 and 4200 MHz, with 64 to 1024 channels and 50 us to 1.3 ms; pulses have half a sample to a
-    third of a page, but at most a quarter of the baseline window; every sixth observation has interference alone.
-    """
-    if number % 4 == 0:
-        top, bandwidth, nchans, tsamp_s = 1530.0, 320.0, 256, 102.4e-6
-    else:
-        top, nchans = np.exp(rng.uniform(np.log(320), np.log(4200))), int(rng.choice([64, 128, 256, 336, 512, 1024]))
-        bandwidth = top * rng.uniform(0.1, 0.5)
-        while (sweep_s := float(dispersion_delay(DM_MAX, top - bandwidth, top))) > LONGEST_SWEEP * LONGEST_TSAMP_S:
-            bandwidth *= 0.8
-        tsamp_s = np.exp(rng.uniform(np.log(max(50e-6, sweep_s / LONGEST_SWEEP)), np.log(LONGEST_TSAMP_S)))
-    longest_ms = min(256 / 3 * tsamp_s, 0.05) * 1e3
-    return {
-        "fch1": top,
-        "foff": -bandwidth / nchans,
-        "nchans": nchans,
-        "tsamp_us": tsamp_s * 1e6,
-        "duration_s": NSAMPLES * tsamp_s,
-        "pulses": 0 if number % 6 == 5 else PULSES,
-        "dm_min": 8,
-        "dm_max": DM_MAX,
-        "snr_min": 6,
-        "snr_max": 50,
-        "width_ms_min": 0.5 * tsamp_s * 1e3,
-        "width_ms_max": longest_ms,
-        "band_limited": 0.2,
-        "double": 0.1,
-        "min_separation_s": 300 * tsamp_s,
-        "rfi": ("mild", "strong", "strong")[number % 3],
-        "seed": int(rng.integers(1 << 31)),
-    }
 
 
 def command(script: Path, *words: str | Path) -> None:
@@ -216,7 +173,7 @@ def train_candidate_classifier(work: Path, observations: list[Path], epochs: int
 
 def measure_thresholds(
     pages: Path, candidates: Path, paths: list[Path]
-) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+) -> tuple[list[dict[str, float]], list[dict[str, float]], dict[str, str | float]]:
     """Measure thresholds of both networks, with their false pages and false events per hour.
 
     For pages, the thresholds of `PAGE_RATES` are found; for events, whose number depends on merging, the rates of
@@ -228,39 +185,44 @@ def measure_thresholds(
         Checkpoints.
     paths : list of Path
         Pulse-free observations on which neither was trained.
+
+    Returns
+    -------
+    of_pages, of_events : list of dict
+        Thresholds of the page classifier and of the candidate classifier.
+    pair : dict
+        Checksums of the two networks.
     """
     config = PipelineConfig(
         path_to_models=str(pages.parent), name_of_the_model=pages.name, candidate_classifier=str(candidates)
     )
-    classifiers = load_classifiers(config)
-    of_pages, duration_s = [], 0.0
-    counts = dict.fromkeys(EVENT_THRESHOLDS, 0)
-    for path in tqdm(paths, desc="pulse-free observations", unit="file", disable=None):
-        source = FilterbankPages(path, config.front_end())
-        decision = decide(config, classifiers, source.layers)
-        layers, events = events_by_threshold(source, classifiers, decision, EVENT_THRESHOLDS)
-        of_pages.append(layers[0].probabilities)
-        duration_s += source.duration_s
-        for threshold in counts:
-            counts[threshold] += len(events[threshold])
-    probabilities = np.concatenate(of_pages)
-    hours = duration_s / 3600
-    return (
-        false_rate_thresholds(probabilities, PAGE_RATES, duration_s / len(probabilities)),
-        [{"threshold": key, "false_per_hour": count / hours} for key, count in counts.items() if count],
-    )
+    classifiers = load_classifiers(config, warn_if_not_measured=False)
+    false = count_false_events(paths, config, classifiers)
+    page_s = false.duration_s / len(false.probabilities)
+    assert classifiers.pair is not None
+    return false_rate_thresholds(false.probabilities, PAGE_RATES, page_s), false.thresholds(), classifiers.pair
 
 
-def install(trained: Path, thresholds: list[dict[str, float]], rate: float, config: Path, path: Path) -> Path:
-    """Install a checkpoint with its thresholds, and its training config beside it."""
+def install(
+    trained: Path,
+    thresholds: list[dict[str, float]],
+    rate: float,
+    config: Path,
+    path: Path,
+    pair: dict[str, str | float] | None = None,
+) -> Path:
+    """Install a checkpoint with its thresholds and the pair of their measurement, and its training config beside it."""
     checkpoint = load_checkpoint(trained, "cpu")
-    checkpoint.thresholds = thresholds
+    checkpoint.thresholds, checkpoint.measured_pair = thresholds, pair
     checkpoint.threshold, _ = threshold_for_rate(thresholds, rate)
     save_checkpoint(path, checkpoint)
     with open(config, "rb") as content, atomic_writer(path.parent / config.name) as copy:
         shutil.copyfileobj(content, copy)
     for entry in thresholds:
-        print(f"{entry['false_per_hour']:>8g} false positives per hour at threshold {entry['threshold']:.4f}")
+        rate_and_limits = f"{entry['false_per_hour']:.3g}"
+        if "hours" in entry:
+            rate_and_limits = rate_text(int(entry["false_positives"]), entry["hours"])
+        print(f"{rate_and_limits:>26} false positives per hour at threshold {entry['threshold']:.4f}")
     print(path)
     return path
 
@@ -285,7 +247,7 @@ def run(args: argparse.Namespace) -> list[Path]:
 
     pages = train_page_classifier(work, files(observations), args.epochs, args.seed)
     candidates = train_candidate_classifier(work, files(observations, crowded, pulse_free), args.epochs, args.seed)
-    of_pages, of_events = measure_thresholds(pages, candidates, files(calibration))
+    of_pages, of_events, pair = measure_thresholds(pages, candidates, files(calibration))
     return [
         install(pages, of_pages, FALSE_PAGES_PER_HOUR, work / "default_training_config.json", models / "default.pth"),
         install(
@@ -294,6 +256,7 @@ def run(args: argparse.Namespace) -> list[Path]:
             FALSE_EVENTS_PER_HOUR,
             work / f"{CANDIDATES}_training_config.json",
             models / f"{CANDIDATES}.pth",
+            pair,
         ),
     ]
 

@@ -140,14 +140,14 @@ def poisson_interval(count: int, hours: float) -> tuple[float, float]:
 
 
 def rate_text(count: int, hours: float) -> str:
-    """Return a rate per hour with the limits of `poisson_interval` as text."""
-    low, high = poisson_interval(count, hours)
-    return f"{count / hours:.4g} per hour ({low:.3g} to {high:.3g})"
+    """Return a rate per hour and the limits of `poisson_interval` as text, such as "56.7 (38.2 to 80.9)"."""
+    rate, low, high = (f"{float(f'{value:.3g}'):g}" for value in (count / hours, *poisson_interval(count, hours)))
+    return f"{rate} ({low} to {high})"
 
 
 def hours_needed(rate: float, hours: float) -> str:
     """Describe why a rate per hour cannot be measured in ``hours``: fewer than one false positive is expected."""
-    return f"{rate:g} per hour needs at least {1 / rate:.4g} hours of pulse-free data, got {hours:.4g}"
+    return f"{rate:g} per hour needs at least {1 / rate:.4g} h of pulse-free data, got {hours:.4g} h"
 
 
 def allowed_pages(rate: float, hours: float) -> int:

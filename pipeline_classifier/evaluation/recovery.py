@@ -8,6 +8,7 @@ import numpy as np
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.calibration import poisson_interval
 from single_pulse_classifier_training.metrics import recall_by
 
 # Minimum tolerances of a match; chosen by hand, not tuned on data. 2 pc cm^-3 are four steps of the default DM grid.
@@ -231,6 +232,7 @@ def quality(outcome: Outcome, dms: np.ndarray) -> dict[str, object]:
         "hours": hours,
         "false_events": len(outcome.false_snr),
         "false_events_per_hour": len(outcome.false_snr) / hours if hours else None,
+        "false_events_interval": poisson_interval(len(outcome.false_snr), hours) if hours else None,
         "dm_error_pc_cm3": _median_and_90(outcome.dm_error),
         "time_error_ms": _median_and_90(time_errors * 1e3),
         "time_error_samples": _median_and_90(time_errors / outcome.tsamp),

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline_classifier import evaluate_pipeline
-from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
 from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
 from pipeline_classifier.detection.search import search
-from pipeline_classifier.evaluation.recovery import (
-    compare,
-)
+from pipeline_classifier.evaluation.recovery import compare
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.simulation.interference import Rfi, random_rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, read_truth, simulate
 from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError
 from tests.command_line import run_here
 from tests.pipeline_classifier.simulation.samples import noise
@@ -107,11 +107,55 @@ def test_the_row_of_a_threshold_is_what_a_search_at_it_gives(tmp_path):
         ]
 
 
-def test_an_observation_without_pulses_tells_the_false_events(tmp_path):
-    simulate(tmp_path / "a.fil", GEOMETRY, 30_000, [], random_rfi("extreme", GEOMETRY, 30_000, 5), seed=3)
-    evaluation = evaluate_here(tmp_path / "a.fil", "--output-dir", tmp_path)
-    assert evaluation["recall"] is None and evaluation["false_events"] == evaluation["observations"][0]["events"]
+def test_false_events_are_counted_and_stored_for_the_pair_that_was_measured(tmp_path, caplog):
+    for name, seed in (("a", 5), ("b", 6)):
+        simulate(tmp_path / f"{name}.fil", GEOMETRY, 30_000, [], random_rfi("extreme", GEOMETRY, 30_000, seed), seed)
+    evaluation = evaluate_here(tmp_path / "a.fil", tmp_path / "b.fil", "--output-dir", tmp_path)
+    assert evaluation["recall"] is None and evaluation["false_events"] == sum(
+        record["events"] for record in evaluation["observations"]
+    )
     assert (tmp_path / "evaluation.png").stat().st_size > 10_000
+
+    # A candidate classifier that was trained again: other weights, no thresholds.
+    models = Path(evaluate_pipeline.__file__).with_name("models")
+    candidates = load_checkpoint(models / "candidate_classifier.pth", "cpu")
+    candidates.threshold, candidates.thresholds, candidates.measured_pair = 0.5, [], None
+    with torch.no_grad():
+        candidates.model.fc.bias *= 1 + 1e-6
+    save_checkpoint(tmp_path / "new.pth", candidates)
+    (tmp_path / "config.json").write_text(json.dumps({"candidate_classifier": "new.pth", "max_false_per_hour": 400}))
+    options = ("-c", tmp_path / "config.json", "--output-dir", tmp_path)
+    done = evaluate("--pulse-free", tmp_path / "a.fil", tmp_path / "b.fil", *options, "--store")
+    assert done.returncode == 0 and not caplog.text, done.stderr
+    measured = json.loads((tmp_path / "false_events.json").read_text())
+    hours = 60_000 * GEOMETRY.tsamp / 3600
+    counts = {entry["threshold"]: entry["false_positives"] for entry in measured["thresholds"]}
+    rows = {row["threshold"]: row for row in evaluation["by_threshold"]}
+    assert counts == {threshold: rows[threshold]["false_events"] for threshold in rows} and counts[0.05] > 2
+    for entry in measured["thresholds"]:
+        assert entry["hours"] == pytest.approx(hours)
+        assert entry["false_per_hour"] == pytest.approx(max(1, entry["false_positives"]) / hours)
+    assert "1 per hour needs at least 1 h of pulse-free data, got 0.008333 h" in done.stdout
+
+    stored = load_checkpoint(tmp_path / "new.pth", "cpu")
+    assert (stored.threshold, stored.thresholds) == (0.5, measured["thresholds"])
+    assert all(
+        torch.equal(one, other) for one, other in zip(*(c.model.state_dict().values() for c in (stored, candidates)))
+    )
+    config = load_pipeline_config(tmp_path / "config.json")
+    source = FilterbankPages(tmp_path / "a.fil", config.front_end())
+    decision = decide(config, load_classifiers(config), source.layers)
+    assert not caplog.text, "the pair is measured now"
+    assert 0 < decision.false_per_hour <= 400 and counts[decision.event_threshold] <= 400 * hours
+
+    evaluate_here("--pulse-free", tmp_path / "a.fil", *options, "--store", "--max-false-per-hour", 300)
+    assert load_checkpoint(tmp_path / "new.pth", "cpu").threshold > 0.05
+
+
+def test_the_false_events_of_simulated_hours(tmp_path):
+    measured = evaluate_here("--pulse-free-hours", 0.001, "--output-dir", tmp_path)
+    assert measured["hours"] == pytest.approx(0.001, rel=0.01) and measured["observations"] == "simulated"
+    assert [path.name for path in tmp_path.iterdir()] == ["false_events.json"], "no observation remains"
 
 
 def test_the_truth_of_another_file_is_refused(tmp_path):
@@ -145,8 +189,17 @@ def test_a_file_that_was_not_made_here_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     "options, names",
     [
-        ((), "or --inject FILE, must be given"),
-        (("a.fil", "--inject", "a.fil"), "only one of --inject and observations"),
+        ((), "--pulse-free-hours HOURS must be given, got none"),
+        (("a.fil", "--inject", "a.fil"), "beside them and --inject FILE"),
+        (("--pulse-free", "a.fil", "--inject", "a.fil"), "got --inject FILE and --pulse-free FILE"),
+        (("--inject", "a.fil", "--store"), "--store must be used with --pulse-free FILE"),
+        (("--pulse-free", "a.fil", "--seed", 1), "--seed must be used with --inject"),
+        (("--pulse-free-hours", 0), "--pulse-free-hours must be above 0, at most 1000, got 0"),
+        (("--pulse-free", "a.fil", "./a.fil"), "--pulse-free ./a.fil: every observation must be given once"),
+        (("--pulse-free", "c.fil"), "--pulse-free c.fil: must be an observation without pulses, got 1"),
+        (("--pulse-free", "absent.fil"), "absent.fil"),
+        (("--pulse-free", "a.fil", "--max-false-per-hour", 100), "100 per hour needs at least 0.01 h of pulse-free"),
+        (("--pulse-free", "a.fil", "-c", "pages.json"), "--pulse-free must be used with a candidate classifier"),
         (("a.fil", "--pulses", 5), "--pulses"),
         (("a.fil", "--keep"), "--keep"),
         (("--inject", "a.fil", "--pulses", 0), "--pulses must be 1 to 100000, got 0"),
@@ -163,6 +216,8 @@ def test_a_file_that_was_not_made_here_is_not_overwritten(tmp_path):
 def test_errors_are_one_sentence_before_any_work(tmp_path, options, names, monkeypatch):
     noise(tmp_path / "a.fil", GEOMETRY, 4000)
     simulate(tmp_path / "b.fil", GEOMETRY, 300, [], Rfi(), seed=0)
+    simulate(tmp_path / "c.fil", GEOMETRY, 4000, [Pulse(1.0, 20.0, 20.0, 1.0)], Rfi(), seed=0)
+    (tmp_path / "pages.json").write_text('{"candidate_classifier": null}')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
         evaluate_here(*options, "--output-dir", "out")

@@ -13,6 +13,7 @@ from single_pulse_classifier_training.calibration import (
     fit_temperature,
     move_threshold,
     negative_log_likelihood,
+    poisson_interval,
     pulse_probability,
     reliability,
     threshold_for_rate,
@@ -173,6 +174,14 @@ def test_thresholds_on_a_known_distribution():
     assert [int((probabilities >= entry["threshold"]).sum()) for entry in entries] == [100, 10, 1]
     assert entries[0]["threshold"] == pytest.approx(0.9, abs=1e-3)
     assert [entry["false_per_hour"] for entry in entries] == [50, 5, 0.5], "0.4 an hour is less than one page"
+
+
+@pytest.mark.parametrize(
+    ("count", "limits"), [(0, (0, 3.6889)), (1, (0.02532, 5.5716)), (10, (4.7954, 18.3904)), (100, (81.364, 121.627))]
+)
+def test_limits_of_a_poisson_mean(count, limits):
+    """The values of Garwood (1936) and of every later table, for two hours."""
+    assert poisson_interval(count, 2.0) == pytest.approx([limit / 2 for limit in limits], rel=1e-4)
 
 
 STORED = [

@@ -225,7 +225,7 @@ def test_pages_and_events_have_thresholds_of_their_own(observation, tmp_path):
     assert decided() == (page, 0.6) and decided("--event-threshold", 0.7) == (page, 0.7)
     rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).summary
     assert rated.threshold == page and rated.event_threshold > 0.2 and rated.false_per_hour <= 10
-    lowest = "the candidate classifier has thresholds for 1.889, .*; 1 per hour needs at least 1 hours .*, got 0.5295"
+    lowest = "the candidate classifier has thresholds for 1.889, .*; 1 per hour needs at least 1 h .*, got 0.5295 h"
     with pytest.raises(InputError, match=lowest):
         search("-c", config, "--filterbank", observation, "--max-false-per-hour", 1)
     with pytest.raises(InputError, match="only one of --max-false-per-hour and --event-threshold"):
