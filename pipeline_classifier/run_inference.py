@@ -15,9 +15,9 @@ Many files are divided among the processes of `torchrun --nproc-per-node=N run_i
 a Slurm array; catalogue.csv has the events of all. With --resume a file is skipped if its results exist and were made
 from the same file, with the same config and models: after an interruption, repeat the command.
 
-A batch is (N, 256, 256) or (N, 1, 256, 256): float32 pages (row 0 = lowest DM), which the model's normaliser turns into
-images, or uint8 images as in a training set (row 0 = highest DM), which are used unchanged if they are scaled as the
-model expects, and scaled again otherwise.
+A batch is one file, (N, 256, 256) or (N, 1, 256, 256), for a single page page[None]: float32 pages (row 0 = lowest DM),
+which the model's normaliser turns into images, or uint8 images as in a training set (row 0 = highest DM), which are
+used unchanged if they are scaled as the model expects, and scaled again otherwise.
 
 Written to the output folder; each file is complete or absent, and replaces that of an earlier search only at the end of
 a search. While a file is searched, its results so far are in unfinished_<name>/:
@@ -76,7 +76,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="SIGPROC filterbank files, or quoted patterns (default without FILE: the config's)",
     )
-    what.add_argument("--pages", help=".npy batch of dedispersed pages or images")
+    what.add_argument("--pages", help="one .npy batch of dedispersed pages or images")
     parser.add_argument("--joined", action="store_true", help="the filterbank files are one observation, without gaps")
     parser.add_argument("--resume", action="store_true", help="skip filterbank files whose results exist")
     return parser

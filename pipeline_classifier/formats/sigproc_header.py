@@ -256,6 +256,8 @@ def read_header(path: str | Path) -> Header:
         steps of frequency, or an unknown keyword with a value of unknown length.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: must be a filterbank file, got a folder; name the files in it, as '{path}/*.fil'")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with open(path, "rb") as file:

@@ -174,8 +174,10 @@ class ArrayPages(Source):
         if pages.ndim == 4 and 1 in (pages.shape[1], pages.shape[3]):
             pages = pages[:, 0] if pages.shape[1] == 1 else pages[..., 0]
         if pages.ndim != 3:
+            advice = "; save page[None] for a batch of one page" if pages.ndim == 2 else ""
             raise InputError(
-                f"{path}: the shape must be (N, n_dm, n_time) or (N, 1, n_dm, n_time) with N > 0, got {pages.shape}"
+                f"{path}: the shape must be (N, n_dm, n_time) or (N, 1, n_dm, n_time) with N > 0, "
+                f"got {pages.shape}{advice}"
             )
         check_axes(path, pages.shape, (len(dms), n_time))
         if pages.shape[1] != len(dms):
@@ -261,6 +263,11 @@ def check_axes(path: str | Path, shape: tuple[int, ...], page: tuple[int, int]) 
 
 def _mapped(path: str | Path) -> np.ndarray:
     """Memory-map the array of a .npy file, after its header was compared with its size."""
+    if not Path(path).is_file():
+        got = "a folder" if Path(path).is_dir() else "a device or pipe" if Path(path).exists() else "no such file"
+        if got == "no such file" and any(character in str(path) for character in "*?["):
+            got = "a pattern: search the files that it matches one by one"
+        raise InputError(f"{path}: must be one .npy file of pages, got {got}")
     with open(path, "rb") as file:
         kind = name_of_format(file.read(HEAD_BYTES))
         if "npy" not in kind:

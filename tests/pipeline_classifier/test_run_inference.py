@@ -254,8 +254,11 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
         batch = folder / ("x" * 215 + ".npy" if kind == "long name of pages" else os.fsdecode(b"caf\xe9.npy"))
         np.save(batch, np.zeros((1, 256, 256), np.float32))
         return ["--pages", batch]
-    if kind == "folder as filterbank":
-        return ["--filterbank", folder]
+    if kind in ("folder as filterbank", "folder as batch"):
+        return ["--filterbank" if kind == "folder as filterbank" else "--pages", folder]
+    if kind == "pattern of batches":
+        np.save(folder / "o1.npy", np.zeros((1, 256, 256), np.float32))
+        return ["--pages", folder / "o*.npy"]
     if kind == "threshold":
         return ["--filterbank", observation, "--threshold", 2]
     (folder / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
@@ -295,19 +298,21 @@ def wrong_input(kind: str, folder: Path, observation: Path) -> list[object]:
     "kind, named",
     [
         ("missing filterbank", "wrong.fil"),
-        ("missing batch", "wrong.npy"),
+        ("missing batch", "wrong.npy: must be one .npy file of pages, got no such file"),
         ("missing config", "wrong.json"),
         ("truncated header", "wrong.fil"),
         ("header only", "wrong.fil"),
         ("not a filterbank", "wrong.fil"),
         ("empty file", "wrong.fil"),
-        ("wrong shape", "(4, 256)"),
+        ("wrong shape", "got (4, 256); save page[None] for a batch of one page"),
         ("empty batch", "wrong.npy"),
         ("no bytes", "wrong.npy"),
         ("npz", "wrong.npy"),
         ("axes", "(n_dm, n_time, N): save pages.transpose(2, 0, 1)"),
         ("HDF5", "an HDF5 file"),
-        ("folder as filterbank", ""),
+        ("folder as filterbank", "must be a filterbank file, got a folder; name the files in it, as '"),
+        ("folder as batch", "must be one .npy file of pages, got a folder"),
+        ("pattern of batches", "o*.npy: must be one .npy file of pages, got a pattern: search the files"),
         ("long name", "must have at most 209 bytes without its suffix, as outputs are named after it, got 250"),
         ("not UTF-8", "the file name must be UTF-8"),
         ("long name of pages", "must have at most 209 bytes"),
