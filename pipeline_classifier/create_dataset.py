@@ -37,6 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
+from pipeline_classifier.detection.classifiers import load_page_model
 from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.known_events import (
@@ -49,7 +50,6 @@ from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS, resize, to_images
 from pipeline_classifier.options import add_config_option, check_distinct, set_name
 from pipeline_classifier.simulation.observation import known_pulses
-from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
 
@@ -244,7 +244,7 @@ def plan(options: DatasetOptions, config: PipelineConfig) -> list[tuple[Filterba
     classifier = None
     if options.hard_negatives:
         device = choose_device(config.device)
-        classifier = PageClassifier(load_checkpoint(options.hard_negatives, device), device)
+        classifier = PageClassifier(load_page_model(options.hard_negatives, device), device)
     planned, groups = [], 0
     for i, path in enumerate(options.observations):
         source = FilterbankPages(path, settings)
@@ -272,12 +272,7 @@ def normaliser_of_model(config: PipelineConfig) -> str:
     if not config.model_path.is_file():
         config = PipelineConfig()
         logger.info("the model of the config does not exist: images are scaled as for %s", config.model_path.name)
-    checkpoint = load_checkpoint(config.model_path, "cpu", config.model_name, config.resolution)
-    if checkpoint.normaliser not in PAGE_NORMALISERS:
-        raise InputError(
-            f"{config.model_path}: must be a model for pages, got a {checkpoint.model_name} for candidates"
-        )
-    return checkpoint.normaliser
+    return load_page_model(config.model_path, "cpu", config.model_name, config.resolution).normaliser
 
 
 def write_images(

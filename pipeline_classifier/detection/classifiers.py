@@ -3,12 +3,15 @@
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+
+import torch
 
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS
-from single_pulse_classifier_training.checkpoint import load_checkpoint, weights_checksum
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, weights_checksum
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import choose_device
 
@@ -53,6 +56,19 @@ class Classifiers:
         return self.candidates is not None and self.candidates.checkpoint.measured_pair == self.pair
 
 
+def load_page_model(
+    path: str | Path, device: torch.device | str, model_name: str | None = None, resolution: int | None = None
+) -> Checkpoint:
+    """Load a checkpoint as `load_checkpoint` does; raise InputError if it is not a network for pages."""
+    checkpoint = load_checkpoint(path, device, model_name, resolution)
+    if checkpoint.normaliser not in PAGE_NORMALISERS:
+        raise InputError(
+            f"{path}: must be a model for pages (normaliser {' or '.join(PAGE_NORMALISERS)}, as models/default.pth), "
+            f"got a {checkpoint.model_name} for candidates"
+        )
+    return checkpoint
+
+
 def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) -> Classifiers:
     """Load the classifiers that the config names.
 
@@ -71,12 +87,7 @@ def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) 
     if path := config.candidate_classifier_path:
         candidates = CandidateClassifier(load_checkpoint(path, "cpu"))
     device = choose_device(config.device)
-    checkpoint = load_checkpoint(config.model_path, device, config.model_name, config.resolution)
-    if checkpoint.normaliser not in PAGE_NORMALISERS:
-        raise InputError(
-            f"name_of_the_model must be a model for pages (normaliser {' or '.join(PAGE_NORMALISERS)}, as "
-            f"models/default.pth), got {config.model_path}, a {checkpoint.model_name} for candidates"
-        )
+    checkpoint = load_page_model(config.model_path, device, config.model_name, config.resolution)
     logger.info("page classifier %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
     pages = PageClassifier(checkpoint, device, config.batch_size, config.snr_gate, config.precision)
     classifiers = Classifiers(pages, candidates)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import create_dataset as script
+from pipeline_classifier.config import DEFAULT_CONFIG
 from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import to_images
@@ -120,11 +121,13 @@ def test_an_image_is_what_the_pipeline_sees(observation, tmp_path, keys, options
     assert f'"normaliser": "{expected}"' in done.stdout
 
 
-def test_a_model_for_candidates_has_no_normaliser_of_pages(observation, tmp_path):
-    keys = {"name_of_the_model": "candidate_classifier.pth"}
-    (tmp_path / "config.json").write_text(json.dumps(keys))
-    done = create_dataset(observation, "-c", "config.json", "--shifts", 1, folder=tmp_path)
-    assert done.returncode == 2 and "candidate_classifier.pth: must be a model for pages" in done.stderr
+@pytest.mark.parametrize("option", ["-c", "--hard-negatives"])
+def test_a_model_for_candidates_is_not_one_for_pages(observation, tmp_path, option):
+    model = DEFAULT_CONFIG.with_name("models") / "candidate_classifier.pth"
+    (tmp_path / "config.json").write_text(json.dumps({"name_of_the_model": str(model)}))
+    value = {"-c": "config.json", "--hard-negatives": model}[option]
+    done = create_dataset(observation, option, value, "--shifts", 1, folder=tmp_path)
+    assert done.returncode == 2 and "candidate_classifier.pth: must be a model for pages (normaliser" in done.stderr
     assert not list(tmp_path.glob("*.npy"))
 
 

@@ -294,6 +294,6 @@ def test_a_model_for_candidates_is_refused_for_pages(observation, tmp_path):
     config.write_text(json.dumps(keys))
     with pytest.raises(
         InputError,
-        match="name_of_the_model must be a model for pages .* got .*classifier.pth, a DM_time_second_look for candidates",
+        match="candidate_classifier.pth: must be a model for pages .*, got a DM_time_second_look for candidates",
     ):
         search("-c", config, "--filterbank", observation)
