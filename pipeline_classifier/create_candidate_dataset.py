@@ -6,11 +6,14 @@
 Every peak of a boxcar search, in every page, gives one cutout. A peak is a pulse if its time and DM agree with one in
 the truth table; it gives no cutout if they nearly agree.
 
-Written to the output folder (<name>_DM_time_dataset_peaks_...), for training.py with "normaliser": "noise":
+Written to the output folder; files of an earlier set of the same name are replaced:
+  training_<name>_candidates.json  config for training.py with the settings of the included model
+and, as <name>_DM_time_dataset_peaks_...:
   training_64x64.npy     (N, 64, 64) uint8 images, row 0 = highest DM
   labels_training.npy    (N,) strings, Pulse or Artefact
   groups_training.npy    (N,) int64, number of the pulse or, for artefacts, of the stretch of eight pages
   snr_training.npy       (N,) float32, S/N of the pulse as the truth table gives it, NaN for artefacts
+  set.json               description: files, normaliser, classes, observations
 """
 
 import argparse
@@ -19,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
@@ -34,13 +38,15 @@ from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout, cutout
 from pipeline_classifier.detection.event_finder import PEAKS_PER_PAGE
 from pipeline_classifier.detection.peaks import find_peaks
 from pipeline_classifier.detection.workers import map_in_order, prepare_process
+from pipeline_classifier.evaluation.known_events import origin_of
 from pipeline_classifier.evaluation.recovery import Matcher
 from pipeline_classifier.frontend.boxcar import boxcar_search
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.options import add_config_option, check_distinct, set_name
-from pipeline_classifier.simulation.observation import known_pulses
+from pipeline_classifier.simulation.observation import known_pulses, truth_path
 from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.labelled_set import CANDIDATES, SetPaths, begin_set, finish_set
 from single_pulse_classifier_training.runtime import make_output_folder, save_npy
 
 logger = logging.getLogger(__name__)
@@ -77,7 +83,7 @@ def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) 
     snr : (N,) ndarray of float32
         S/N of the pulse, NaN for artefacts.
     """
-    grid = source.grid
+    grid = source.layers[batch.layer].grid
     cutouts, is_pulse, group, snr = [], [], [], []
     for number in range(len(batch)):
         pages = slice(max(0, number - 1), number + 2)
@@ -119,7 +125,7 @@ def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankP
 def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
     """All peaks of an observation, as `labelled_peaks` returns them, with groups numbered from 0."""
     source, matcher = observation
-    parts = [labelled_peaks(source, source.pages(block)[0], matcher) for block in source.blocks()]
+    parts = [labelled_peaks(source, batch, matcher) for block in source.blocks() for batch in source.pages(block)]
     source.release()
     images, is_pulse, group, snr = (np.concatenate(column) for column in zip(*parts, strict=True))
     return images, is_pulse, np.unique(group, return_inverse=True)[1], snr
@@ -130,8 +136,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     config, name = load_pipeline_config(args.config), set_name(args.name, args.observations)
     config.warn_of_unused_settings()
     planned = plan(args.observations, config)
-    output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
-    prefix = f"{name}_DM_time_dataset_peaks"
+    paths = SetPaths(make_output_folder(Path(args.output_dir), "--output-dir"), name, CANDIDATES, (SIDE,))
     found = map_in_order(peaks_of, planned, config.threads)
     parts, groups = [], 0
     for images, is_pulse, group, snr in tqdm(found, total=len(planned), unit="file", disable=None):
@@ -142,19 +147,14 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
         raise InputError(f"{args.observations[0]}: must have a peak of S/N {LEAST_SNR:g}, got none in any observation")
     if not is_pulse.any():
         logger.warning("no peak is one of the known pulses; check that the trial DMs cover theirs")
-    columns = {
-        f"training_{SIDE}x{SIDE}": images,
-        "labels_training": np.where(is_pulse, "Pulse", "Artefact"),
-        "groups_training": group,
-        "snr_training": snr,
-    }
-    files = {kind: output_dir / f"{prefix}_{kind}.npy" for kind in columns}
-    for kind, values in columns.items():
-        save_npy(files[kind], values)
-    print(f"{len(images)} peaks: {is_pulse.sum()} Pulse, {(~is_pulse).sum()} Artefact, of {groups} groups")
-    for path in files.values():
-        print(path)
-    return files
+    begin_set(paths)
+    save_npy(paths.images[SIDE], images)
+    columns = {"labels": np.where(is_pulse, "Pulse", "Artefact"), "groups": group, "snr": snr}
+    # A column of a cutout is a quarter of the width of its peak, and a row the DM that sweeps over it.
+    facts: dict[str, Any] = {"normaliser": "noise", "dms": None, "tsamp_s": None, "page_s": None}
+    facts["pulse_free_hours"] = None
+    facts["origin"] = [origin_of(source, truth_path(source.files[0])) for source, _ in planned]
+    return finish_set(paths, columns, facts)
 
 
 def main() -> None:

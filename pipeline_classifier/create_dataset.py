@@ -9,23 +9,29 @@ Every pulse, and every candidate at DM 0, gives --shifts pages that start at dif
 all positions between the left and the right edge. Pages of pulse-free sky are artefacts as well; with --hard-negatives
 MODEL.pth only those to which this model gives a pulse probability of at least 0.05. The pages are read, cleaned,
 dedispersed and normalised by the code that run_inference.py uses, with the same config. The normaliser is that of the
-model which the config names, unless --normaliser is given.
+model which the config names, unless --normaliser is given. Of observations without any pulse (a truth table with the
+heading alone), all pages are taken; evaluate.py --pulse-free measures false positives on them.
 
-Written to the output folder (<name>_DM_time_dataset_realbased_...):
+Written to the output folder; files of an earlier set of the same name are replaced:
+  training_<name>.json       config for training.py with the settings of the included model
+and, as <name>_DM_time_dataset_realbased_...:
   training.npy               (N, 256, 256) uint8 images, row 0 = highest DM
   training_<res>x<res>.npy   the same for other --resolutions
   labels_training.npy        (N,) strings, Pulse or Artefact
   groups_training.npy        (N,) int64, the event that an image shows; its images belong in one split
   snr_training.npy           (N,) float32, S/N of the pulse as the truth or the list gives it, NaN for artefacts
+  set.json                   description: files, normaliser, DMs, sampling time, classes, observations
 """
 
 import argparse
 import contextlib
 import logging
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
@@ -44,14 +50,16 @@ from pipeline_classifier.evaluation.known_events import (
     KnownEvents,
     events_from_cands,
     events_from_truth,
+    origin_of,
     pulse_free_starts,
 )
-from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import STACK_DMS, FilterbankPages
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS, resize, to_images
 from pipeline_classifier.options import add_config_option, check_distinct, set_name
-from pipeline_classifier.simulation.observation import known_pulses
+from pipeline_classifier.simulation.observation import check_free_space, known_pulses, truth_path
 from single_pulse_classifier_training.cli import InputError, run_script
-from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder, save_npy
+from single_pulse_classifier_training.labelled_set import PAGES, SetPaths, begin_set, finish_set
+from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +70,21 @@ HARD = 0.05
 
 @dataclass(frozen=True)
 class LabelledStarts:
-    """Pages to cut from one observation: first samples, ascending, with label, group and S/N, all (N,)."""
+    """Pages to cut from one observation.
+
+    Attributes
+    ----------
+    start, is_pulse, group, snr : (N,) ndarray
+        First samples, ascending, with label, group and S/N.
+    is_free_sky : bool
+        Whether the observation has no event, and its pages are all that it holds.
+    """
 
     start: np.ndarray
     is_pulse: np.ndarray
     group: np.ndarray
     snr: np.ndarray
+    is_free_sky: bool
 
 
 @dataclass(frozen=True)
@@ -234,13 +251,16 @@ def label_starts(
     is_pulse = np.concatenate([is_pulse, np.zeros(len(sky), dtype=bool)])
     snr = np.concatenate([snr, np.full(len(sky), np.nan)])
     order = np.argsort(start, kind="stable")
-    return LabelledStarts(start[order], is_pulse[order], group[order], snr[order])
+    is_free_sky = not len(events.sample) and not options.hard_negatives
+    return LabelledStarts(start[order], is_pulse[order], group[order], snr[order], is_free_sky)
 
 
 def plan(options: DatasetOptions, config: PipelineConfig) -> list[tuple[FilterbankPages, LabelledStarts]]:
     """Open every observation and choose its pages, before any of them is read."""
     rng = np.random.default_rng(options.seed)
     settings = replace(config.front_end(), overlap=0.0, time_downsample=(1,))
+    if len(settings.dms) > STACK_DMS:
+        raise InputError(f"ndm must be at most {STACK_DMS} in a training set of pages, got {len(settings.dms)}")
     classifier = None
     if options.hard_negatives:
         device = choose_device(config.device)
@@ -294,6 +314,24 @@ def write_images(
             source.release()
 
 
+def describe(
+    planned: list[tuple[FilterbankPages, LabelledStarts]], normaliser: str, truths: Sequence[str | Path]
+) -> dict[str, Any]:
+    """Return what the description of a set says about its pages and observations, as `finish_set` takes it."""
+    sources = [source for source, _ in planned]
+    seconds = math.fsum(len(chosen.start) * source.grid.n_time * source.grid.tsamp for source, chosen in planned)
+    is_free_sky = all(chosen.is_free_sky for _, chosen in planned)
+    tsamps = {source.grid.tsamp for source in sources}
+    return {
+        "normaliser": normaliser,
+        "dms": sources[0].grid.dms.tolist(),
+        "tsamp_s": tsamps.pop() if len(tsamps) == 1 else None,
+        "page_s": seconds / sum(len(chosen.start) for _, chosen in planned),
+        "pulse_free_hours": seconds / 3600 if is_free_sky else None,
+        "origin": [origin_of(source, truth) for source, truth in zip(sources, truths, strict=True)],
+    }
+
+
 def run(args: argparse.Namespace) -> dict[str, Path]:
     """Make the set; return the files by kind."""
     config, options = load_pipeline_config(args.config), DatasetOptions.of(args)
@@ -301,28 +339,19 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     config.warn_of_unused_settings()
     normaliser = options.normaliser or normaliser_of_model(config)
     planned = plan(options, config)
-    output_dir = make_output_folder(Path(args.output_dir), "--output-dir")
-    prefix = f"{name}_DM_time_dataset_realbased"
-    names = {r: "training.npy" if r == 256 else f"training_{r}x{r}.npy" for r in options.resolutions}
-    images = {resolution: output_dir / f"{prefix}_{name}" for resolution, name in names.items()}
-    write_images(planned, images, normaliser)
-
+    paths = SetPaths(make_output_folder(Path(args.output_dir), "--output-dir"), name, PAGES, options.resolutions)
+    count = sum(len(chosen.start) for _, chosen in planned)
+    check_free_space(paths.images[max(options.resolutions)], count * sum(r**2 for r in options.resolutions))
+    begin_set(paths)
+    write_images(planned, paths.images, normaliser)
     is_pulse = np.concatenate([chosen.is_pulse for _, chosen in planned])
     columns = {
         "labels": np.where(is_pulse, "Pulse", "Artefact"),
         "groups": np.concatenate([chosen.group for _, chosen in planned]).astype(np.int64),
         "snr": np.concatenate([chosen.snr for _, chosen in planned]).astype(np.float32),
     }
-    files = {f"images_{resolution}": path for resolution, path in images.items()}
-    for kind, values in columns.items():
-        files[kind] = output_dir / f"{prefix}_{kind}_training.npy"
-        save_npy(files[kind], values)
-    pulses, groups = int(is_pulse.sum()), len(np.unique(columns["groups"]))
-    print(f"{len(is_pulse)} images: {pulses} Pulse, {len(is_pulse) - pulses} Artefact, of {groups} events")
-    print(f'"normaliser": "{normaliser}"  (for the training config)')
-    for path in files.values():
-        print(path)
-    return files
+    truths = options.cands or [truth_path(path) for path in options.observations]
+    return finish_set(paths, columns, describe(planned, normaliser, truths))
 
 
 def main() -> None:

@@ -58,6 +58,7 @@ from single_pulse_classifier_training.runtime import (
     make_output_folder,
     set_seed,
 )
+from single_pulse_classifier_training.set_description import with_descriptions
 from single_pulse_classifier_training.split import Split, load_splits
 from single_pulse_classifier_training.training_models import build_model
 from single_pulse_classifier_training.training_state import (
@@ -350,12 +351,12 @@ def load_training_config(path: str | Path, epochs: int | None, device: str | Non
     Raises
     ------
     InputError
-        If the config is not valid, or ``epochs`` is less than 1.
+        If the config is not valid or contradicts the description of its set, or ``epochs`` is less than 1.
     """
     if epochs is not None and epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {epochs}")
     options = {"num_epochs": epochs, "device": device}
-    config = load_config(path, TrainingConfig)
+    config = with_descriptions(load_config(path, TrainingConfig))
     return config.model_copy(update={key: value for key, value in options.items() if value is not None})
 
 

@@ -1,11 +1,14 @@
 """Known events of an observation, from truth tables or candidate lists, and the samples in which they show."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline_classifier.formats.candidate_lists import read_transientx
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.pulses import Pulse
 from pipeline_classifier.times import SECONDS_PER_DAY
@@ -91,3 +94,14 @@ def pulse_free_starts(events: KnownEvents, grid: PageGrid, nsamples: int, rng: n
     begun = np.searchsorted(np.sort(first), regular + grid.n_time, side="right")
     ended = np.searchsorted(np.sort(last), regular, side="left")
     return regular[begun == ended]
+
+
+def origin_of(source: FilterbankPages, truth: str | Path) -> dict[str, Any]:
+    """Describe an observation of a training set, with the name of the file that lists its events."""
+    start_mjd = source.grid.tstart
+    return {
+        "file": source.files[0].name,
+        "start_mjd": start_mjd if math.isfinite(start_mjd) else None,
+        "duration_s": source.duration_s,
+        "truth": Path(truth).name,
+    }

@@ -103,7 +103,12 @@ class PulseRanges:
 
 def check_size(path: str | Path, header: Header, nsamples: int) -> None:
     """Raise InputError if the disk has no room for an observation; its parts in memory are smaller."""
-    folder, size = Path(path).absolute().parent, nsamples * header.bytes_per_sample
+    check_free_space(path, nsamples * header.bytes_per_sample)
+
+
+def check_free_space(path: str | Path, size: int) -> None:
+    """Raise InputError if the disk has no room for a file of ``size`` bytes."""
+    folder = Path(path).absolute().parent
     if folder.is_dir() and (disk := shutil.disk_usage(folder)).total and size > disk.free:
         raise InputError(f"{path}: must have at most {disk.free} bytes, the free space on disk, got {size}")
 
