@@ -9,9 +9,12 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.events import Event
+from pipeline_classifier.formats.csv_table import read_csv
 from pipeline_classifier.formats.file_names import safe_field
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
@@ -153,6 +156,8 @@ def finish(
 def write_catalogue(folder: Path, leave_out: Sequence[Path] = ()) -> Path:
     """Join the candidates of all finished files of a folder into one table, with the observation in the first column.
 
+    A column that the candidates of another version lack is empty.
+
     Every process calls this after its last file; the last one to do so sees the results of all. A lock keeps a slower
     process from replacing a newer table by an older one.
 
@@ -166,8 +171,8 @@ def write_catalogue(folder: Path, leave_out: Sequence[Path] = ()) -> Path:
     with open(folder / ".catalogue.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        heading: list[str] = []
+        columns = ["observation", *(field.name for field in fields(Event))]
+        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
         for record in sorted(folder.glob("done_*.json")):
             name = record.stem.removeprefix("done_")
             if name in stale:
@@ -175,12 +180,15 @@ def write_catalogue(folder: Path, leave_out: Sequence[Path] = ()) -> Path:
             if not _candidates(folder, name).is_file():
                 logger.warning("%s is missing: the observation is not in the catalogue", _candidates(folder, name))
                 continue
-            with open(_candidates(folder, name), newline="") as file:
-                columns, *rows = csv.reader(file)
-            if not heading:
-                heading = ["observation", *columns]
-                writer.writerow(heading)
-            writer.writerows([safe_field(name), *row] for row in rows)
+            try:
+                names, rows = read_csv(_candidates(folder, name), ["time_s"])
+            except InputError as error:
+                logger.warning("%s; the observation is not in the catalogue", error)
+                continue
+            if not text.getvalue():
+                writer.writeheader()
+            for _, row in rows:
+                writer.writerow(dict(zip(names, row, strict=True)) | {"observation": safe_field(name)})
         with atomic_writer(folder / CATALOGUE) as catalogue:
             catalogue.write(text.getvalue().encode())
     return folder / CATALOGUE

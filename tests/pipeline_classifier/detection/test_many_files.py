@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +20,7 @@ import torch
 from pipeline_classifier import run_inference
 from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
 from pipeline_classifier.detection import many_files
+from pipeline_classifier.events import Event
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -384,6 +385,21 @@ def test_the_catalogue_is_locked_until_it_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(many_files, "atomic_writer", writer_that_tries_the_lock)
     many_files.write_catalogue(tmp_path)
     assert catalogue(tmp_path) == EVENTS[:1]
+
+
+def test_lists_of_other_versions_keep_their_columns_and_damaged_ones_are_left_out(tmp_path, caplog):
+    leave_results(tmp_path, "a")
+    leave_results(tmp_path, "b")
+    (tmp_path / "candidates_b.csv").write_text("new,snr,time_s\n7,20.5,2\n")
+    for name, content in (("c", ""), ("d", "time_s,snr\n1\n")):
+        (tmp_path / f"candidates_{name}.csv").write_text(content)
+        many_files.finish(tmp_path, Path(f"{name}.fil"), {}, [])
+    with open(many_files.write_catalogue(tmp_path), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["observation"], row["time_s"], row["snr"]) for row in rows] == [("a", "1", ""), ("b", "2", "20.5")]
+    assert list(rows[0]) == ["observation", *(field.name for field in fields(Event))]
+    assert "candidates_c.csv, line 1: the heading must name time_s" in caplog.text
+    assert "candidates_d.csv, line 2: must have 2 fields, as the heading, got 1; the observation is not" in caplog.text
 
 
 def test_files_whose_results_have_the_same_names_and_missing_files_are_refused(observations, tmp_path):
