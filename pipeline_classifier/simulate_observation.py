@@ -3,7 +3,10 @@
     python simulate_observation.py crab.fil                                  # Effelsberg, 60 s, 40 pulses, mild RFI
     python simulate_observation.py hard.fil --rfi strong --snr-min 6 --seed 7
     python simulate_observation.py low.fil --nchans 512 --fch1 400 --foff 0.2 --tsamp-us 655.36 --dm-max 40
-    python simulate_observation.py noise.fil --pulses 0 --rfi none --duration-s 600
+    python simulate_observation.py sky.fil --pulse-free 0.5 --rfi strong    # half an hour without pulses, 4.5 GB
+
+The file is written block by block, after a check of the free space on the disk. An hour takes 9 GB with the default
+channels and sampling time, less with fewer channels or longer samples.
 
 Writes OUT.fil (8 bit) and the truth table OUT_truth.csv with one row per pulse: time_s and mjd at the centre of the
 highest channel, DM, S/N, width of the intrinsic Gaussian (FWHM), width of the best boxcar, scattering time at 1 GHz,
@@ -14,6 +17,7 @@ channels are dead, noisy or masked. The same options and seed give identical fil
 
 import argparse
 import logging
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +48,12 @@ def get_parser() -> argparse.ArgumentParser:
     option("--foff", EFFELSBERG.foff, "step to the next channel, MHz; positive if the band ascends")
     option("--tsamp-us", round(EFFELSBERG.tsamp * 1e6, 6), "sampling time, microseconds")
     option("--tstart", EFFELSBERG.tstart, "MJD of the first sample")
-    option("--duration-s", 60.0, "length, seconds")
-    option("--pulses", 40, "number of pulses")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--duration-s", type=float, default=60.0, help="length, seconds (default: 60.0)")
+    length.add_argument(
+        "--pulse-free", type=float, metavar="HOURS", help="length in hours of an observation without pulses"
+    )
+    parser.add_argument("--pulses", type=int, help="number of pulses (default: 40, or 0 with --pulse-free)")
     ranges = PulseRanges()
     for name, key, text in (
         ("snr", "snr", "S/N"),
@@ -65,8 +73,14 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Path:
     """Simulate an observation and return the path of its truth table."""
-    if not 0 < args.duration_s < float("inf"):
-        raise InputError(f"--duration-s must be above 0, got {args.duration_s:g}")
+    is_pulse_free = args.pulse_free is not None
+    for option, value in (("--duration-s", args.duration_s), ("--pulse-free", args.pulse_free)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{option} must be above 0, got {value:g}")
+    if is_pulse_free and args.pulses:
+        raise InputError(f"--pulses must be 0 with --pulse-free, got {args.pulses}")
+    duration_s = 3600 * args.pulse_free if is_pulse_free else args.duration_s
+    n_pulses = args.pulses if args.pulses is not None else 0 if is_pulse_free else 40
     if args.seed < 0:
         raise InputError(f"--seed must be at least 0, got {args.seed}")
     header = replace(
@@ -74,8 +88,9 @@ def run(args: argparse.Namespace) -> Path:
     )
     header.check(args.output)
     output_name(args.output)  # the truth table, written last, is named after it too
-    nsamples = max(1, round(args.duration_s / header.tsamp))
+    nsamples = max(1, round(duration_s / header.tsamp))
     check_size(args.output, header, nsamples)
+    logger.info("%s: %.4g s, %.3g GB", args.output, nsamples * header.tsamp, nsamples * header.bytes_per_sample / 1e9)
     ranges = PulseRanges(
         dm_pc_cm3=(args.dm_min, args.dm_max),
         snr=(args.snr_min, args.snr_max),
@@ -84,7 +99,7 @@ def run(args: argparse.Namespace) -> Path:
         double=args.double,
         min_separation_s=args.min_separation_s,
     )
-    pulses = random_pulses(args.pulses, ranges, header, nsamples, args.seed)
+    pulses = random_pulses(n_pulses, ranges, header, nsamples, args.seed)
     rfi = random_rfi(args.rfi, header, nsamples, args.seed)
     truth = simulate(args.output, header, nsamples, pulses, rfi, args.seed, progress=True)
     logger.info("%s: %d samples, %d pulses; truth table: %s", args.output, nsamples, len(pulses), truth)
