@@ -143,6 +143,8 @@ def finish_set(paths: SetPaths, columns: dict[str, np.ndarray], facts: dict[str,
     if facts["pulse_free_hours"] is not None:
         print(f"pulse-free: {facts['pulse_free_hours']:.4g} h in {len(labels)} pages of {facts['page_s']:.4g} s")
     print(f'"normaliser": "{facts["normaliser"]}"')
+    if "training" not in files:
+        print("no training config: a training needs images of both classes")
     for path in files.values():
         print(path)
     return files

@@ -254,4 +254,4 @@ def _agree(key: str, a: Any, b: Any) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return f"{len(value)} from {value[0]:g} to {value[-1]:g}" if value else "[]"
-    return repr(value)
+    return f"{value:.9g}" if isinstance(value, float) else repr(value)

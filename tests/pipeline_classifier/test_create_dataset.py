@@ -131,6 +131,13 @@ def test_a_model_for_candidates_is_not_one_for_pages(observation, tmp_path, opti
     assert not list(tmp_path.glob("*.npy"))
 
 
+def test_pages_of_several_stacks_of_trial_dms_are_no_set(observation, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"ndm": 257}))
+    done = create_dataset(observation, "-c", "config.json", "--output-dir", "out", folder=tmp_path)
+    assert done.returncode == 2 and "ndm must be at most 256 in a training set of pages, got 257" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_ifs_and_exact_dedispersion_of_the_config_are_obeyed(observation, tmp_path):
     samples = Filterbank(observation).read(0, Filterbank(observation).nsamples)
     noise = np.random.default_rng(4).integers(80, 120, samples.shape, dtype=np.uint8)

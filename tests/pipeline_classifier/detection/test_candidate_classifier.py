@@ -140,19 +140,26 @@ def observation(tmp_path_factory) -> Path:
 
 def make_set(output_dir: Path, *observations: Path) -> dict[str, np.ndarray]:
     files = create(get_parser().parse_args([*map(str, observations), "--output-dir", str(output_dir), "--name", "x"]))
-    return {kind: np.load(path) for kind, path in files.items()}
+    return {kind: np.load(path) for kind, path in files.items() if path.suffix == ".npy"}
 
 
 def test_peaks_of_pulses_are_pulses_and_bright_in_the_middle(observation, tmp_path):
     made = make_set(tmp_path, observation)
-    images, is_pulse = made["training_64x64"], made["labels_training"] == "Pulse"
+    images, is_pulse = made["images_64"], made["labels"] == "Pulse"
     assert images.dtype == np.uint8 and images.shape == (len(is_pulse), SIDE, SIDE)
-    assert len(np.unique(made["groups_training"][is_pulse])) == 4
-    assert not set(made["groups_training"][is_pulse]) & set(made["groups_training"][~is_pulse])
-    assert (made["snr_training"][is_pulse] == 25).all() and np.isnan(made["snr_training"][~is_pulse]).all()
+    assert len(np.unique(made["groups"][is_pulse])) == 4
+    assert not set(made["groups"][is_pulse]) & set(made["groups"][~is_pulse])
+    assert (made["snr"][is_pulse] == 25).all() and np.isnan(made["snr"][~is_pulse]).all()
     assert np.median(images[is_pulse][:, SIDE - 1 - MIDDLE, MIDDLE]) > 51 + 10.2 * 8
     again = make_set(tmp_path / "again", observation)
-    assert all(np.array_equal(made[kind], again[kind], equal_nan=kind == "snr_training") for kind in made)
+    assert all(np.array_equal(made[kind], again[kind], equal_nan=kind == "snr") for kind in made)
+
+
+def test_peaks_of_all_stacks_of_trial_dms_are_in_the_set(observation, tmp_path):
+    (tmp_path / "config.json").write_text('{"ndm": 300, "ddm": 0.25}')
+    options = ["-c", str(tmp_path / "config.json"), "--output-dir", str(tmp_path)]
+    files = create(get_parser().parse_args([str(observation), *options]))
+    assert len(np.unique(np.load(files["groups"])[np.load(files["labels"]) == "Pulse"])) == 4
 
 
 def test_without_truth_there_is_no_set(observation, tmp_path):
