@@ -174,8 +174,9 @@ def false_rate_thresholds(probabilities: np.ndarray, rates: Sequence[float], pag
     Returns
     -------
     thresholds : list of dict
-        ``{"threshold", "false_per_hour", "page_s"}`` in the order of ``rates``. A rate is left out if it allows less
-        than one false page, or if more pages than it allows have probability 1.
+        ``{"threshold", "false_per_hour", "page_s", "false_positives", "hours"}`` in the order of ``rates``, with the
+        number of pages that pass, and the hours of all pages. A rate is left out if it allows less than one false page,
+        or if more pages than it allows have probability 1.
     """
     ranked = np.sort(np.asarray(probabilities, np.float32))[::-1]
     hours = measured_hours(len(ranked), page_s)
@@ -185,7 +186,8 @@ def false_rate_thresholds(probabilities: np.ndarray, rates: Sequence[float], pag
         first_refused = ranked[allowed] if allowed < len(ranked) else np.float32(-1.0)
         threshold = max(0.0, float(np.nextafter(first_refused, np.float32(2.0))))
         if allowed >= 1 and threshold <= 1.0:
-            thresholds.append({"threshold": threshold, "false_per_hour": float(rate), "page_s": float(page_s)})
+            entry = {"threshold": threshold, "false_per_hour": float(rate), "page_s": float(page_s)}
+            thresholds.append(entry | {"false_positives": int((ranked >= threshold).sum()), "hours": hours})
     return thresholds
 
 

@@ -31,22 +31,31 @@ import argparse
 import json
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from single_pulse_classifier_training.calibration import allowed_pages, measured_hours, move_threshold
+from single_pulse_classifier_training.calibration import move_threshold
 from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, write_content
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import DMTimeImages, build_loader, ordered_batches
 from single_pulse_classifier_training.evaluation import Predictions, measure, read_predictions, write_predictions
-from single_pulse_classifier_training.input_files import open_npy
 from single_pulse_classifier_training.plots import plot_evaluation
+from single_pulse_classifier_training.pulse_free import (
+    RateOptions,
+    check_not_trained_on,
+    check_rates,
+    open_pulse_free,
+    page_length_s,
+    report_rates,
+    why_not_measured,
+)
 from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device, make_output_folder
+from single_pulse_classifier_training.set_description import with_descriptions
 from single_pulse_classifier_training.split import NATIVE_RESOLUTION, load_splits
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
@@ -54,66 +63,6 @@ logger = logging.getLogger(__name__)
 
 FALSE_PER_HOUR = (1000.0, 200.0, 100.0, 30.0, 10.0, 1.0)  # default rates: three decades, chosen by hand
 SPLITS = ("training", "validation", "test")
-
-
-@dataclass(frozen=True)
-class RateOptions:
-    """Options about false positives per hour; None where the command line does not give one.
-
-    Parameters
-    ----------
-    pulse_free : list of str, optional
-        Files of images without a pulse.
-    page_s : float, optional
-        Length of a page in seconds.
-    false_per_hour : list of float, optional
-        Rates whose thresholds are measured.
-    max_false_per_hour : float, optional
-        Rate whose threshold becomes the default threshold.
-
-    Raises
-    ------
-    InputError
-        If a number is not finite and above 0.
-    """
-
-    pulse_free: list[str] | None
-    page_s: float | None
-    false_per_hour: list[float] | None
-    max_false_per_hour: float | None
-
-    def __post_init__(self) -> None:
-        numbers = [("--page-s", self.page_s), ("--max-false-per-hour", self.max_false_per_hour)]
-        numbers += [("--false-per-hour", rate) for rate in self.false_per_hour or []]
-        for option, value in numbers:
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{option} must be finite and above 0, got {value:g}")
-
-
-def check_rates(rates: RateOptions, page_s: float, n_pages: int) -> None:
-    """Raise InputError if ``n_pages`` pulse-free pages of ``page_s`` seconds do not suffice for the options."""
-    if math.isnan(page_s):
-        asked = {
-            "--pulse-free": rates.pulse_free,
-            "--false-per-hour": rates.false_per_hour,
-            "--max-false-per-hour": rates.max_false_per_hour,
-        }
-        for option, value in asked.items():
-            if value:
-                raise InputError(f"{option} needs the length of a page: give --page-s, or tsamp_s in the config")
-        logger.warning("no thresholds: the length of a page is unknown; give --page-s, or tsamp_s in the config")
-        return
-    hours, rate = measured_hours(n_pages, page_s), rates.max_false_per_hour
-    if rate and not allowed_pages(rate, hours):
-        raise InputError(
-            f"--max-false-per-hour must be at least {1 / hours:.4g} to be measured in {hours:.4g} hours of pulse-free "
-            f"pages, got {rate:g}"
-        )
-
-
-def page_length_s(rates: RateOptions, checkpoint: Checkpoint, config: TrainingConfig) -> float:
-    """Return the length of a page in seconds, from the options or the sampling time; NaN if neither is known."""
-    return rates.page_s or NATIVE_RESOLUTION * (checkpoint.tsamp_s or config.tsamp_s or math.nan)
 
 
 def warn_of_differences(checkpoint: Checkpoint, config: TrainingConfig) -> None:
@@ -129,14 +78,6 @@ def warn_of_differences(checkpoint: Checkpoint, config: TrainingConfig) -> None:
         if before.get(key, now[key]) != now[key]:
             message = "the checkpoint was trained with %s %s, the config has %s: it may have seen the validation images"
             logger.warning(message, key, before[key], now[key])
-
-
-def open_pulse_free(paths: list[str], resolution: int) -> DMTimeImages:
-    """Open images without a pulse, memory-mapped."""
-    n_images = sum(len(np.atleast_1d(open_npy(path, "--pulse-free"))) for path in paths)
-    if not n_images:
-        raise InputError(f"--pulse-free {', '.join(paths)} must hold at least one image, got none")
-    return DMTimeImages(paths, np.zeros(n_images, np.int64), resolution)
 
 
 @torch.inference_mode()
@@ -185,8 +126,8 @@ def predict_split(
     rates : RateOptions
     device : torch.device
     """
+    pulse_free = open_pulse_free(rates.pulse_free, checkpoint) if rates.pulse_free else None
     page_s = page_length_s(rates, checkpoint, config)
-    pulse_free = open_pulse_free(rates.pulse_free, config.resolution) if rates.pulse_free else None
     warn_of_differences(checkpoint, config)
     splits = load_splits(config)
     name = name or ("test" if "test" in splits else "validation")
@@ -194,7 +135,10 @@ def predict_split(
         raise InputError(f"--split must be {' or '.join(splits)} for a config without test_files, got {name}")
     split, validation = splits[name], splits["validation"]
     artefacts = split.labels == 0
-    check_rates(rates, page_s, int(artefacts.sum()) if pulse_free is None else len(pulse_free))
+    why_not = why_not_measured(checkpoint.normaliser, page_s, name, pulse_free is not None)
+    check_rates(rates, why_not, page_s, int(artefacts.sum()) if pulse_free is None else len(pulse_free))
+    if pulse_free is not None:
+        check_not_trained_on(pulse_free, splits["training"], checkpoint, config)
 
     logits = validation_logits = predict(checkpoint, split.dataset, split.indices, config, device)
     if name != "validation":
@@ -210,7 +154,7 @@ def predict_split(
         validation_logits=validation_logits,
         pulse_free_logits=pulse_free_logits,
         pulse_free_files=np.array([Path(path).name for path in rates.pulse_free or []], dtype=str),
-        page_s=page_s,
+        page_s=math.nan if why_not else page_s,
         rates=np.array(rates.false_per_hour or FALSE_PER_HOUR),
         max_false_per_hour=rates.max_false_per_hour or math.nan,
         checkpoint=path.name,
@@ -227,7 +171,10 @@ def with_options(predictions: Predictions, rates: RateOptions) -> Predictions:
     changes: dict[str, Any] = {"page_s": rates.page_s, "max_false_per_hour": rates.max_false_per_hour}
     changes["rates"] = np.array(rates.false_per_hour) if rates.false_per_hour else None
     predictions = replace(predictions, **{key: value for key, value in changes.items() if value is not None})
-    check_rates(rates, predictions.page_s, len(predictions.pulse_free_logits))
+    why_not = why_not_measured(None, predictions.page_s, predictions.split, len(predictions.pulse_free_files) > 0)
+    check_rates(rates, why_not, predictions.page_s, len(predictions.pulse_free_logits))
+    if why_not:
+        predictions = replace(predictions, page_s=math.nan)
     return predictions
 
 
@@ -276,23 +223,6 @@ def report(metrics: dict[str, Any], files: list[Path]) -> str:
     return "\n".join(lines + [f"written:      {path}" for path in files])
 
 
-def report_rates(pulse_free: dict[str, Any], thresholds: list[dict[str, float]], split: str) -> list[str]:
-    """Return the thresholds by false positives per hour as lines of text."""
-    source, hours = ", ".join(pulse_free["files"]) or f"the Artefact images of the {split} split", pulse_free["hours"]
-    lines = [f"pulse-free:   {pulse_free['pages']} pages, {hours:.4g} h: {source}"]
-    if not pulse_free["files"]:
-        lines.append("              selected artefacts, not random sky: the rates hold for this set only")
-    for entry in thresholds:
-        allowed = allowed_pages(entry["false_per_hour"], hours)
-        values = f"threshold {entry['threshold']:.7g}, recall {entry['recall']:.4f}, at most {allowed} of the pages"
-        lines.append(f"{entry['false_per_hour']:>8g}/h     {values}")
-    for rate in pulse_free["rates_left_out"]:
-        allowed = allowed_pages(rate, hours)
-        reason = f"more than {allowed} of the pages have probability 1" if allowed else "less than one of the pages"
-        lines.append(f"{rate:>8g}/h     left out: {reason}")
-    return lines
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate as the command line says; return the metrics."""
     rates = RateOptions(args.pulse_free, args.page_s, args.false_per_hour, args.max_false_per_hour)
@@ -307,7 +237,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     else:
         if not args.checkpoint:
             raise InputError("give config.json and checkpoint.pth, or --predictions with a predictions file")
-        config, path = load_config(args.config, TrainingConfig), Path(args.checkpoint)
+        config, path = with_descriptions(load_config(args.config, TrainingConfig)), Path(args.checkpoint)
         folder = Path(args.output_dir or config.resolve(config.path_to_images))
         make_output_folder(folder, "--output-dir" if args.output_dir else "path_to_images")
         device = choose_device(args.device or config.device)

@@ -11,10 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from single_pulse_classifier_training import pulse_free
 from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError
+from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.evaluate import get_parser, run
 from single_pulse_classifier_training.evaluation import Predictions, write_predictions
+from single_pulse_classifier_training.split import load_splits
 from single_pulse_classifier_training.training_models import build_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "evaluate.py"
@@ -160,7 +163,9 @@ def test_the_checkpoint_gets_what_was_measured_and_keeps_the_rest(job):
     after = torch.load(path, weights_only=True)
     assert after["metrics"] == {"epoch": 3, "evaluation": json.loads(json.dumps(metrics))}
     assert after["temperature"] == metrics["temperature"] and after["threshold"] == metrics["threshold"]
-    assert [set(entry) for entry in after["thresholds"]] == [{"threshold", "false_per_hour", "page_s"}] * 6
+    assert [set(entry) for entry in after["thresholds"]] == [
+        {"threshold", "false_per_hour", "page_s", "false_positives", "hours"}
+    ] * 6
     logit = math.log(0.8 / 0.2)
     assert after["threshold"] == pytest.approx(1 / (1 + math.exp(-logit / metrics["temperature"])))
     for name, tensor in before.pop("state_dict").items():
@@ -245,6 +250,73 @@ def test_pulse_free_files_set_the_rates(job):
     assert passed == {1000: 100, 200: 100, 100: 100, 30: 30, 10: 10, 3: 3, 1: 1}
 
 
+def described(folder: Path, normaliser: str, pulses: int) -> Path:
+    """Images of the grey levels 100 to 199 with a description beside them, half a minute each."""
+    images = np.broadcast_to(np.arange(100, 200, dtype=np.uint8)[:, None, None], (100, RESOLUTION, RESOLUTION))
+    np.save(folder / "sky_training.npy", images)
+    description = {
+        "files_by_resolution": {str(RESOLUTION): "sky_training.npy"}, "labels": "sky_labels_training.npy",
+        "normaliser": normaliser, "dms": None, "tsamp_s": None, "page_s": 30.0, "n_images": 100,
+        "classes": {"Pulse": pulses, "Artefact": 100 - pulses}, "n_events": pulses,
+        "pulse_free_hours": None if pulses else 100 / 120, "origin": [], "version": "0"}  # fmt: skip
+    (folder / "sky_set.json").write_text(json.dumps(description))
+    return folder / "sky_training.npy"
+
+
+def test_the_page_length_comes_from_the_description_of_the_images(job, capsys):
+    config, path = job
+    options = (config, path, "--pulse-free", described(config.parent, "minmax", 0), "--false-per-hour", 12, 1)
+    metrics = evaluate(*options)
+    assert metrics["pulse_free"]["hours"] == pytest.approx(100 / 120) and metrics["pulse_free"]["page_s"] == 30
+    (entry,) = load_checkpoint(path, "cpu").thresholds
+    assert (entry["false_positives"], entry["hours"]) == (10, metrics["pulse_free"]["hours"])
+    said = capsys.readouterr().out
+    assert "10 of the pages: 12 (5.75 to 22.1) per hour (95 %)" in said
+    assert "1/h     not measured: 1 per hour needs at least 1 h of pulse-free data, got 0.8333 h" in said
+
+
+def test_images_of_the_training_are_not_pulse_free_pages(job, sets, caplog, monkeypatch):
+    """Exact copies are found wherever they are, unless they are in the validation split or have one grey level."""
+    config, path = job
+    folder = config.parent
+    images = np.load(sets[0] / "training.npy")
+    images[:, 0, :2] = np.arange(len(images))[:, None] // [1, 256] % 256  # where the network sees nothing
+    np.save(folder / "marked.npy", images)
+    np.save(folder / "other.npy", images[::-1, ::-1])
+    keys = json.loads(config.read_text()) | {
+        "files_by_resolution": {"default": str(folder / "marked.npy")},
+        "labels": str(sets[0] / "training_labels.npy"),
+    }
+    change(without_test(config), **keys | {"test_files": None})
+    loaded, checkpoint = load_config(config, TrainingConfig), load_checkpoint(path, "cpu")
+    splits = load_splits(loaded)
+    seen, unseen = splits["training"].indices[-1], splits["validation"].indices[:50]
+    sky = folder / "sky.npy"
+
+    def check(content: np.ndarray) -> None:
+        np.save(sky, content)
+        opened = pulse_free.open_pulse_free([str(sky)], checkpoint)
+        pulse_free.check_not_trained_on(opened, splits["training"], checkpoint, loaded)
+
+    np.save(sky, images[[*unseen, seen]])
+    with pytest.raises(InputError, match=f"image 50 of .*sky.npy, which is image {seen} of .*marked.npy"):
+        evaluate(config, path, "--pulse-free", sky)
+    check(images[unseen])
+    assert "it does not name them" in caplog.text
+
+    checkpoint.config = keys | {"files_by_resolution": {"default": [str(folder / "other.npy")]}}
+    check(images[unseen])
+    with pytest.raises(InputError, match=f"image 1 of .*sky.npy, which is image {3999 - unseen[0]} of .*other.npy"):
+        check(np.stack([images[unseen[0]], images[unseen[0], ::-1]]))
+    (folder / "other.npy").unlink()
+    caplog.clear()
+    check(images[unseen])
+    assert "not of the checkpoint: files_by_resolution: the file" in caplog.text and "other.npy" in caplog.text
+
+    monkeypatch.setattr(pulse_free, "_hash", lambda image: b"the same for all")
+    check(images[unseen[:2]])
+
+
 def test_without_a_page_length_the_old_thresholds_move_with_the_temperature(job):
     config, path = job
     checkpoint = load_checkpoint(path, "cpu")
@@ -295,6 +367,15 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
             return [config, path, "--max-false-per-hour", 10]
         case "rate too low":
             return [config, path, "--max-false-per-hour", 0.01]
+        case "rate of candidates" | "rate of training images":
+            checkpoint = load_checkpoint(path, "cpu")
+            checkpoint.normaliser = "noise" if kind == "rate of candidates" else "minmax"
+            save_checkpoint(path, checkpoint)
+            return [config, path, "--max-false-per-hour", 10, "--split", "training"]
+        case "pulse-free with pulses":
+            return [config, path, "--pulse-free", described(folder, "minmax", pulses=1)]
+        case "pulse-free normaliser":
+            return [config, path, "--pulse-free", described(folder, "robust", pulses=0)]
         case "pulse-free missing":
             return [config, path, "--pulse-free", folder / "sky.npy"]
         case "pulse-free no images":
@@ -350,7 +431,11 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
         ("another resolution", "resolution must be 32, as in the checkpoint .*grey.pth, got 64"),
         ("no test split", "--split must be training or validation .*, got test"),
         ("rate without page length", "--max-false-per-hour.*--page-s"),
-        ("rate too low", "--max-false-per-hour must be at least 0[.].*, got 0.01"),
+        ("rate too low", "must be at least 0[.].*: 0.01 per hour needs at least 100 h of pulse-free data, got 1"),
+        ("rate of candidates", "--max-false-per-hour .* candidate classifier, .* by evaluate_pipeline.py --pulse-free"),
+        ("rate of training images", "--max-false-per-hour cannot be used .* not measured on images of the training"),
+        ("pulse-free with pulses", "sky_training.npy: must have no pulses, got 1 in the description"),
+        ("pulse-free normaliser", "sky_training.npy: the normaliser must be minmax, .*, got robust"),
         ("pulse-free no images", "--pulse-free: .*sky.npy must be a .npy file of .*, got a text file"),
         ("pulse-free missing", "--pulse-free: the file .*sky.npy does not exist"),
         ("pulse-free folder", "--pulse-free: the file .*sky.npy must be a file, got a folder"),
@@ -378,7 +463,7 @@ def test_an_error_is_named_in_one_sentence_and_nothing_is_written(job, kind, nam
     assert "\n" not in str(error.value)
     assert path.read_bytes() == content
     assert not [file for file in config.parent.rglob("*") if file.suffix in (".json", ".png", ".npz", ".tmp")
-                and file.stem not in ("config", "predictions")]  # fmt: skip
+                and file.stem not in ("config", "predictions", "sky_set")]  # fmt: skip
 
 
 def test_the_command_line_ends_with_code_2(job):
