@@ -34,7 +34,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -61,6 +61,7 @@ from single_pulse_classifier_training.runtime import (
 from single_pulse_classifier_training.set_description import with_descriptions
 from single_pulse_classifier_training.split import Split, load_splits
 from single_pulse_classifier_training.training_models import build_model
+from single_pulse_classifier_training.training_report import TrainingResult, report
 from single_pulse_classifier_training.training_state import (
     Interrupted,
     Progress,
@@ -70,32 +71,6 @@ from single_pulse_classifier_training.training_state import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Result of a training.
-
-    Parameters
-    ----------
-    history : list of dict
-        One per epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy.
-    best : dict
-        Entry of the best epoch.
-    confusion : ConfusionCounts
-        Validation counts of the best epoch.
-    checkpoint_path, plot_path : Path
-        Checkpoint of the best epoch, plot of the history.
-    wall_time_s : float
-        Duration of the run in seconds.
-    """
-
-    history: list[dict[str, float]]
-    best: dict[str, float]
-    confusion: ConfusionCounts
-    checkpoint_path: Path
-    plot_path: Path
-    wall_time_s: float
 
 
 def train_one_epoch(
@@ -252,24 +227,6 @@ def is_over(config: TrainingConfig, progress: Progress) -> bool:
 def is_better(record: dict[str, float], best: dict[str, float], metric: str) -> bool:
     """Return whether an epoch improves on the best one: a lower loss or a higher accuracy."""
     return record[metric] < best[metric] if metric.endswith("loss") else record[metric] > best[metric]
-
-
-def report(result: TrainingResult) -> str:
-    """Return the result of a training as text."""
-    best, counts = result.best, result.confusion
-    return "\n".join(
-        (
-            f"epochs:      {len(result.history)}, best {best['epoch']}",
-            f"training:    loss {best['train_loss']:.4f}, accuracy {best['train_accuracy']:.4f}",
-            f"validation:  loss {best['val_loss']:.4f}, accuracy {best['val_accuracy']:.4f}",
-            f"             precision {counts.precision:.4f}, recall {counts.recall:.4f}, F1 {counts.f1:.4f}",
-            f"confusion:   {counts.true_positives} Pulse and {counts.true_negatives} Artefact correct, "
-            f"{counts.false_positives} Artefact classified as Pulse, {counts.false_negatives} Pulse as Artefact",
-            f"checkpoint:  {result.checkpoint_path}",
-            f"plot:        {result.plot_path}",
-            f"wall time:   {result.wall_time_s:.1f} s",
-        )
-    )
 
 
 def build_loaders(
