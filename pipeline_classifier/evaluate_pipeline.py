@@ -334,9 +334,6 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
         false = count_false_events(files, config, classifiers)
     print("\n".join(false_events_table(false)))
     values: dict[str, Any] = {"thresholds": false.thresholds(), "measured_pair": classifiers.pair}
-    if rate is not None:
-        values["threshold"], _ = threshold_for_rate(false.thresholds(), rate, of="the candidate classifier")
-        print(f"{f'threshold for {rate:g} per hour':>28} {values['threshold']:.4g}")
     measured: dict[str, object] = {"model": config.model_path.name, "candidate_classifier": path.name}
     measured |= {"hours": false.hours, "observations": args.pulse_free or "simulated"} | values
     with atomic_writer(folder / "false_events.json") as file:
@@ -345,6 +342,11 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
         update_checkpoint(path, **values)
     for written in [folder / "false_events.json", *([path] if args.store else [])]:
         print(f"{'written':>28} {written}")
+    if rate is not None:  # last, as no threshold may have so low a rate
+        threshold, _ = threshold_for_rate(false.thresholds(), rate, of="the candidate classifier")
+        print(f"{f'threshold for {rate:g} per hour':>28} {threshold:.4g}")
+        if args.store:
+            update_checkpoint(path, threshold=threshold)
     return measured
 
 

@@ -184,6 +184,7 @@ def store(path: Path, metrics: dict[str, Any]) -> None:
     If no new thresholds could be measured, the stored ones are moved so that they give the same decisions with the new
     temperature.
     """
+    path = path.resolve()  # a link stays a link
     content = torch.load(path, map_location="cpu", weights_only=True)
     if "state_dict" not in content:
         logger.warning("%s holds bare weights: temperature and thresholds cannot be stored in it", path)
@@ -271,7 +272,8 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--pulse-free", nargs="+", metavar="FILE", help="images without a pulse (default: Artefact images of the split)"
     )
-    add("--page-s", type=float, help=f"length of a page, seconds (default: {NATIVE_RESOLUTION} times tsamp_s)")
+    length = f"length of a page, seconds (default: as the set is described, else {NATIVE_RESOLUTION} times tsamp_s)"
+    add("--page-s", type=float, help=length)
     rates = " ".join(f"{rate:g}" for rate in FALSE_PER_HOUR)
     add("--false-per-hour", nargs="+", type=float, metavar="RATE", help=f"rates of the thresholds (default: {rates})")
     limit = "rate whose threshold becomes the default threshold (default: the decisions stay the same)"
