@@ -13,14 +13,16 @@ any moment. Progress is in status_<name>.json. No pictures are drawn.
 
 Many files are divided among the processes of `torchrun --nproc-per-node=N run_inference.py ...`, of `srun -n N`, or of
 a Slurm array; catalogue.csv has the events of all. With --resume a file is skipped if its results exist and were made
-from the same file, with the same config and models: after an interruption, repeat the command.
+from the same file, with the same config and models, or if another process is searching it: after an interruption,
+repeat the command. The exit code is 0 only if every file of the process is finished.
 
 A batch is one file, (N, 256, 256) or (N, 1, 256, 256), for a single page page[None]: float32 pages (row 0 = lowest DM),
 which the model's normaliser turns into images, or uint8 images as in a training set (row 0 = highest DM), which are
 used unchanged if they are scaled as the model expects, and scaled again otherwise.
 
-Written to the output folder; each file is complete or absent, and replaces that of an earlier search only at the end of
-a search. While a file is searched, its results so far are in unfinished_<name>/:
+Written to the output folder; each file is complete or absent, and replaces that of an earlier search of the same input
+only at the end of a search. While a file is searched, its results so far are in unfinished_<name>/, where they remain
+if the search is stopped:
   predictions_<name>.npy     int32 per page: 1 pulse, 0 artefact, -1 not classified
   probabilities_<name>.npy   float32 per page, of being a pulse; -1 not classified
   candidates_<name>.csv      one row per event: time_s, mjd (top channel), dm_pc_cm3, snr, width_ms, probability, ...
@@ -28,13 +30,15 @@ a search. While a file is searched, its results so far are in unfinished_<name>/
   summary_<name>.json        the run summary
   event_<name>_NNNN.png      one picture per event (--no-plots: none; --saliency: with the evidence for a pulse)
   report_<name>.html         with --report: one self-contained page with all results
-The run summary and the table of events are printed on standard output.
+The run summary and the table of events are printed on standard output. If no page could be classified, or the models
+have no finite output, the results are written, and the exit code is 2.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -48,7 +52,7 @@ from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.parts import Part, part_of_this_process
-from pipeline_classifier.detection.search import SearchResult
+from pipeline_classifier.detection.search import SearchResult, check_classified
 from pipeline_classifier.detection.workers import prepare_process, thread_count
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
@@ -56,7 +60,7 @@ from pipeline_classifier.frontend.sources import ArrayPages
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report, search_and_write
-from pipeline_classifier.output.run_files import check_names, lock, remove_unfinished
+from pipeline_classifier.output.run_files import InUse, check_names, lock, remove_unfinished
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder, use_gpu
 
@@ -95,6 +99,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     if ring:
         result = search_ring(config)
         print(report(result))
+        check_classified(f"the ring 0x{config.key_output}", result.summary, config)
         return result
     part = part_of_this_process()
     if (args.joined or args.pages is not None) and part.rank > 0:
@@ -102,16 +107,17 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         return []
     inputs = options.files_read(config)
     if args.pages is not None:
-        source = ArrayPages(args.pages, config.trial_dms(), config.page_samples)
+        source: FilterbankPages | ArrayPages = ArrayPages(args.pages, config.trial_dms(), config.page_samples)
         result = search_one(source, config, output, [Path(args.pages), *inputs])
     else:
         config.warn_of_unused_settings()
         files = many_files.expand(args.filterbank) or [config.filterbank_path]
         if not args.joined and (len(files) > 1 or part.n > 1 or args.resume):
             return search_many(files, part, config, output, inputs, args.resume)
-        observation = FilterbankPages(files if args.joined else files[0], config.front_end())
-        result = search_one(observation, config, output, [*files, *inputs])
+        source = FilterbankPages(files if args.joined else files[0], config.front_end())
+        result = search_one(source, config, output, [*files, *inputs])
     print(report(result))
+    check_classified(source.files[0], result.summary, config)
     return result
 
 
@@ -128,13 +134,19 @@ def search_one(
 ) -> SearchResult:
     """Search one observation or batch; ``inputs`` are its files and the others that the run reads."""
     suffixes = [layer.suffix for layer in source.layers]
-    check_names({source.name: inputs[0]}, suffixes, inputs, config.output_path)
-    make_output_folder(config.output_path, "output_dir")
+    check_names({source.name: source.files}, suffixes, inputs, config.output_path)
+    folder = make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
     if isinstance(source, ArrayPages):
         source.scale_for(classifiers.pages.checkpoint.normaliser)
     decision = decide(config, classifiers, source.layers)
-    return search_and_write(source, classifiers, decision, config, output)
+    is_in_catalogue = many_files.is_in_catalogue(folder, source.name)
+    identity = many_files.fingerprint(source.files[0], many_files.settings_fingerprint(config))
+    result = search_and_write(source, classifiers, decision, config, output)
+    if is_in_catalogue and result.summary.pages_classified and len(source.files) == 1:
+        many_files.finish(folder, source.files[0], identity, result.files, output.names())
+        many_files.write_catalogue(folder)
+    return result
 
 
 def search_many(
@@ -152,9 +164,9 @@ def search_many(
     for path in mine:
         open_observation(path, settings.ifs)  # an error in any file is reported before the first is searched
     suffixes = [layer.suffix for layer in FilterbankPages(mine[0], settings).layers] if mine else []
-    check_names({path.stem: path for path in files}, suffixes, [*files, *inputs], config.output_path)
+    check_names({path.stem: [path] for path in files}, suffixes, [*files, *inputs], config.output_path)
     folder = make_output_folder(config.output_path, "output_dir")
-    for path in mine:
+    for path in [] if resume else mine:
         with lock(folder, path.stem):
             pass  # likewise a file that another process is searching
     use_gpu(part.local_rank)
@@ -166,31 +178,52 @@ def search_many(
     how, asked = many_files.settings_fingerprint(config), output.names()
     if config.threads is None:
         config = config.model_copy(update={"threads": max(1, thread_count(None) // part.n_local)})
-    results = []
+    results, held, unusable = [], [], []
     for number, path in enumerate(mine, start=1):
         identity = many_files.fingerprint(path, how)
         if resume and many_files.is_done(folder, path, identity, asked):
             logger.info("%s is finished (%d of %d)", path, number, len(mine))
-            remove_unfinished(folder, path.stem)
+            with suppress(InUse):
+                remove_unfinished(folder, path.stem)
             continue
         source = FilterbankPages(path, settings)
         decision = decide(config, classifiers, source.layers)
-        result = search_and_write(source, classifiers, decision, config, output)
-        many_files.finish(folder, path, identity, result.files, asked)
+        try:
+            result = search_and_write(source, classifiers, decision, config, output)
+        except InUse:
+            logger.warning("%s is skipped (%d of %d): another process is searching it", path, number, len(mine))
+            held.append(path)
+            continue
         results.append(result)
         print(f"{path}: {len(result.events)} events, {result.summary.times_real_time} times real time", flush=True)
+        try:
+            check_classified(path, result.summary, config)
+        except InputError as error:
+            logger.error("%s", error)
+            unusable.append(path)
+        else:
+            many_files.finish(folder, path, identity, result.files, asked)
     remaining = many_files.not_done(folder, files, how)
     print(many_files.write_catalogue(folder, remaining))
-    if remaining:
-        names = ", ".join(map(str, remaining[:MOST_NAMES])) + (", ..." if len(remaining) > MOST_NAMES else "")
+    held = [path for path in held if path in remaining]
+    if others := [path for path in remaining if path not in held + unusable]:
         logger.warning(
             "%d of %d files are not searched yet: %s; if no other process is searching them, repeat the command with "
             "--resume",
-            len(remaining),
+            len(others),
             len(files),
-            names,
+            some_of(others),
         )
+    problems = [f"{len(unusable)} without anything that could be classified ({some_of(unusable)})"] if unusable else []
+    problems += [f"{len(held)} that another process is searching ({some_of(held)})"] if held else []
+    if problems:
+        raise InputError(f"{folder}: all {len(mine)} files must be finished, got {' and '.join(problems)}")
     return results
+
+
+def some_of(paths: Sequence[Path]) -> str:
+    """The first `MOST_NAMES` paths, for a message."""
+    return ", ".join(map(str, paths[:MOST_NAMES])) + (", ..." if len(paths) > MOST_NAMES else "")
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 from pipeline_classifier.config import PipelineConfig, parse_key
 from pipeline_classifier.detection.classifiers import load_classifiers
-from pipeline_classifier.detection.search import SearchResult
+from pipeline_classifier.detection.search import SearchResult, check_classified
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.live.live_search import ending_signals, live_search, missing_pages, open_ring, ring_settings
@@ -271,6 +271,7 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
         errors.append(sentence + "".join(f"; {name} was still running" for name in running))
     if errors:
         raise InputError("; ".join(errors))
+    check_classified(config.filterbank_path, result.summary, config)
     return result
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
-from pipeline_classifier.detection.search import SearchResult
+from pipeline_classifier.detection.search import SearchResult, check_classified
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.recovery import compare, summary
 from pipeline_classifier.formats.sigproc import Filterbank, read_header
@@ -153,7 +153,8 @@ def comparison(pulses: Sequence[Pulse], result: SearchResult, grid: PageGrid) ->
     """Describe which pulses were found; those after the end of the part that was searched do not count as missed."""
     recovery = compare(pulses, result.events, grid)
     searched_s = np.inf if result.summary.duration_s is None else result.summary.duration_s
-    counted = recovery.found | (np.array([pulse.time_s for pulse in pulses], float) <= searched_s)
+    end_s = np.inf if result.summary.samples_read is None else result.summary.samples_read * grid.tsamp
+    counted = recovery.found | (np.array([pulse.time_s for pulse in pulses], float) <= end_s)
     recovery = replace(recovery, event_of_pulse=recovery.event_of_pulse[counted])
     lines = summary(list(compress(pulses, counted)), result.events, recovery, searched_s or np.inf)
     if not counted.all():
@@ -187,12 +188,13 @@ def run(args: argparse.Namespace) -> SearchResult:
     else:
         source = FilterbankPages(path, config.front_end())
         inputs = [path, *options.files_read(config)]
-        check_names({source.name: path}, [layer.suffix for layer in source.layers], inputs, folder)
+        check_names({source.name: source.files}, [layer.suffix for layer in source.layers], inputs, folder)
         decision = decide(config, classifiers, source.layers)
         result, grid = search_and_write(source, classifiers, decision, config, output), source.grid
     print(report(result))
     if sentence := missing_pages(result.summary):
         raise InputError(f"--through-ring: {sentence}")
+    check_classified(path, result.summary, config)
     if pulses is not None:
         print(comparison(pulses, result, grid))
     return result

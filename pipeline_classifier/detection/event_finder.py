@@ -4,6 +4,7 @@ import numpy as np
 
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.decision import Decision
+from pipeline_classifier.detection.network import NOT_CLASSIFIED
 from pipeline_classifier.detection.peaks import Peak, find_peaks
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
@@ -31,11 +32,17 @@ class EventFinder:
         Without an ``event_threshold`` the brightest peaks of pages with a pulse are events, at most one for each page.
     candidates : CandidateClassifier, optional
         Classifies the peaks of all pages from `CANDIDATE_THRESHOLD`; needed with an ``event_threshold``.
+
+    Attributes
+    ----------
+    n_candidates, n_without_output : int
+        Peaks shown to the candidate classifier so far, and those for which it gave no finite number.
     """
 
     def __init__(self, layer: Layer, decision: Decision, candidates: CandidateClassifier | None = None) -> None:
         self.grid, self.layer, self.decision = layer.grid, layer, decision
         self.candidates = candidates if decision.event_threshold is not None else None
+        self.n_candidates = self.n_without_output = 0
         self._held: PageBatch | None = None
         self._probabilities = np.empty(0, dtype=np.float32)
         self._positive = np.empty(0, dtype=bool)
@@ -122,6 +129,8 @@ class EventFinder:
         peaks = [peak for peak in peaks if self.decision.is_event(peak.snr)]
         if self.candidates:
             probabilities = self.candidates.probabilities(searched, self.grid, peaks).tolist()
+            self.n_candidates += len(peaks)
+            self.n_without_output += probabilities.count(NOT_CLASSIFIED)
         else:
             probabilities = [float(self._probabilities[first_page : last_page + 1].max())] * len(peaks)
         numbers = held.first + first_page, held.first + last_page

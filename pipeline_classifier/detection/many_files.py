@@ -79,7 +79,7 @@ def _models(config: PipelineConfig) -> list[Path]:
 
 def fingerprint(path: Path, settings: str) -> dict[str, object]:
     """Identify a search: name, size, time and parts of the content of the observation, and `settings_fingerprint`."""
-    return _identity(path, settings) | {"content": _content(path)}
+    return _identity(path, settings) | {"content": content_of(path)}
 
 
 def _identity(path: Path, settings: str) -> dict[str, object]:
@@ -87,7 +87,7 @@ def _identity(path: Path, settings: str) -> dict[str, object]:
     return {"name": path.name, "size": file.st_size, "mtime_ns": file.st_mtime_ns, "settings": settings}
 
 
-def _content(path: Path) -> str:
+def content_of(path: Path) -> str:
     """Hash the header and `BLOCKS` blocks spread over a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -139,8 +139,19 @@ def not_done(folder: Path, files: Sequence[Path], settings: str) -> list[Path]:
     return [path for path in files if not _identity(path, settings).items() <= _found(folder, path.stem).items()]
 
 
+def is_in_catalogue(folder: Path, name: str) -> bool:
+    """Return whether the catalogue of a folder, if there is one, has the events of an observation."""
+    return _record(folder, name).exists() and (folder / CATALOGUE).exists()
+
+
 def begin(folder: Path, name: str) -> None:
-    """Mark the results of an observation as incomplete; whatever replaces some of them calls this first."""
+    """Mark the results of an observation as incomplete, and remove its events from the catalogue.
+
+    Whatever replaces some of the results calls this first, so that the catalogue never lists others than the files of
+    its observations.
+    """
+    if is_in_catalogue(folder, name):
+        write_catalogue(folder, [Path(f"{name}.fil")])
     _record(folder, name).unlink(missing_ok=True)
 
 

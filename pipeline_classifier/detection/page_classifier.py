@@ -1,5 +1,7 @@
 """From pages to probabilities: the network of a checkpoint, on images made by the checkpoint's own normaliser."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -7,6 +9,25 @@ from pipeline_classifier.detection.network import NOT_CLASSIFIED, Network
 from pipeline_classifier.frontend.boxcar import page_snr
 from pipeline_classifier.frontend.pages import PageBatch, on_device, resize, to_images
 from single_pulse_classifier_training.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class PageCounts:
+    """Numbers of pages that were not classified as others are.
+
+    Attributes
+    ----------
+    gated : int
+        Pages below ``snr_gate``, which were not shown to the network.
+    without_output : int
+        Usable pages for which the network gives no finite number.
+    """
+
+    gated: int = 0
+    without_output: int = 0
+
+    def __add__(self, other: "PageCounts") -> "PageCounts":
+        return PageCounts(self.gated + other.gated, self.without_output + other.without_output)
 
 
 class PageClassifier:
@@ -39,7 +60,7 @@ class PageClassifier:
         self.snr_gate = snr_gate
 
     @torch.inference_mode()
-    def classify(self, batch: PageBatch) -> tuple[np.ndarray, int]:
+    def classify(self, batch: PageBatch) -> tuple[np.ndarray, PageCounts]:
         """Classify a batch of any length; several threads may call.
 
         The probability of a page does not depend, in any bit, on the other pages of the batch.
@@ -48,21 +69,21 @@ class PageClassifier:
         -------
         probabilities : (B,) ndarray of float32
             -1 for a page that is constant or not finite, and where the network gives no finite number.
-        gated : int
-            Pages below ``snr_gate``.
+        counts : PageCounts
         """
         shown = np.arange(len(batch))
         if self.snr_gate is not None and batch.pages.dtype != np.uint8:
             shown = shown[~(self._snr(batch.pages) < self.snr_gate)]
-        probabilities = np.zeros(len(batch), np.float32)
+        probabilities, without_output = np.zeros(len(batch), np.float32), 0
         for first in range(0, len(shown), self.network.batch_size):
             part = shown[first : first + self.network.batch_size]
             pages = batch.pages[part[0] : part[-1] + 1] if len(shown) == len(batch) else batch.pages[part]
             images, unusable = self.images(pages)
             probability = self.network.probabilities(images)
+            without_output += int((~unusable & (probability == NOT_CLASSIFIED)).sum())
             probability[unusable] = NOT_CLASSIFIED
             probabilities[part] = probability.cpu().numpy()
-        return probabilities, len(batch) - len(shown)
+        return probabilities, PageCounts(len(batch) - len(shown), without_output)
 
     @torch.inference_mode()
     def images(self, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

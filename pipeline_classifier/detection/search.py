@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger, merge_duplicates
-from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
+from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED, PageCounts
 from pipeline_classifier.detection.workers import map_in_order
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Block, Layer, Source
+from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,13 @@ class Detections:
     layers : list of LayerResult
     last_events : list of Event
         Events of the last pages of every layer, before those that are one pulse are merged.
-    pages_gated : int
-        Pages below ``snr_gate``, which were not shown to the network.
+    counts : RunSummary
+        Numbers of pages and candidates.
     """
 
     layers: list[LayerResult]
     last_events: list[Event]
-    pages_gated: int
+    counts: RunSummary
 
 
 @dataclass
@@ -111,8 +113,7 @@ def search(
 
     found = find_events(source, classifiers, decision, threads, merge)
     events += merger.add(found.last_events, np.inf)
-    gated = None if classifiers.pages.snr_gate is None else found.pages_gated
-    summary = replace(source.summary(), pages_gated=gated, events=len(events))
+    summary = replace(source.summary(), events=len(events), **found.counts.known())
     summary = complete_summary(source.name, summary, found.layers, decision, began)
     return SearchResult(found.layers, events, summary)
 
@@ -145,15 +146,15 @@ def find_events(
     finders = [EventFinder(layer, decision, classifiers.candidates) for layer in source.layers]
     # Pages that overlap may begin after an event of a later run, by less than a page.
     margins_s = [layer.grid.n_time * layer.grid.tsamp for layer in source.layers]
-    pages_gated = 0
+    counts = PageCounts()
 
-    def classified(block: Block) -> list[tuple[PageBatch, np.ndarray, int]]:
+    def classified(block: Block) -> list[tuple[PageBatch, np.ndarray, PageCounts]]:
         return [(batch, *classifiers.pages.classify(batch)) for batch in source.pages(block)]
 
     total = sum(len(layer.starts) for layer in source.layers)
     with tqdm(total=total, unit="page", desc=source.name, disable=None) as bar:
         for batches in map_in_order(classified, source.blocks(), threads):
-            for batch, probabilities, gated in batches:
+            for batch, probabilities, of_batch in batches:
                 chosen = slice(batch.first, batch.first + len(batch))
                 result = layers[batch.layer]
                 result.predictions[chosen] = decision.classes(probabilities)
@@ -161,9 +162,21 @@ def find_events(
                 found = finders[batch.layer].add(batch, probabilities)
                 until_s = min(finder.until_s - margin for finder, margin in zip(finders, margins_s, strict=True))
                 progress(result, chosen, found, until_s)
-                pages_gated += gated
+                counts += of_batch
                 bar.update(len(batch))
-    return Detections(layers, [event for finder in finders for event in finder.finish()], pages_gated)
+    last_events = [event for finder in finders for event in finder.finish()]
+    return Detections(layers, last_events, counted(classifiers, counts, finders))
+
+
+def counted(classifiers: Classifiers, counts: PageCounts, finders: Sequence[EventFinder]) -> RunSummary:
+    """Return what a search has counted, as the fields of a run summary that apply."""
+    classify_candidates = any(finder.candidates for finder in finders)
+    return RunSummary(
+        pages_gated=None if classifiers.pages.snr_gate is None else counts.gated,
+        pages_without_output=counts.without_output or None,
+        candidates=sum(finder.n_candidates for finder in finders) if classify_candidates else None,
+        candidates_without_output=sum(finder.n_without_output for finder in finders) or None,
+    )
 
 
 def events_by_threshold(
@@ -219,19 +232,30 @@ def complete_summary(
     """
     pages = sum(len(result.predictions) for result in layers)
     classified = int(sum((result.predictions != NOT_CLASSIFIED).sum() for result in layers))
-    if classified < pages:
-        logger.warning("%s: %d of %d pages are constant or not finite", name, pages - classified, pages)
+    unusable = pages - classified - (summary.pages_without_output or 0)
+    if unusable:
+        logger.warning("%s: %d of %d pages are constant or not finite", name, unusable, pages)
+    for what, n, of in (
+        ("pages", summary.pages_without_output, pages),
+        ("candidates", summary.candidates_without_output, summary.candidates),
+    ):
+        if n:
+            logger.warning("%s: the model has no finite output for %d of %d %s", name, n, of, what)
     if summary.values_not_finite:
         logger.warning("%s: %d values not finite or out of range were not used", name, summary.values_not_finite)
     wall_s, duration_s, times_real_time = round(time.monotonic() - began, 3), None, None
     if summary.samples_read is not None:
-        searched_s = summary.samples_read * layers[0].layer.grid.tsamp
+        searched = samples_classified(layers, summary.samples_read)
+        summary = replace(
+            summary, samples_searched=searched, samples_not_searched=summary.samples_read - searched or None
+        )
+        searched_s = searched * layers[0].layer.grid.tsamp
         duration_s, times_real_time = round(searched_s, 3), round(searched_s / max(wall_s, 1e-9), 1)
     return replace(
         summary,
         pages=pages,
         pages_classified=classified,
-        pages_unusable=pages - classified,
+        pages_unusable=unusable,
         pages_with_pulse=int(sum((result.predictions == 1).sum() for result in layers)),
         wall_s=wall_s,
         duration_s=duration_s,
@@ -241,3 +265,51 @@ def complete_summary(
         min_snr=decision.min_snr,
         false_per_hour=decision.false_per_hour,
     )
+
+
+def samples_classified(layers: Sequence[LayerResult], n: int) -> int:
+    """Count the samples, of ``n`` from the start of the first page, in a page that was classified, of any layer."""
+    first = int(layers[0].layer.starts[0]) * layers[0].layer.time_downsample if n else 0
+    found = []
+    for result in layers:
+        factor = result.layer.time_downsample
+        starts = result.layer.starts[result.predictions != NOT_CLASSIFIED] * factor - first
+        found.append(np.stack([starts, np.minimum(starts + result.layer.grid.n_time * factor, n)]))
+    starts, ends = np.concatenate(found, axis=1)
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    begins = np.maximum(starts, np.append(0, ends[:-1]))  # pages may overlap
+    return int(np.maximum(ends - begins, 0).sum())
+
+
+def check_classified(name: object, summary: RunSummary, config: PipelineConfig) -> None:
+    """Check that a search could classify something; otherwise that it found no event says nothing about the data.
+
+    Parameters
+    ----------
+    name : object
+        Name of the input, for the message.
+    summary : RunSummary
+        Summary of the search.
+    config : PipelineConfig
+        For the names of the models.
+
+    Raises
+    ------
+    InputError
+        If there were pages and none of them could be classified, or likewise with candidates.
+    """
+    pages, candidates = summary.pages_without_output, summary.candidates_without_output
+    for path, n, what in (
+        (config.model_path, 0 if summary.pages_classified else pages, "pages"),
+        (config.candidate_classifier_path, candidates if candidates == summary.candidates else 0, "candidates"),
+    ):
+        if n:
+            raise InputError(
+                f"{path}: the output of the model must be finite, got none that is for the {n} {what} of {name}: its "
+                "weights overflow"
+            )
+    if summary.pages and not summary.pages_classified:
+        raise InputError(
+            f"{name}: a page must be finite and not constant to be classified, got none among {summary.pages}"
+        )

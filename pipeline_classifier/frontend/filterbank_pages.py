@@ -70,6 +70,7 @@ class FilterbankPages(Source):
         self.observation = file = open_observation(path, settings.ifs)
         self.cleaning = settings.cleaning
         self.name = output_name(file.path)
+        self.files = [part.path for part in file.files] if isinstance(file, JoinedFilterbank) else [file.path]
         self.frequencies, self.tsamp, self.nsamples = after_downsampling(file, self.cleaning)
         for warning in input_warnings(file, self.frequencies, settings):
             logger.warning("%s: %s", file.path, warning)

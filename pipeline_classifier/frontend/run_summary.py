@@ -16,7 +16,9 @@ class RunSummary:
     """
 
     samples: int | None = _entry("samples in the observation")
-    samples_read: int | None = _entry("samples searched")
+    samples_read: int | None = _entry("samples read")
+    samples_searched: int | None = _entry("samples searched")
+    samples_not_searched: int | None = _entry("samples only in pages not classified")
     channels: int | None = _entry("channels")
     channels_used: float | None = _entry("channels in use, on average")
     values_not_finite: int | None = _entry("values not finite or out of range")
@@ -33,8 +35,11 @@ class RunSummary:
     pages: int | None = _entry("pages")
     pages_classified: int | None = _entry("pages classified")
     pages_unusable: int | None = _entry("pages constant or not finite")
+    pages_without_output: int | None = _entry("pages without finite output of the model")
     pages_gated: int | None = _entry("pages below snr_gate")
     pages_with_pulse: int | None = _entry("pages with a pulse")
+    candidates: int | None = _entry("candidates")
+    candidates_without_output: int | None = _entry("candidates without finite output")
     events: int | None = _entry("events")
     duration_s: float | None = _entry("time searched", "s")
     wall_s: float | None = _entry("wall-clock time", "s")

@@ -102,11 +102,14 @@ class Source(ABC):
     ----------
     name : str
         Part of the names of all output files.
+    files : list of Path
+        Files from which the pages come.
     layers : list of Layer
         Layers of its pages; `PageBatch.layer` is an index into this list.
     """
 
     name: str
+    files: list[Path]
     layers: list[Layer]
 
     @abstractmethod
@@ -189,6 +192,7 @@ class ArrayPages(Source):
             )
             dms = np.full(pages.shape[1], np.nan)
         self.pages_on_disk, self.name, self.path = pages, output_name(path), Path(path)
+        self.files = [self.path]
         self.scaled_again = False
         self.layers = [Layer(PageGrid(dms, pages.shape[2]), np.arange(len(pages)) * (pages.shape[2] + 1))]
 

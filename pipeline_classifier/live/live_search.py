@@ -20,7 +20,8 @@ from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger
-from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary
+from pipeline_classifier.detection.page_classifier import PageCounts
+from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary, counted
 from pipeline_classifier.detection.workers import thread_count, worker_pool
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.run_summary import RunSummary
@@ -153,7 +154,7 @@ def live_search(
     decision = decide(config, classifiers, [layer])
     finder, merger = EventFinder(layer, decision, classifiers.candidates), EventMerger(source.grid)
     threads, size = thread_count(config.threads), classifiers.pages.network.batch_size
-    began, pages_gated = time.monotonic(), 0
+    began, counts = time.monotonic(), PageCounts()
     many_files.begin(config.output_path, source.name)
     results = LiveResults(config.output_path, source.name, config.n_spectra)
     status_path = config.output_path / f"status_{source.name}.json"
@@ -166,8 +167,8 @@ def live_search(
     ):
         for batch in source.batches(threads * size):
             pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
-            parts, gated = zip(*pool.map(classifiers.pages.classify, pieces), strict=True)
-            probabilities, pages_gated = np.concatenate(parts), pages_gated + sum(gated)
+            parts, of_pieces = zip(*pool.map(classifiers.pages.classify, pieces), strict=True)
+            probabilities, counts = np.concatenate(parts), sum(of_pieces, counts)
             results.add_pages(batch.first - source.first_page, decision.classes(probabilities), probabilities)
             monitor.latency_s = time.monotonic() - source.oldest_read
             results.add_events(merger.add(finder.add(batch, probabilities), finder.until_s))
@@ -179,8 +180,8 @@ def live_search(
     starts = (source.first_page + np.arange(source.n_pages)) * source.grid.n_time
     values = (file.values()[: source.n_pages] for file in (results.predictions, results.probabilities))
     layers = [LayerResult(Layer(source.grid, starts), *values)]
-    gated_or_none = None if classifiers.pages.snr_gate is None else pages_gated
-    summary = replace(source.summary(), pages_gated=gated_or_none, events=results.events)
+    numbers = counted(classifiers, counts, [finder]).known()
+    summary = replace(source.summary(), events=results.events, **numbers)
     summary = complete_summary(source.name, summary, layers, decision, began)
     files = [*results.files, status_path, write_summary(config.output_path, source.name, summary)]
     return SearchResult(layers, list(results.last_events), summary, files)

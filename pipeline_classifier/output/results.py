@@ -27,6 +27,7 @@ from pipeline_classifier.output.candidate_lists import (
     write_transientx,
 )
 from pipeline_classifier.output.html_report import write_report
+from pipeline_classifier.output.input_record import InputFiles, check_input, describe, has_changed, recorded
 from pipeline_classifier.output.plots import MOST_PICTURES, brightest, event_picture, plot_event
 from pipeline_classifier.output.run_files import publish, unfinished_folder
 from pipeline_classifier.output.saliency import saliency_of_events
@@ -44,16 +45,27 @@ def search_and_write(
     """Search one source and write the results to the output folder of the config, which must exist.
 
     They are made in the folder ``unfinished_<name>``, from which they replace those of an earlier search at the end.
+
+    Raises
+    ------
+    InputError
+        If the results of this name in the output folder are those of other files, or another process is searching them.
     """
     with unfinished_folder(config.output_path, source.name) as folder:
+        check_input(config.output_path, source.name, source.files)
+        inputs = describe(source.files)
+        keep = has_changed(recorded(config.output_path, source.name), inputs)
         with growing_results(folder, source) as add:
             result = search(source, classifiers, decision, config.threads, add)
         write_lists(result, source, folder, config.n_spectra, options.plots)
+        result.files.append(write_summary(folder, source.name, result.summary, inputs))
         if options.plots:
             write_pictures(result, source, folder, classifiers if options.saliency else None)
         if options.report:
             result.files.append(write_report(folder, result, source, classifiers, config.model_path.name))
-        result.files = publish(folder, result.files, config.output_path, source.name)
+        if keep:
+            logger.warning("%s has changed since its earlier results were made; they are kept", inputs[0]["path"])
+        result.files = publish(folder, result.files, config.output_path, source.name, keep)
     return result
 
 
@@ -97,7 +109,7 @@ def _write(file: BinaryIO, content: bytes) -> None:
 
 
 def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: int | None, plots: bool) -> None:
-    """Write predictions, probabilities, lists of events and run summary; each file is complete or absent.
+    """Write predictions, probabilities and lists of events; each file is complete or absent.
 
     Parameters
     ----------
@@ -134,14 +146,14 @@ def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: i
         path = folder / f"heimdall_{name}.csv"
         write_heimdall(path, result.events, source.grid)
         result.files.append(path)
-    result.files.append(write_summary(folder, name, result.summary))
 
 
-def write_summary(folder: Path, name: str, summary: RunSummary) -> Path:
-    """Write ``summary_<name>.json``; return its path."""
+def write_summary(folder: Path, name: str, summary: RunSummary, inputs: InputFiles | None = None) -> Path:
+    """Write ``summary_<name>.json``, with the files that were searched, if there are any; return its path."""
     path = folder / f"summary_{name}.json"
+    content = summary.known() | ({"inputs": inputs} if inputs else {})
     with atomic_writer(path) as file:
-        file.write(json.dumps(summary.known(), indent=2).encode() + b"\n")
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
     return path
 
 

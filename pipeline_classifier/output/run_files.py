@@ -6,12 +6,15 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline_classifier.detection import many_files
+from pipeline_classifier.output.input_record import check_input
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
@@ -34,13 +37,19 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Errors of file systems that have no locks."""
 
 
-def check_names(observations: dict[str, Path], suffixes: Sequence[str], inputs: Sequence[Path], folder: Path) -> None:
+class InUse(InputError):
+    """Another process is searching the observation."""
+
+
+def check_names(
+    observations: dict[str, Sequence[Path]], suffixes: Sequence[str], inputs: Sequence[Path], folder: Path
+) -> None:
     """Check that no output of a run would replace another one, one of another observation, or an input.
 
     Parameters
     ----------
-    observations : dict of str to Path
-        File of each observation by its name, which is part of the names of its outputs.
+    observations : dict of str to sequence of Path
+        Files of each observation by its name, which is part of the names of its outputs.
     suffixes : sequence of str
         `Layer.suffix` of the layers of every observation.
     inputs : sequence of Path
@@ -56,11 +65,11 @@ def check_names(observations: dict[str, Path], suffixes: Sequence[str], inputs: 
     fold = str.casefold if _ignores_case(folder) else str
     elsewhere = "must be searched in a run with another --output-dir"
     made: dict[str, str] = {}
-    for name, path in observations.items():
+    for name, (path, *_) in observations.items():
         for suffix in {"", *suffixes}:
             if (other := made.setdefault(fold(name + suffix), name)) != name:
                 raise InputError(
-                    f"{path}: {elsewhere} than {observations[other]}, as their results would have the same names"
+                    f"{path}: {elsewhere} than {observations[other][0]}, as their results would have the same names"
                 )
         taken = [name + suffix for suffix in suffixes if suffix and _has_results(folder, name + suffix)]
         base = re.fullmatch(rf"(.+?){LAYER}", name, re.DOTALL)
@@ -73,7 +82,9 @@ def check_names(observations: dict[str, Path], suffixes: Sequence[str], inputs: 
     for file in inputs:
         if file.resolve().parent == folder.resolve() and (parts := _parts(file.name)):
             for name in {parts[0], "".join(parts)} & observations.keys():
-                raise InputError(f"{observations[name]}: {elsewhere}, as its results would replace {file}")
+                raise InputError(f"{observations[name][0]}: {elsewhere}, as its results would replace {file}")
+    for name, files in observations.items():
+        check_input(folder, name, files)
 
 
 def _parts(file_name: str) -> tuple[str, str] | None:
@@ -109,8 +120,9 @@ def outputs_in(folder: Path, name: str) -> list[Path]:
     return sorted(found, key=_candidates_first)
 
 
-def _candidates_first(path: Path) -> tuple[bool, str]:
-    return not path.name.startswith("candidates_"), path.name
+def _candidates_first(path: Path) -> tuple[bool, bool, str]:
+    """Sort candidates first, then the summary, which has the names of the input files."""
+    return not path.name.startswith("candidates_"), not path.name.startswith("summary_"), path.name
 
 
 @contextmanager
@@ -119,7 +131,7 @@ def lock(folder: Path, name: str) -> Iterator[None]:
 
     Raises
     ------
-    InputError
+    InUse
         If another process has the lock.
     """
     path = folder / f".{name}.lock"
@@ -129,7 +141,7 @@ def lock(folder: Path, name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise InputError(
+            raise InUse(
                 f"{folder}: {name} must be searched by one process at a time, got another one that is searching it"
             ) from None
         except OSError as error:
@@ -152,16 +164,52 @@ def lock(folder: Path, name: str) -> Iterator[None]:
 def unfinished_folder(folder: Path, name: str) -> Iterator[Path]:
     """Lock the results of an observation, and yield ``unfinished_<name>``, new and empty, in which they are made.
 
-    If the block fails, the folder remains with what was found until then; the next search replaces it.
+    If the block fails, or the process is killed, the folder remains with what was found until then; the next search
+    replaces it. Ctrl-C, SIGTERM and SIGHUP end the block with a message that says so.
     """
-    with lock(folder, name):
+    with lock(folder, name), _exit_on_signals() as received:
         unfinished = _removed(folder, name)
         unfinished.mkdir()
-        yield unfinished
+        try:
+            yield unfinished
+        except (KeyboardInterrupt, SystemExit):
+            logger.warning(
+                "%s: the search was stopped by %s; its results so far are in %s; repeat the command to search it again "
+                "(with --resume, files that are finished are skipped)",
+                name,
+                signal.Signals(received[0] if received else signal.SIGINT).name,
+                unfinished,
+            )
+            raise
+
+
+@contextmanager
+def _exit_on_signals() -> Iterator[list[int]]:
+    """Raise SystemExit at the first SIGTERM or SIGHUP, unless they are ignored or handled; yield those that came."""
+    received: list[int] = []
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        caught = []
+
+    def restore() -> None:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+    def leave(number: int, _: object) -> None:
+        restore()
+        received.append(number)
+        raise SystemExit(128 + number)
+
+    for number in caught:
+        signal.signal(number, leave)
+    try:
+        yield received
+    finally:
+        restore()
 
 
 def remove_unfinished(folder: Path, name: str) -> None:
-    """Remove what a killed search of an observation has left; raise InputError if a search of it is running."""
+    """Remove what a killed search of an observation has left; raise InUse if a search of it is running."""
     with lock(folder, name):
         _removed(folder, name)
 
@@ -174,15 +222,16 @@ def _removed(folder: Path, name: str) -> Path:
     return unfinished
 
 
-def publish(unfinished: Path, files: Sequence[Path], folder: Path, name: str) -> list[Path]:
+def publish(unfinished: Path, files: Sequence[Path], folder: Path, name: str, keep: bool = False) -> list[Path]:
     """Replace the results of an earlier search by the files that this one has made; return their new paths.
 
-    The results of a live search are renamed instead, as the data of a ring cannot be read again.
+    With ``keep`` they are renamed instead. So are the results of a live search, as the data of a ring cannot be read
+    again.
     """
     many_files.begin(folder, name)
-    is_live = (folder / f"status_{name}.json").exists()
+    keep = keep or (folder / f"status_{name}.json").exists()
     for path in reversed(outputs_in(folder, name)):
-        if is_live:
+        if keep:
             keep_earlier(path)
         else:
             path.unlink()

@@ -166,24 +166,57 @@ def test_constant_and_non_finite_pages_are_not_classified(pages, tmp_path):
     assert json.loads((tmp_path / "summary_batch.json").read_text())["pages_unusable"] == 3
     assert any(line.split()[-2:] == ["finite", "3"] for line in done.stdout.splitlines())
     np.save(tmp_path / "batch.npy", np.full((3, 256, 256), 7, np.uint8))
-    assert run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path).returncode == 0
+    done = run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith(
+        "batch.npy: a page must be finite and not constant to be classified, got none among 3\n"
+    )
     assert np.load(tmp_path / "predictions_batch.npy").tolist() == [-1, -1, -1]
     assert candidates(tmp_path / "candidates_batch.csv") == []
 
 
-def test_pages_whose_probability_is_not_finite_are_not_classified(pages, tmp_path):
-    """Weights that are finite, but overflow in the network: with their own checksums, nothing else shows it."""
-    checkpoint = load_checkpoint(DEFAULT_CONFIG.with_name("models") / "default.pth", "cpu")
-    checkpoint.model.fc.weight.data.fill_(3e38)
-    save_checkpoint(tmp_path / "overflow.pth", checkpoint)
-    np.save(tmp_path / "batch.npy", pages)
-    config = write_config(tmp_path, path_to_models=".", name_of_the_model="overflow.pth")
+def overflowing(name: str, folder: Path) -> Path:
+    """A copy of an included model with weights that are finite, but overflow in the network."""
+    checkpoint = load_checkpoint(DEFAULT_CONFIG.with_name("models") / name, "cpu")
+    for parameter in checkpoint.model.parameters():
+        parameter.data.fill_(3e38)
+    save_checkpoint(folder / name, checkpoint)
+    return folder / name
+
+
+def test_pages_whose_probability_is_not_finite_are_not_classified(pages, tmp_path, caplog):
+    """Nothing but the output shows it. The constant page is unusable for any model."""
+    model = overflowing("default.pth", tmp_path)
+    batch = pages.copy()
+    batch[2] = 1.0
+    np.save(tmp_path / "batch.npy", batch)
+    config = write_config(tmp_path, path_to_models=".", name_of_the_model=model.name)
     done = run_inference("-c", config, "--pages", tmp_path / "batch.npy", "--output-dir", tmp_path, "--no-plots")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(
+        f"{model}: the output of the model must be finite, got none that is for the 7 pages of {tmp_path}/batch.npy: "
+        "its weights overflow"
+    )
     assert (np.load(tmp_path / "predictions_batch.npy") == -1).all()
     assert (np.load(tmp_path / "probabilities_batch.npy") == -1).all()
     summary = json.loads((tmp_path / "summary_batch.json").read_text())
-    assert summary["pages_classified"] == 0 and summary["pages_unusable"] == len(pages)
+    assert (summary["pages_classified"], summary["pages_unusable"], summary["pages_without_output"]) == (0, 1, 7)
+    assert "batch: 1 of 8 pages are constant or not finite" in caplog.messages
+    assert "batch: the model has no finite output for 7 of 8 pages" in caplog.messages
+
+
+def test_candidates_whose_probability_is_not_finite_are_counted(observation, tmp_path, caplog):
+    """The file is not finished: the candidate classifier has refused nothing."""
+    model = overflowing("candidate_classifier.pth", tmp_path)
+    config = write_config(tmp_path, candidate_classifier=str(model))
+    words = ("-c", config, "--filterbank", observation, "--output-dir", tmp_path, "--no-plots", "--resume")
+    done = run_inference(*words)
+    summary = json.loads((tmp_path / "summary_pulses.json").read_text())
+    assert summary["candidates"] == summary["candidates_without_output"] >= len(PULSES) and summary["events"] == 0
+    assert summary["pages_classified"] == summary["pages"] and "pages_without_output" not in summary
+    assert f"{model}: the output of the model must be finite, got none that is for the " in caplog.text
+    assert done.returncode == 2 and done.stderr.endswith(
+        f"all 1 files must be finished, got 1 without anything that could be classified ({observation})\n"
+    )
+    assert not (tmp_path / "done_pulses.json").exists()
 
 
 def write_config(folder: Path, **keys: object) -> Path:

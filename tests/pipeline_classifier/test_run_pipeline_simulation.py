@@ -142,11 +142,11 @@ def test_pulses_after_the_end_of_an_interrupted_search_are_not_missed():
     events = [Event(time_s, 59000.0, 50.0, 20.0, 1.0, 1.0, 0, 0, 10) for time_s in (1.0, 2.999)]
     layer = LayerResult(Layer(grid, np.arange(1)), np.zeros(1, np.int32), np.zeros(1, np.float32))
     for searched_s, expected in ((3.0, ["2 of 3", "0 (0.00 per minute)", "1 (not counted)"]), (5.0, ["2 of 4"])):
-        result = SearchResult([layer], events, RunSummary(duration_s=searched_s))
+        result = SearchResult([layer], events, RunSummary(duration_s=searched_s, samples_read=round(searched_s * 1e4)))
         text = script.comparison(pulses, result, grid)
         assert all(part in text for part in expected), text
         assert ("not counted" in text) == (searched_s == 3.0)
-    nothing = script.comparison(pulses, SearchResult([layer], [], RunSummary(duration_s=0.0)), grid)
+    nothing = script.comparison(pulses, SearchResult([layer], [], RunSummary(duration_s=0.0, samples_read=0)), grid)
     assert "0 of 0" in nothing and "4 (not counted)" in nothing
 
 

@@ -11,7 +11,10 @@ import pytest
 
 from pipeline_classifier import check_input, run_inference
 from pipeline_classifier.config import DEFAULT_CONFIG
+from pipeline_classifier.detection.search import LayerResult, samples_classified
 from pipeline_classifier.formats.sigproc import FilterbankWriter
+from pipeline_classifier.frontend.pages import PageGrid, page_starts
+from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.simulation.observation import EFFELSBERG
 from pipeline_classifier.simulation.pulses import Injector, Pulse
 from tests.command_line import run_here
@@ -51,15 +54,16 @@ def bad(kind: str, samples: np.ndarray) -> np.ndarray:
 
 
 def searched(
-    path: Path, block: np.ndarray, zaplist: Sequence[Sequence[float]] = ()
+    path: Path, block: np.ndarray, zaplist: Sequence[Sequence[float]] = (), code: int = 0
 ) -> tuple[list[dict[str, str]], dict]:
-    """Events, and run summary, of a search from the command line."""
+    """Events, and run summary, of a search from the command line that ends with an exit code."""
     config = path.with_suffix(".json")
     config.write_text(json.dumps({"zaplist": zaplist, "path_to_models": str(DEFAULT_CONFIG.parent / "models")}))
     with FilterbankWriter(path, replace(EFFELSBERG, nbits=32)) as file:
         file.write(block[:, None])
     done = run_here(run_inference, "-c", config, "--filterbank", path, "--output-dir", path.parent, "--no-plots")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
+    assert not code or f"{path}: a page must be finite and not constant to be classified" in done.stderr
     with open(path.parent / f"candidates_{path.stem}.csv", newline="") as file:
         events = list(csv.DictReader(file))
     return events, json.loads((path.parent / f"summary_{path.stem}.json").read_text())
@@ -103,6 +107,42 @@ def test_dead_channels_at_the_edges_of_the_band_are_those_of_a_zaplist(tmp_path,
     whole[:, dead] = value
     events, _ = searched(tmp_path / "dead.fil", whole)
     assert events == zapped and len(events) == 1 and float(events[0]["probability"]) > 0.9
+
+
+@pytest.mark.parametrize("value", [np.nan, 7.0])
+def test_an_observation_without_any_usable_page_is_an_error(tmp_path, value):
+    events, summary = searched(tmp_path / "bad.fil", np.full((4000, 256), value, np.float32), code=2)
+    assert not events and summary["pages_classified"] == summary["samples_searched"] == summary["duration_s"] == 0
+    assert summary["samples_not_searched"] == summary["samples_read"] == summary["samples"] == 4000
+
+
+def test_samples_that_are_in_no_classified_page_are_not_searched(tmp_path, samples):
+    """From 0.4 s on everything is constant: the pages that begin later are not classified."""
+    block = samples.copy()
+    block[4000:] = 100
+    _, summary = searched(tmp_path / "half.fil", block)
+    predictions = np.load(tmp_path / "predictions_half.npy")
+    assert 15 <= (predictions >= 0).sum() <= 17 and (predictions[17:] == -1).all()
+    assert summary["samples_searched"] == 256 * (predictions >= 0).sum()
+    assert summary["samples_searched"] + summary["samples_not_searched"] == summary["samples"] == NSAMPLES
+    assert summary["duration_s"] == pytest.approx(summary["samples_searched"] * TSAMP, abs=1e-3)
+
+
+def test_samples_of_overlapping_pages_and_several_layers_are_counted_once():
+    """Compared with a mask of all samples; the last pages begin such that they end with the observation, or later."""
+    draw = np.random.default_rng(0)
+    for n in (100, 256, 3000, 5001):
+        layers = []
+        for factor, overlap in ((1, 0.5), (4, 0.0)):
+            layer = Layer(PageGrid(np.arange(4.0), 256), page_starts(-(-n // factor), 256, overlap), factor)
+            predictions = draw.choice([-1, 0, 1], len(layer.starts), p=[0.7, 0.2, 0.1]).astype(np.int32)
+            layers.append(LayerResult(layer, predictions, predictions.astype(np.float32)))
+        mask = np.zeros(n, bool)
+        for result in layers:
+            factor = result.layer.time_downsample
+            for start in result.layer.starts[result.predictions >= 0]:
+                mask[start * factor : (start + 256) * factor] = True
+        assert samples_classified(layers, n) == mask.sum()
 
 
 def test_check_input_warns_of_samples_that_are_not_finite(tmp_path, samples):

@@ -210,7 +210,8 @@ def at_once(checks: Checks, draw: random.Random, count: int) -> list[object]:
             draw.choice(pair).kill()
         for search in pair:
             ended = search.ends()
-            one_sentence = ended.code == 2 and "must be searched by one process at a time" in ended.errors
+            refusals = ("must be searched by one process at a time", "that another process is searching")
+            one_sentence = ended.code == 2 and any(refusal in ended.errors for refusal in refusals)
             require(ended.code in (0, -signal.SIGKILL) or one_sentence, ended.errors)
             refused += one_sentence
         checks.interrupted()

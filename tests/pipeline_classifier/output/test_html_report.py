@@ -112,7 +112,9 @@ def test_a_page_of_its_own_through_the_command_line(observation, tmp_path):
             decimals = len(row[column].partition(".")[2])
             assert float(row[column]) == pytest.approx(float(event[key]), abs=0.51 * 10**-decimals), head[column]
         assert row[7].split("–")[0] == event["first_page"]
-    summary = RunSummary(**json.loads((tmp_path / f"summary_{NAME}.json").read_text()))
+    numbers = json.loads((tmp_path / f"summary_{NAME}.json").read_text())
+    assert [file["path"] for file in numbers.pop("inputs")] == [str(observation)]
+    summary = RunSummary(**numbers)
     assert summary.events == 3 and summary.duration_s == pytest.approx(2.2, abs=1e-3)
     assert page.rows[1] == [
         [label, f"{int(value):,}" if value.isdigit() else value, unit] for label, value, unit in summary.rows()

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -16,13 +18,15 @@ import pytest
 
 from pipeline_classifier import run_inference, run_pipeline_simulation
 from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.detection import many_files
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.search import events_by_threshold, search
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.output import run_files
-from pipeline_classifier.output.run_files import check_names, outputs_in, publish
+from pipeline_classifier.output.results import search_and_write
+from pipeline_classifier.output.run_files import InUse, check_names, lock, outputs_in, publish
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -160,7 +164,7 @@ def test_results_of_a_live_search_are_renamed(tmp_path):
 
 def checked(folder: Path, *files: str, suffixes=("", "_x4"), inputs=()) -> None:
     paths = [Path(file) for file in files]
-    check_names({path.stem: path for path in paths}, suffixes, [*paths, *inputs], folder)
+    check_names({path.stem: [path] for path in paths}, suffixes, [*paths, *inputs], folder)
 
 
 def test_outputs_with_the_same_names_are_refused(tmp_path, monkeypatch):
@@ -222,20 +226,88 @@ with unfinished_folder(Path(sys.argv[1]), "obs") as folder:
 """
 
 
-@pytest.mark.parametrize("options", [(), ("--resume",)])
-def test_two_searches_at_once_are_refused_until_the_first_is_killed(observation, start, options):
+def test_two_searches_at_once_are_refused_until_the_first_is_killed(observation, start):
     out = observation.with_name("out")
     out.mkdir()
     first = start(SEARCHER, out)
     assert first.says() == "searches"
-    second = run(observation, "--no-plots", *options)
-    assert second.returncode == 2 and second.stderr.endswith(
-        f"{out}: obs must be searched by one process at a time, got another one that is searching it\n"
-    )
-    assert names(out) == {".obs.lock", "unfinished_obs"}, "the folder of the first one is untouched"
+    other = shutil.copy(observation, observation.with_name("other.fil"))
+    sentence = f"{out}: obs must be searched by one process at a time, got another one that is searching it\n"
+    for options in ((), (other,)):
+        second = run(observation, *options, "--no-plots")
+        assert second.returncode == 2 and second.stderr.endswith(sentence)
+        assert names(out) == {".obs.lock", "unfinished_obs"}, "the folder of the first one is untouched"
     first.kill()
-    assert run(observation, "--no-plots", *options).returncode == 0
+    assert run(observation, "--no-plots").returncode == 0
     assert names(out) >= RESULTS and not names(out) & {".obs.lock", "unfinished_obs"}
+
+
+def test_resume_skips_a_file_that_another_process_is_searching(observation, start):
+    """The others are searched, and the end names the file until it is finished."""
+    out = observation.with_name("out")
+    out.mkdir()
+    first = start(SEARCHER, out)
+    assert first.says() == "searches"
+    other = shutil.copy(observation, observation.with_name("other.fil"))
+    second = run(observation, other, "--no-plots", "--resume")
+    assert second.returncode == 2 and second.stderr.splitlines()[-1].endswith(
+        f"{out}: all 2 files must be finished, got 1 that another process is searching ({observation})"
+    )
+    with open(out / "catalogue.csv", newline="") as file:
+        assert {row["observation"] for row in csv.DictReader(file)} == {"other"}
+    assert {".obs.lock", "unfinished_obs", "done_other.json"} <= names(out) and "done_obs.json" not in names(out)
+    first.kill()
+    assert run(observation, other, "--no-plots", "--resume").returncode == 0
+    assert {"done_obs.json", "done_other.json"} <= names(out) and not names(out) & {".obs.lock", "unfinished_obs"}
+
+
+def test_a_file_that_another_process_finishes_meanwhile_is_no_error(observation, monkeypatch):
+    """And a finished file that another process is searching again is skipped."""
+
+    def searched_by_another_process(source, classifiers, decision, config, output):
+        result = search_and_write(source, classifiers, decision, config, output)
+        identity = many_files.fingerprint(observation, many_files.settings_fingerprint(config))
+        many_files.finish(config.output_path, observation, identity, result.files)
+        raise InUse
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_inference, "search_and_write", searched_by_another_process)
+        assert run(observation, "--no-plots", "--resume").returncode == 0
+    out = observation.with_name("out")
+    assert len(rows(out / "catalogue.csv")) == 2
+    with lock(out, "obs"):
+        assert run(observation, "--no-plots", "--resume").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_search_with_a_message(observation, monkeypatch, caplog, number):
+    """The results so far remain, and --resume finishes the search; the handlers are then those of before."""
+    handlers = [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)]
+    pages = FilterbankPages.pages
+
+    def pages_until_signal(self, block):
+        if block.start >= 4 * 2048:
+            os.kill(os.getpid(), number)
+        return pages(self, block)
+
+    out = observation.with_name("out")
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(FilterbankPages, "pages", pages_until_signal)
+            stopped = run(observation, "--no-plots", "--resume")
+        assert stopped.returncode == 128 + number
+        [message] = [text for text in caplog.messages if "was stopped" in text]
+        assert message == (
+            f"obs: the search was stopped by {number.name}; its results so far are in {out / 'unfinished_obs'}; repeat "
+            "the command to search it again (with --resume, files that are finished are skipped)"
+        )
+        assert names(out) == {"unfinished_obs"} and len(rows(out / "unfinished_obs" / "candidates_obs.csv")) == 1
+        assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)] == [signal.SIG_DFL] * 2
+        assert run(observation, "--no-plots", "--resume").returncode == 0
+        assert names(out) >= RESULTS and "unfinished_obs" not in names(out)
+    finally:
+        for n, handler in zip((signal.SIGTERM, signal.SIGHUP), handlers, strict=True):
+            signal.signal(n, handler)
 
 
 def test_events_merged_as_pages_arrive_are_those_merged_at_the_end(observation):
