@@ -134,7 +134,7 @@ def search_one(
 ) -> SearchResult:
     """Search one observation or batch; ``inputs`` are its files and the others that the run reads."""
     suffixes = [layer.suffix for layer in source.layers]
-    check_names({source.name: source.files}, suffixes, inputs, config.output_path)
+    check_names([(source.name, source.files)], suffixes, inputs, config.output_path)
     folder = make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
     if isinstance(source, ArrayPages):
@@ -164,7 +164,7 @@ def search_many(
     for path in mine:
         open_observation(path, settings.ifs)  # an error in any file is reported before the first is searched
     suffixes = [layer.suffix for layer in FilterbankPages(mine[0], settings).layers] if mine else []
-    check_names({path.stem: [path] for path in files}, suffixes, [*files, *inputs], config.output_path)
+    check_names([(path.stem, [path]) for path in files], suffixes, [*files, *inputs], config.output_path)
     folder = make_output_folder(config.output_path, "output_dir")
     for path in [] if resume else mine:
         with lock(folder, path.stem):

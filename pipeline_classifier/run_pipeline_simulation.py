@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> SearchResult:
     else:
         source = FilterbankPages(path, config.front_end())
         inputs = [path, *options.files_read(config)]
-        check_names({source.name: source.files}, [layer.suffix for layer in source.layers], inputs, folder)
+        check_names([(source.name, source.files)], [layer.suffix for layer in source.layers], inputs, folder)
         decision = decide(config, classifiers, source.layers)
         result, grid = search_and_write(source, classifiers, decision, config, output), source.grid
     print(report(result))

@@ -40,7 +40,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     Raises
     ------
     InputError
-        If nothing matches, or the results of two files would have the same names.
+        If nothing matches.
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
@@ -48,14 +48,6 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         if not found:
             raise InputError(f"--filterbank {pattern}: must be a file or a pattern that matches one, got neither")
         files |= dict.fromkeys(Path(name) for name in found)
-    by_stem: dict[str, Path] = {}
-    for path in files:
-        if path.stem in by_stem:
-            raise InputError(
-                f"--filterbank {path}: must have another name than {by_stem[path.stem]}, or be searched in a run with "
-                "another --output-dir, as their results would have the same names"
-            )
-        by_stem[path.stem] = path
     return list(files)
 
 

@@ -42,14 +42,17 @@ class InUse(InputError):
 
 
 def check_names(
-    observations: dict[str, Sequence[Path]], suffixes: Sequence[str], inputs: Sequence[Path], folder: Path
+    observations: Sequence[tuple[str, Sequence[Path]]],
+    suffixes: Sequence[str],
+    inputs: Sequence[Path],
+    folder: Path,
 ) -> None:
     """Check that no output of a run would replace another one, one of another observation, or an input.
 
     Parameters
     ----------
-    observations : dict of str to sequence of Path
-        Files of each observation by its name, which is part of the names of its outputs.
+    observations : sequence of (str, sequence of Path)
+        Name of each observation, which is part of the names of its outputs, and its files.
     suffixes : sequence of str
         `Layer.suffix` of the layers of every observation.
     inputs : sequence of Path
@@ -64,13 +67,11 @@ def check_names(
     """
     fold = str.casefold if _ignores_case(folder) else str
     elsewhere = "must be searched in a run with another --output-dir"
-    made: dict[str, str] = {}
-    for name, (path, *_) in observations.items():
+    made: dict[str, Path] = {}
+    for name, (path, *_) in observations:
         for suffix in {"", *suffixes}:
-            if (other := made.setdefault(fold(name + suffix), name)) != name:
-                raise InputError(
-                    f"{path}: {elsewhere} than {observations[other][0]}, as their results would have the same names"
-                )
+            if (other := made.setdefault(fold(name + suffix), path)) != path:
+                raise InputError(f"{path}: {elsewhere} than {other}, as their results would have the same names")
         taken = [name + suffix for suffix in suffixes if suffix and _has_results(folder, name + suffix)]
         base = re.fullmatch(rf"(.+?){LAYER}", name, re.DOTALL)
         if base and base[1] != name and _has_results(folder, base[1]) and not _has_results(folder, name):
@@ -79,11 +80,12 @@ def check_names(
             raise InputError(
                 f"{path}: {elsewhere}, as it would replace predictions_{taken[0]}.npy of another observation"
             )
+    by_name = dict(observations)
     for file in inputs:
         if file.resolve().parent == folder.resolve() and (parts := _parts(file.name)):
-            for name in {parts[0], "".join(parts)} & observations.keys():
-                raise InputError(f"{observations[name][0]}: {elsewhere}, as its results would replace {file}")
-    for name, files in observations.items():
+            for name in {parts[0], "".join(parts)} & by_name.keys():
+                raise InputError(f"{by_name[name][0]}: {elsewhere}, as its results would replace {file}")
+    for name, files in observations:
         check_input(folder, name, files)
 
 

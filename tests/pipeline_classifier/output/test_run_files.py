@@ -164,7 +164,7 @@ def test_results_of_a_live_search_are_renamed(tmp_path):
 
 def checked(folder: Path, *files: str, suffixes=("", "_x4"), inputs=()) -> None:
     paths = [Path(file) for file in files]
-    check_names({path.stem: [path] for path in paths}, suffixes, [*paths, *inputs], folder)
+    check_names([(path.stem, [path]) for path in paths], suffixes, [*paths, *inputs], folder)
 
 
 def test_outputs_with_the_same_names_are_refused(tmp_path, monkeypatch):
@@ -172,6 +172,8 @@ def test_outputs_with_the_same_names_are_refused(tmp_path, monkeypatch):
         InputError, match="obs_x4.fil: must be searched in a run with another --output-dir than obs.fil"
     ):
         checked(tmp_path, "obs.fil", "obs_x4.fil")
+    with pytest.raises(InputError, match="b/obs.fil: must be .* than a/obs.fil, as their results would have the same"):
+        checked(tmp_path, "a/obs.fil", "b/obs.fil", suffixes=[""])
     checked(tmp_path, "obs.fil", "obs_x4.fil", suffixes=[""])
     checked(tmp_path, "obs.fil", "obs_x8.fil", "obs_2.fil", "Obs.fil")
     monkeypatch.setattr(run_files, "_ignores_case", lambda folder: True)
