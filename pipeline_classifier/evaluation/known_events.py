@@ -1,5 +1,6 @@
 """Known events of an observation, from truth tables or candidate lists, and the samples in which they show."""
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.simulation.pulses import Pulse
 from pipeline_classifier.times import SECONDS_PER_DAY
 from single_pulse_classifier_training.cli import InputError
+
+logger = logging.getLogger(__name__)
 
 VISIBLE_SNR = 1.5
 """S/N below which a pulse smeared at a wrong trial DM is not visible in a page. Chosen by hand, on the safe side."""
@@ -69,6 +72,11 @@ def events_from_cands(
         raise InputError(
             f"{path}: a candidate must have a DM in --pulse-dm {list(pulse_dm)} or --artefact-dm {list(artefact_dm)}, "
             f"got none of {len(dm)}"
+        )
+    if not is_pulse.any():
+        logger.warning(
+            "%s: no candidate is a pulse, with a DM in --pulse-dm %s; the brightest of %d has a DM of %g",
+            *(path, list(pulse_dm), len(dm), dm[np.argmax(snr)]),
         )
     sample = np.floor((mjd - grid.tstart) * SECONDS_PER_DAY / grid.tsamp).astype(np.int64)
     return KnownEvents(sample, dm, snr, np.maximum(1.0, width_ms / 1e3 / grid.tsamp), is_pulse, labelled)

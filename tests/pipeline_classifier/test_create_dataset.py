@@ -177,7 +177,7 @@ def candidate(number: int, time_s: float, dm: float, snr: float, width_ms: float
     )
 
 
-def test_a_set_from_a_transientx_list(observation, tmp_path):
+def test_a_set_from_a_transientx_list(observation, tmp_path, caplog):
     (tmp_path / "crab.cands").write_text(
         candidate(1, 1.0, 56.9, 38)
         + candidate(2, 2.0, 0.0, 12)
@@ -205,6 +205,14 @@ def test_a_set_from_a_transientx_list(observation, tmp_path):
     assert sorted(np.unique(groups, return_counts=True)[1]) == [SHIFTS] * 3, "the candidate at DM 30 is neither"
     assert (labels == "Pulse").sum() == 2 * SHIFTS and set(snr[labels == "Pulse"]) == {38, 29}
     assert all(len(set(labels[groups == group])) == 1 for group in groups)
+
+    elsewhere = create_dataset(
+        observation, "--cands", "crab.cands", "--shifts", 1, "--pulse-dm", 20, 21, "--name", "none", folder=tmp_path
+    )
+    assert elsewhere.returncode == 0 and "no training config" in elsewhere.stdout
+    assert "no candidate is a pulse, with a DM in --pulse-dm [20.0, 21.0]; the brightest of 4 has a DM of 56.9" in (
+        caplog.text
+    )
 
     wide = create_dataset(
         observation,
