@@ -26,7 +26,7 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.live.psrdada.client import RingError
 from pipeline_classifier.live.ring_pages import TICK_S, RingPages
 from pipeline_classifier.output.candidate_lists import candidate_lines
-from pipeline_classifier.output.run_files import keep_earlier
+from pipeline_classifier.output.run_files import keep_earlier, outputs_in
 from single_pulse_classifier_training.runtime import atomic_writer
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ class GrowingNpy:
 class LiveResults:
     """Predictions, probabilities and events, written as they arrive.
 
-    Files of an earlier run are renamed to contain the time of their last change, as the data of a ring cannot be read
-    again.
+    All outputs of an earlier run are renamed to contain the time of their last change, as the data of a ring cannot be
+    read again.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class LiveResults:
     def __init__(self, output_dir: Path, name: str, n_spectra: int | None = None) -> None:
         kinds = (("predictions", "npy"), ("probabilities", "npy"), ("candidates", "csv"))
         self.files = [output_dir / f"{kind}_{name}.{suffix}" for kind, suffix in kinds]
-        for path in self.files:
+        for path in reversed(outputs_in(output_dir, name)):
             keep_earlier(path)
         self.n_spectra = n_spectra or 0
         self.predictions = GrowingNpy(self.files[0], np.int32, n_spectra)

@@ -245,9 +245,12 @@ def publish(unfinished: Path, files: Sequence[Path], folder: Path, name: str, ke
 
 
 def keep_earlier(path: Path) -> None:
-    """Rename the file of an earlier run, if there is one: x.npy becomes x.20260131T235959.npy."""
+    """Rename the file of an earlier run, if there is one: x.npy becomes x.20260131T235959.npy or, if that exists, ..._2.npy."""
     if path.exists():
         changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S")
-        kept = path.with_name(f"{path.stem}.{changed}{path.suffix}")
+        kept, number = path.with_name(f"{path.stem}.{changed}{path.suffix}"), 1
+        while kept.exists():
+            number += 1
+            kept = path.with_name(f"{path.stem}.{changed}_{number}{path.suffix}")
         os.replace(path, kept)
         logger.info("%s of an earlier run is now %s", path.name, kept.name)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -260,6 +261,11 @@ def test_a_ring_whose_pages_have_another_length(config, ring_key):
 
 
 def test_a_ring_without_any_usable_page_is_an_error(config, ring_key, tmp_path):
+    """All results of an earlier search of this name are kept, of a file too."""
+    (tmp_path / "out").mkdir()
+    earlier = ["candidates_a.b 1.cands", "candidates_a.b 1.csv", "event_a.b 1_0001.png", "summary_a.b 1.json"]
+    for name in earlier:
+        (tmp_path / "out" / name).write_text("earlier")
     with Writer(ring_key) as writer:
         writer.setHeader(json.dumps(HEADER))
         writer.write(np.full((3, SIDE, SIDE), np.nan, np.float32))
@@ -269,6 +275,9 @@ def test_a_ring_without_any_usable_page_is_an_error(config, ring_key, tmp_path):
     )
     summary = json.loads((tmp_path / "out" / "summary_a.b 1.json").read_text())
     assert (summary["samples_read"], summary["samples_searched"], summary["duration_s"]) == (3 * SIDE, 0, 0)
+    kept = [path for path in (tmp_path / "out").iterdir() if re.search(r"\.\d{8}T\d{6}\.", path.name)]
+    assert sorted(re.sub(r"\.\d{8}T\d{6}", "", path.name) for path in kept) == earlier
+    assert all(path.read_text() == "earlier" for path in kept)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.output import run_files
 from pipeline_classifier.output.results import search_and_write
-from pipeline_classifier.output.run_files import InUse, check_names, lock, outputs_in, publish
+from pipeline_classifier.output.run_files import InUse, check_names, keep_earlier, lock, outputs_in, publish
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -160,6 +160,14 @@ def test_results_of_a_live_search_are_renamed(tmp_path):
     assert new == "predictions_obs.npy" and (tmp_path / new).read_text() == "new"
     assert re.fullmatch(r"predictions_obs\.\d{8}T\d{6}\.npy", kept) and (tmp_path / kept).read_text() == "live"
     assert re.fullmatch(r"status_obs\.\d{8}T\d{6}\.json", status)
+
+
+def test_files_of_the_same_second_are_all_kept(tmp_path):
+    for content in "abc":
+        (tmp_path / "predictions_obs.npy").write_text(content)
+        os.utime(tmp_path / "predictions_obs.npy", ns=(0, 0))
+        keep_earlier(tmp_path / "predictions_obs.npy")
+    assert sorted(path.read_text() for path in tmp_path.glob("predictions_obs.19700101T000000*.npy")) == ["a", "b", "c"]
 
 
 def checked(folder: Path, *files: str, suffixes=("", "_x4"), inputs=()) -> None:
