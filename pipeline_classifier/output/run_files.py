@@ -245,7 +245,7 @@ def publish(unfinished: Path, files: Sequence[Path], folder: Path, name: str, ke
 
 
 def keep_earlier(path: Path) -> None:
-    """Rename the file of an earlier run, if there is one: x.npy becomes x.20260131T235959.npy or, if that exists, ..._2.npy."""
+    """Rename the file of an earlier run, if there is one: x.npy becomes x.20260131T235959.npy, the next ..._2.npy."""
     if path.exists():
         changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S")
         kept, number = path.with_name(f"{path.stem}.{changed}{path.suffix}"), 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline_classifier import run_inference
+from pipeline_classifier.detection import many_files
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
@@ -109,7 +110,10 @@ def test_results_of_a_file_that_was_replaced_are_kept(files, tmp_path, caplog):
 
 
 def test_the_catalogue_has_the_events_of_the_last_search(files, tmp_path):
-    """A search of one file, with other settings, changes its rows in the catalogue of an earlier search of several."""
+    """A search of one file, with other settings, changes its rows in the catalogue of an earlier search of several.
+
+    As soon as its results are being replaced, also by those of a ring, the catalogue does not list them any more.
+    """
     out = tmp_path / "out"
     shutil.copy(files[1], tmp_path / "b.fil")
     assert search("--filterbank", files[0], tmp_path / "b.fil", out=out).returncode == 0
@@ -119,3 +123,5 @@ def test_the_catalogue_has_the_events_of_the_last_search(files, tmp_path):
     assert times(out / "catalogue.csv") == [0.5]
     assert search("--filterbank", files[0], out=out).returncode == 0
     assert times(out / "catalogue.csv") == [0.3, 0.5]
+    many_files.begin(out, "a")
+    assert times(out / "catalogue.csv") == [0.5]
