@@ -2,9 +2,11 @@
 refuses."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +205,33 @@ def test_pulse_free_sky_knows_its_hours(made, tmp_path):
     options = ("--resolutions", 32, "--shifts", 1, "--name", "both")
     run(create_dataset, "sky.fil", made / "a.fil", *options, folder=tmp_path)
     assert description_of(tmp_path / f"both_{PAGES}_training_32x32.npy").pulse_free_hours is None
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_guide_run_as_they_are(tmp_path):
+    """The chapter "Your own set", with less data and one epoch; the scripts are links, so that data/ is a new folder."""
+    here = Path(training.__file__).parent
+    chapter = (here / "README.md").read_text().split("### Your own set\n")[1].split("\n### ")[0]
+    commands = chapter.split("```\n")[1]
+    for word, shorter in (
+        ("--duration-s 120 --pulses 80", "--duration-s 20 --pulses 16"),
+        ("--pulse-free 0.05", "--pulse-free 0.012"),
+        ("--shifts 24", "--shifts 4"),
+        ("training_mine.json\npython evaluate.py", "training_mine.json --epochs 1\npython evaluate.py"),
+    ):
+        assert commands.count(word) == 1
+        commands = commands.replace(word, shorter)
+    (tmp_path / "training" / "data").mkdir(parents=True)
+    for script in ("training.py", "evaluate.py"):
+        (tmp_path / "training" / script).symlink_to(here / script)
+    (tmp_path / "pipeline_classifier").symlink_to(Path(create_dataset.__file__).parent)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=tmp_path / "training",
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "training" / "data" / "out" / "candidates_mine.csv").exists()
