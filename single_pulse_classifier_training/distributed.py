@@ -35,12 +35,12 @@ class Ranks:
         """Argument ``disable`` of tqdm: only the writer shows a bar, and only on a terminal."""
         return None if self.is_writer else True
 
-    def agree(self, *flags: int) -> list[int]:
-        """Return the largest value of each flag over all processes."""
+    def largest(self, *values_here: float) -> list[float]:
+        """Return the largest of each value over all processes; on GPUs, this waits for all steps to finish."""
         if self.n == 1:
-            return list(flags)
+            return list(values_here)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        values = torch.tensor(flags, device=device)
+        values = torch.tensor(values_here, dtype=torch.float64, device=device)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values.tolist()
 

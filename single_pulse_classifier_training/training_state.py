@@ -15,12 +15,14 @@ import torch
 from single_pulse_classifier_training.checkpoint import Checkpoint, load_training_state, save_checkpoint
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import TrainingConfig
+from single_pulse_classifier_training.distributed import Ranks
 from single_pulse_classifier_training.metrics import ConfusionCounts
 from single_pulse_classifier_training.optimisation import Learner
 
 logger = logging.getLogger(__name__)
 
-# Keys that may differ when a training is resumed: none of them changes what a step does to the weights.
+# Keys that may differ when a training is resumed: none of them changes what a step does to the weights. An exception is
+# num_epochs with a scheduler, see ``resume``.
 FREE_KEYS = {
     "num_epochs", "patience", "early_stopping_metric", "num_workers", "device", "compile", "checkpoint_interval_s",
     "path_to_files", "path_to_checkpoints", "path_to_images", "test_files", "snr", "dms", "tsamp_s",
@@ -115,6 +117,11 @@ def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
     for key in now:
         if key not in FREE_KEYS and before.get(key) != now[key]:
             raise InputError(f"{key} must be {before.get(key)!r} to resume {path}, got {now[key]!r}")
+    if config.scheduler and before.get("num_epochs") != config.num_epochs:
+        raise InputError(
+            f"num_epochs must be {before.get('num_epochs')} to resume {path}, because with the scheduler "
+            f"{config.scheduler} the learning rate depends on it, got {config.num_epochs}"
+        )
     try:
         return _restore(path, checkpoint, state, learner)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -169,6 +176,10 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+# Time between two agreements of all processes, in seconds: long compared with a step, short for who stops a training.
+AGREEMENT_S = 1.0
+
+
 class Interrupted(Exception):
     """A signal ended the training after its state was saved."""
 
@@ -176,7 +187,9 @@ class Interrupted(Exception):
 class Watch:
     """Decides when the training state must be saved: after a signal, and every ``interval_s`` seconds.
 
-    The first SIGINT or SIGTERM is only recorded; a second one has its default effect.
+    The first SIGINT or SIGTERM is only recorded; a second one has its default effect. Several processes must save, or
+    stop, after the same step. They agree on it about once per second (``AGREEMENT_S``), not after every step: a GPU is
+    idle while its process waits for the others.
 
     Parameters
     ----------
@@ -187,7 +200,8 @@ class Watch:
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
         self.signal = 0
-        self._last = time.monotonic()
+        self._last = self._agreed = time.monotonic()
+        self._steps = self._steps_left = 1  # between two agreements; until the next one
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
@@ -195,9 +209,19 @@ class Watch:
         self.signal = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    def is_due(self) -> bool:
-        """Return whether the interval has passed since the last save."""
-        return time.monotonic() - self._last >= self.interval_s
+    def after_step(self, ranks: Ranks) -> tuple[int, bool]:
+        """Return the signal that stops the training, or 0, and whether to save; all processes return the same."""
+        due = time.monotonic() - self._last >= self.interval_s
+        if ranks.n == 1:
+            return self.signal, due
+        self._steps_left -= 1
+        if self._steps_left:
+            return 0, False
+        step_s = (time.monotonic() - self._agreed) / self._steps
+        number, any_due, step_s = ranks.largest(self.signal, due, step_s)
+        self._steps = self._steps_left = max(1, int(min(AGREEMENT_S, self.interval_s) / step_s))
+        self._agreed = time.monotonic()
+        return int(number), bool(any_due)
 
     def saved(self) -> None:
         """Start a new interval."""

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from single_pulse_classifier_training import training
+from single_pulse_classifier_training import training, training_state
 from single_pulse_classifier_training.checkpoint import load_checkpoint, load_training_state
+from single_pulse_classifier_training.distributed import Ranks
 from tests.command_line import run_here
 
 SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "training.py"
@@ -178,6 +181,9 @@ def test_resume_refuses_another_training(config):
     train_here(config("a", num_epochs=1))
     done = train_here(config("a", num_epochs=2, learning_rate=0.1), "--resume", returncode=2)
     assert "learning_rate must be 0.001 to resume" in done.stderr.splitlines()[-1]
+    done = train_here(config("a", num_epochs=2), "--resume", returncode=2)
+    assert "num_epochs must be 1 to resume" in done.stderr.splitlines()[-1]
+    assert "with the scheduler cosine the learning rate depends on it, got 2" in done.stderr.splitlines()[-1]
     last = checkpoints(config("a")) / "last.pth"
     last.write_bytes((last.parent / "best.pth").read_bytes())
     done = train_here(config("a"), "--resume", returncode=2)
@@ -217,10 +223,52 @@ def test_a_full_disk_is_one_sentence_and_leaves_earlier_checkpoints_intact(confi
     assert not [name for name in after if name.endswith(".tmp")]
 
 
-def test_two_processes_train_as_one(config):
-    """torchrun with two CPU processes: same weights on both ranks, and as one process with the same global batch."""
+def one_of_two(rank: int, port: int, arguments: list[str], signal_at: int, pipe) -> None:
+    """Train as torchrun starts it, in a fork of the tests; send the number of steps before it ends.
+
+    The process of rank 1 gets SIGTERM after ``signal_at`` steps.
+    """
+    steps = 0
+    after_step = training_state.Watch.after_step
+
+    def counted(watch: training_state.Watch, ranks: Ranks) -> tuple[int, bool]:
+        nonlocal steps
+        steps += 1
+        if rank == 1 and steps == signal_at:
+            signal.raise_signal(signal.SIGTERM)
+        return after_step(watch, ranks)
+
+    training_state.Watch.after_step = counted
+    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
+    torch.set_num_threads(1)
+    try:
+        training.run(training.get_parser().parse_args(arguments))
+    finally:
+        pipe.send(steps)
+
+
+def two_processes(config: Path, *options: str, signal_at: int = 0) -> tuple[list[int], list[int]]:
+    """Train in two processes; return their exit codes and numbers of steps."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    fork, pipes, processes = multiprocessing.get_context("fork"), [], []
+    for rank in range(2):
+        pipe, end = fork.Pipe()
+        process = fork.Process(target=one_of_two, args=(rank, port, [str(config), *options], signal_at, end))
+        process.start()
+        pipes.append(pipe)
+        processes.append(process)
+    steps = [pipe.recv() for pipe in pipes]
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes], steps
+
+
+def test_two_processes_train_as_one(config, monkeypatch):
+    """The same weights as one process with the same batches; a signal to one stops both, and they continue."""
     changes = {"model_name": "DM_time_binary_classificator_241002_3", "augment": False, "class_weights": True}
-    alone, together = config("alone", **changes, num_epochs=2), config("together", **changes, num_epochs=2)
+    changes |= {"scheduler": None, "num_epochs": 2}
+    alone, together, stopped = (config(folder, **changes) for folder in ("alone", "together", "stopped"))
     train_here(alone)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -234,3 +282,32 @@ def test_two_processes_train_as_one(config):
         assert torch.allclose(tensor, two[0].model.state_dict()[key], rtol=1e-3, atol=1e-5), key
     for record, other in zip(one[1]["progress"]["history"], two[1]["progress"]["history"], strict=True):
         assert record == pytest.approx(other, rel=1e-3)
+
+    monkeypatch.setattr(training_state, "AGREEMENT_S", 0.01)
+    codes, steps = two_processes(stopped, signal_at=5)
+    assert codes == [143, 143] and steps[0] == steps[1] >= 5
+    progress = load_training_state(checkpoints(stopped, name) / "last.pth")[1]["progress"]
+    assert 20 * (progress["epoch"] - 1) + progress["n_batches"] == steps[0] < 40
+    assert two_processes(stopped, "--resume") == ([0, 0], [40 - steps[0]] * 2)
+    assert_same_training(together, stopped, name)
+
+
+def test_processes_agree_once_per_second_and_not_after_every_step(monkeypatch):
+    """Steps of 1 ms: the next agreement is chosen from the time of the slowest process."""
+    clock, agreements = [0.0], []
+
+    class TwoRanks(Ranks):
+        def largest(self, *values_here: float) -> list[float]:
+            agreements.append(clock[0])
+            return [15.0 if clock[0] > 4 else 0.0, 0.0, 2 * values_here[2]]
+
+    monkeypatch.setattr(training_state.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training_state.signal, "signal", lambda *_: None)
+    watch = training_state.Watch(600.0)
+    for step in range(1, 10_000):
+        clock[0] = step / 1000
+        number, due = watch.after_step(TwoRanks(0, 2))
+        if number:
+            break
+    assert number == 15 and not due and len(agreements) < 12
+    assert np.diff(agreements) == pytest.approx(0.5, rel=0.01)

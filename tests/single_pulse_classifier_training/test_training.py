@@ -1,5 +1,6 @@
 """Training through the command line, its metrics and its augmentation."""
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -10,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from single_pulse_classifier_training import training
+from single_pulse_classifier_training import evaluate, training
 from single_pulse_classifier_training.augment import FainterPulse, RollInTime, RowDropOut, augmentation
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint, weights_checksum
+from single_pulse_classifier_training.config import TrainingConfig
+from single_pulse_classifier_training.distributed import Ranks
 from single_pulse_classifier_training.metrics import ConfusionCounts, confusion_counts
+from single_pulse_classifier_training.optimisation import choose_precision
+from single_pulse_classifier_training.training_report import check_learned, constant_loss
 from tests.command_line import run_here
 
 RESOLUTION = 32
@@ -137,12 +142,26 @@ def test_the_same_seed_gives_the_same_weights_and_every_option_runs(training_set
         assert torch.equal(tensor, states[1].model.state_dict()[name]), name
 
 
+def test_validation_counts_and_loss_are_those_of_evaluate(training_set):
+    """In bf16, some of the images, whose probabilities are near 0.5, would be counted otherwise."""
+    folder, config = training_set
+    config |= {"num_epochs": 1, "learning_rate": 1e-6, "amp": "bf16", "validation_fraction": 0.5}
+    assert train(folder, config, "--device", "cpu").returncode == 0
+    best = folder / "checkpoints" / "ch_point_DM_time_binary_classificator_241002_3_32" / "best.pth"
+    trained = load_checkpoint(best, "cpu").metrics
+    done = run_here(evaluate, folder / "config.json", best, "--split", "validation", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    measured = load_checkpoint(best, "cpu").metrics["evaluation"]
+    assert measured["confusion"] == trained["validation_confusion"]
+    assert measured["negative_log_likelihood"]["before"] == pytest.approx(trained["val_loss"], rel=1e-6)
+
+
 def test_training_stops_early(training_set):
     """Labels without meaning: the validation loss soon grows, and training ends after `patience` more epochs."""
     folder, config = training_set
     np.save(folder / "data" / "labels.npy", np.random.default_rng(0).integers(0, 2, 600))
     done = train(folder, config | {"num_epochs": 60, "patience": 2})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2 and "the images do not distinguish the classes" in done.stderr.splitlines()[-1]
     epochs, best = (int("".join(filter(str.isdigit, part))) for part in done.stdout.splitlines()[0].split(","))
     assert epochs == best + 2 < 60
 
@@ -167,6 +186,58 @@ def test_errors_end_with_exit_code_2_and_one_sentence(training_set, changes, mes
     assert message in done.stderr.splitlines()[-1]
     assert done.stdout == ""
     assert not list(folder.rglob("*.pth"))
+
+
+def test_a_training_that_diverged_ends_with_exit_code_2_and_keeps_its_checkpoint(training_set):
+    folder, config = training_set
+    model_name = "DM_time_small_residual"
+    done = train(folder, config | {"model_name": model_name, "learning_rate": 1e6, "num_epochs": 2})
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    message = "learning_rate 1e+06 is too high, or the images do not distinguish the classes: "
+    assert f"{message}the lowest validation loss must be below 0.6931" in done.stderr.splitlines()[-1]
+    best = folder / "checkpoints" / f"ch_point_{model_name}_32" / "best.pth"
+    assert best.exists() and "epochs:      2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("losses", "outcome"),
+    [
+        ([0.562], "passes"),
+        ([300.0], "warns"),  # a slow start: batch normalisation has not settled
+        ([2.0, 0.9, 0.8, 0.7, 0.6], "warns"),
+        ([300.0, 0.9, 0.8, 0.7, 0.6, 0.58], "fails"),  # more than `patience` epochs
+        ([300.0, 0.9, 0.8, 0.7, 0.6, 0.5], "passes"),
+        ([0.5, 0.9, 2.0, 5.0, 9.0, 20.0], "passes"),  # overfits
+        ([0.6] * 6, "fails"),
+        ([1e4, 1e5], "fails"),
+    ],
+)
+def test_a_network_must_be_better_than_the_class_shares(caplog, losses, outcome):
+    constant = constant_loss(np.array([0, 0, 0, 1]), np.ones(2))
+    assert constant == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+    assert constant_loss(np.array([0, 0, 0, 1]), np.array([1 / 3, 1])) == pytest.approx(np.log(2))
+    keys = {"path_to_files": ".", "resolution": 32, "model_name": "x", "files_by_resolution": {"32": ["x"]}}
+    config = TrainingConfig(**keys, labels=["x"], patience=5)
+    with pytest.raises(training.InputError) if outcome == "fails" else contextlib.nullcontext():
+        check_learned(config, [{"val_loss": loss} for loss in losses], constant)
+    assert ("has not learned" in caplog.text) == (outcome == "warns")
+
+
+@pytest.mark.parametrize(("n_processes", "least"), [(2, 4), (4, 8)])
+def test_batches_must_have_two_images_per_process(training_set, monkeypatch, n_processes, least):
+    folder, config = training_set
+    monkeypatch.setattr(training, "process_group", lambda device: contextlib.nullcontext(Ranks(0, n_processes)))
+    done = train(folder, config | {"batch_size": least - 1})
+    assert done.returncode == 2
+    expected = f"batch_size must be at least {least} for {n_processes} processes, got {least - 1}"
+    assert expected in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_auto_precision_is_bf16_only_on_gpus_with_such_instructions(monkeypatch, native, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert choose_precision("auto", 256, torch.device("cuda")) is dtype
+    assert choose_precision("bf16", 256, torch.device("cuda")) is torch.bfloat16
 
 
 def test_epochs_option_must_be_positive(training_set):
