@@ -18,6 +18,14 @@ LONGEST_RUN = 32
 CANDIDATE_THRESHOLD = 0.05
 """Minimum page probability for the peaks of a page to be classified. Lower values down to 0.03 found no more pulses on
 24 simulated observations in strong interference."""
+BRIGHT_SAMPLE = 20.0
+"""Value of a sample, in units of the noise, from which the peaks of a page are classified whatever its probability.
+
+The page classifier does not recognise all parts of the long bow tie of a very bright pulse, and the part that it does
+recognise may not hold the pulse. Chosen on 11 simulated observations with 520 pulses of S/N 20 to 10,000 (8 bit,
+two fifths of them band-limited): 515 instead of 510 are found, with 3 instead of 10 false events; 30.0 finds 514. On 9
+observations in strong interference without pulses above S/N 50 nothing changes.
+"""
 PEAKS_PER_PAGE = 3  # chosen by hand; not tuned on data
 
 
@@ -31,7 +39,8 @@ class EventFinder:
     decision : Decision
         Without an ``event_threshold`` the brightest peaks of pages with a pulse are events, at most one for each page.
     candidates : CandidateClassifier, optional
-        Classifies the peaks of all pages from `CANDIDATE_THRESHOLD`; needed with an ``event_threshold``.
+        Classifies the peaks of all pages from `CANDIDATE_THRESHOLD` or `BRIGHT_SAMPLE`; needed with an
+        ``event_threshold``.
 
     Attributes
     ----------
@@ -50,6 +59,8 @@ class EventFinder:
     def add(self, batch: PageBatch, probabilities: np.ndarray) -> list[Event]:
         """Take the next batch and its page probabilities; return the events of the runs of pages that ended in it."""
         positive = probabilities >= (CANDIDATE_THRESHOLD if self.candidates else self.decision.threshold)
+        if self.candidates and self.grid.noise:
+            positive |= batch.pages.max(axis=(1, 2)) >= BRIGHT_SAMPLE * self.grid.noise
         if not self._positive.any() and not positive.any():
             self._hold(batch, slice(len(batch) - 1, None))
             self._probabilities, self._positive = probabilities[-1:], positive[-1:]
