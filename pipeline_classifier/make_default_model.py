@@ -27,7 +27,6 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.detection.candidate_cutouts import SIDE
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.false_rate import count_false_events
@@ -35,28 +34,17 @@ from pipeline_classifier.simulation.random_observation import random_observation
 from single_pulse_classifier_training.calibration import false_rate_thresholds, rate_text, threshold_for_rate
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
+from single_pulse_classifier_training.labelled_set import write_json
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 TRAINING = HERE.parent / "single_pulse_classifier_training" / "training.py"
-MODEL_NAME = "DM_time_small_residual"
 CANDIDATES = "candidate_classifier"
 PAGE_RATES = (1000, 300, 200, 100, 60, 30, 10)  # false pages per hour to find thresholds for
 FALSE_PAGES_PER_HOUR = 100  # at the default threshold, on pulse-free observations in strong interference
 FALSE_EVENTS_PER_HOUR = 35  # the same for events; observations with pulses have nearly twice as many
-TRAINING_SETTINGS = {
-    "path_to_files": "./",
-    "path_to_checkpoints": "./checkpoints/",
-    "path_to_images": "./images/",
-    "learning_rate": 2e-3,
-    "optimiser": "adamw",
-    "weight_decay": 0.01,
-    "scheduler": "cosine",
-    "warmup_epochs": 0.5,
-    "gradient_clip": 5.0,
-}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -105,8 +93,8 @@ def simulate(jobs: list[tuple[Path, list[str]]]) -> None:
         list(tqdm(done, total=len(jobs), desc="observations", unit="file", disable=None))
 
 
-def train(work: Path, name: str, prefix: str, images: dict[str, str], **config: object) -> Path:
-    """Train a model; return its best checkpoint.
+def train(work: Path, name: str, ready_config: str, **changes: object) -> Path:
+    """Train a model with the config that its set has; return its best checkpoint.
 
     Parameters
     ----------
@@ -114,61 +102,32 @@ def train(work: Path, name: str, prefix: str, images: dict[str, str], **config: 
         Folder of the set and of the checkpoints.
     name : str
         Prefix of the config file, ``<name>_training_config.json``.
-    prefix : str
-        Prefix of the files of the set.
-    images : dict of str to str
-        Files of the set by resolution.
-    **config
-        Settings of this model, beside `TRAINING_SETTINGS`.
+    ready_config : str
+        Config beside the set.
+    **changes
+        Keys that replace those of this config.
     """
-    columns = {kind: f"{prefix}_{kind}_training.npy" for kind in ("labels", "groups", "snr")}
-    settings = TRAINING_SETTINGS | columns | {"files_by_resolution": images} | config
+    settings = json.loads((work / ready_config).read_text()) | changes
     settings["patience"] = settings["num_epochs"]
     config_path = work / f"{name}_training_config.json"
-    with atomic_writer(config_path) as file:
-        file.write((json.dumps(settings, indent=1) + "\n").encode())
+    write_json(config_path, settings)
     logger.info("training; %s", config_path)
     command(TRAINING, config_path)
-    return work / "checkpoints" / f"ch_point_{settings['model_name']}_{settings['resolution']}" / "best.pth"
+    folder = f"ch_point_{settings['model_name']}_{settings['resolution']}"
+    return work / settings["path_to_checkpoints"] / folder / "best.pth"
 
 
 def train_page_classifier(work: Path, observations: list[Path], epochs: int, seed: int) -> Path:
     """Train the page classifier; return its checkpoint."""
     settings = ["--shifts", "6", "--sky-pages", "1.5", "--normaliser", "robust", "--seed", str(seed)]
     command(HERE / "create_dataset.py", *observations, "--output-dir", work, "--name", "default", *settings)
-    prefix = "default_DM_time_dataset_realbased"
-    return train(
-        work,
-        "default",
-        prefix,
-        {"256": f"{prefix}_training.npy", "default": f"{prefix}_training_{{res}}x{{res}}.npy"},
-        seed=seed,
-        model_name=MODEL_NAME,
-        resolution=256,
-        normaliser="robust",
-        num_epochs=epochs,
-        batch_size=64,
-        dms=(0.5 * np.arange(256)).tolist(),
-    )
+    return train(work, "default", "training_default.json", seed=seed, num_epochs=epochs)
 
 
 def train_candidate_classifier(work: Path, observations: list[Path], epochs: int, seed: int) -> Path:
     """Train the candidate classifier; return its checkpoint."""
     command(HERE / "create_candidate_dataset.py", *observations, "--output-dir", work, "--name", CANDIDATES)
-    prefix = f"{CANDIDATES}_DM_time_dataset_peaks"
-    return train(
-        work,
-        CANDIDATES,
-        prefix,
-        {str(SIDE): f"{prefix}_training_{SIDE}x{SIDE}.npy"},
-        seed=seed,
-        model_name="DM_time_candidate_classifier",
-        resolution=SIDE,
-        normaliser="noise",
-        augment=True,
-        num_epochs=3 * epochs,
-        batch_size=128,
-    )
+    return train(work, CANDIDATES, f"training_{CANDIDATES}_candidates.json", seed=seed, num_epochs=3 * epochs)
 
 
 def measure_thresholds(

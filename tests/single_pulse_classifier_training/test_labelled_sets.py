@@ -15,7 +15,7 @@ import torch
 
 from pipeline_classifier import create_candidate_dataset, create_dataset, simulate_observation
 from single_pulse_classifier_training import training
-from single_pulse_classifier_training.checkpoint import load_checkpoint
+from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.set_description import SetDescription, description_of
 from single_pulse_classifier_training.training_models import build_model
 from tests.command_line import run_here
@@ -201,10 +201,13 @@ def test_pulse_free_sky_knows_its_hours(made, tmp_path):
     assert f"pulse-free: {hours:.4g} h in {description.n_images} pages" in out
     assert not (tmp_path / "training_sky.json").exists()
 
-    # Selected pages, and those beside pulses, are no measure of time.
-    options = ("--resolutions", 32, "--shifts", 1, "--name", "both")
-    run(create_dataset, "sky.fil", made / "a.fil", *options, folder=tmp_path)
-    assert description_of(tmp_path / f"both_{PAGES}_training_32x32.npy").pulse_free_hours is None
+    # Pages beside pulses, and those that a model selects, are no measure of time.
+    name = "DM_time_small_residual"
+    save_checkpoint(tmp_path / "any.pth", Checkpoint(build_model(name, 32), name, 32, normaliser="robust"))
+    for observations in (("sky.fil", made / "a.fil"), ("sky.fil", "--hard-negatives", "any.pth")):
+        options = ("--resolutions", 32, "--shifts", 1, "--name", "selected")
+        run(create_dataset, *observations, *options, folder=tmp_path)
+        assert description_of(tmp_path / f"selected_{PAGES}_training_32x32.npy").pulse_free_hours is None
 
 
 @pytest.mark.slow
