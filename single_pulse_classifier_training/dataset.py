@@ -1,5 +1,6 @@
 """Labelled DM-time images on disk, read in batches with constant memory."""
 
+import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,6 +79,13 @@ class DMTimeImages(Dataset):
                 chunk = images[first : first + n_images]
                 yield int(start) + first, chunk
                 forget(images)
+
+    def checksum(self) -> str:
+        """Return a checksum of the number and size of the images, and of the middle row of every image."""
+        total = hashlib.blake2b(repr((self.resolution, self.starts.tolist())).encode(), digest_size=16)
+        for _, images in self.chunks(1024):
+            total.update(images[:, self.resolution // 2].tobytes())
+        return total.hexdigest()
 
     def __reduce__(self):
         # A worker process opens the files again: a pickled memory map would contain the whole set.
@@ -210,29 +218,33 @@ def _labels_of(path: Path) -> np.ndarray:
 
 
 def load_groups(paths: Sequence[Path], n_images: int) -> np.ndarray:
-    """Read the event of each image: integers or strings. The same value in two files is the same event.
+    """Read the event of each image: integers or strings. The same value in two files means two different events.
 
     Returns
     -------
     groups : (N,) ndarray of int64
         Counted from 0.
     """
-    groups = _one_per_image(paths, "groups", n_images, "USiu", "integers or strings")
-    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    parts = _one_per_image(paths, "groups", n_images, "USiu", "integers or strings")
+    events, n_events = [], 0
+    for part in parts:
+        events.append(n_events + np.unique(part, return_inverse=True)[1].astype(np.int64))
+        n_events = int(events[-1].max(initial=n_events - 1)) + 1
+    return np.concatenate(events)
 
 
 def load_snr(paths: Sequence[Path], n_images: int) -> np.ndarray:
     """Read the S/N of the pulse in each image, (N,) float32; NaN where there is none."""
-    return _one_per_image(paths, "snr", n_images, "fiu", "numbers").astype(np.float32)
+    return np.concatenate(_one_per_image(paths, "snr", n_images, "fiu", "numbers")).astype(np.float32)
 
 
-def _one_per_image(paths: Sequence[Path], key: str, n_images: int, kinds: str, valid: str) -> np.ndarray:
+def _one_per_image(paths: Sequence[Path], key: str, n_images: int, kinds: str, valid: str) -> list[np.ndarray]:
     parts = [_load_array(Path(path), key) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if part.ndim != 1 or part.dtype.kind not in kinds:
             raise InputError(f"{key}: {path} must hold {valid} (N,), got {part.dtype} {part.shape}")
-    values = np.concatenate(parts)
-    if len(values) != n_images:
+    n_values = sum(map(len, parts))
+    if n_values != n_images:
         names = ", ".join(str(path) for path in paths)
-        raise InputError(f"{key}: the number of values in {names} must be {n_images}, one per image, got {len(values)}")
-    return values
+        raise InputError(f"{key}: the number of values in {names} must be {n_images}, one per image, got {n_values}")
+    return parts

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,13 @@ class Ranks:
         values = [None] * self.n
         dist.gather_object(value, values if self.is_writer else None)
         return values
+
+    def from_writer(self, compute: Callable[[], Any]) -> Any:
+        """Call a function in the writer only, and return its result in all processes."""
+        values = [compute() if self.is_writer else None]
+        if self.n > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return the module to call so that gradients are averaged over all processes."""

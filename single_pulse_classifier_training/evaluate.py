@@ -56,7 +56,8 @@ from single_pulse_classifier_training.pulse_free import (
 )
 from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device, make_output_folder
 from single_pulse_classifier_training.set_description import with_descriptions
-from single_pulse_classifier_training.split import NATIVE_RESOLUTION, load_splits
+from single_pulse_classifier_training.shared_data import NATIVE_RESOLUTION
+from single_pulse_classifier_training.split import load_splits
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)

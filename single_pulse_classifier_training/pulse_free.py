@@ -18,7 +18,8 @@ from single_pulse_classifier_training.config import TrainingConfig, check_config
 from single_pulse_classifier_training.dataset import DMTimeImages
 from single_pulse_classifier_training.input_files import open_npy
 from single_pulse_classifier_training.set_description import description_of
-from single_pulse_classifier_training.split import NATIVE_RESOLUTION, Split
+from single_pulse_classifier_training.shared_data import NATIVE_RESOLUTION
+from single_pulse_classifier_training.split import Split
 
 logger = logging.getLogger(__name__)
 

@@ -3,31 +3,29 @@
 No event may be in two splits: shifted copies of one pulse in both would make any score meaningless.
 """
 
+import hashlib
 import logging
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ImageFiles, TrainingConfig
 from single_pulse_classifier_training.dataset import DMTimeImages, forget, load_groups, load_labels, load_snr
+from single_pulse_classifier_training.distributed import Ranks
 from single_pulse_classifier_training.scaling import contradicts, scaling_of
+from single_pulse_classifier_training.set_description import description_of
+from single_pulse_classifier_training.shared_data import SharedData
+from single_pulse_classifier_training.shared_data_cache import load_shared_data
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
 
-NATIVE_RESOLUTION = 256  # pixels, of the images from which smaller sets are downsampled
-
-# The numbers below bound memory, or balance the time of the leakage check against its sensitivity.
-# They were chosen by hand; not tuned on data.
-PAIRS_PER_CHUNK = 64
-ROWS_COMPARED = 64
-IMAGES_PER_CHUNK = 128
-MARKS_PER_IMAGE = 16
-FEWEST_LEVELS = 8  # grey levels; a column with fewer is nearly blank, and unrelated images can share it
+MOST_UNDECIDED = 0.01
+"""Fraction of images, or of pairs of images, that the comparison of pixels may leave undecided without a warning. One
+image in a hundred in the wrong split can change an accuracy by 0.01 at most."""
 
 
 @dataclass(frozen=True)
@@ -42,53 +40,77 @@ class Split:
         Their indices in the set, sorted.
     snr : (n,) ndarray of float32, optional
         S/N of the pulse in each image, NaN where unknown; None if the set has no S/N file.
+    events : (n,) ndarray of int64, optional
+        Event of each image; None if it is not known.
     """
 
     dataset: DMTimeImages
     indices: np.ndarray
     snr: np.ndarray | None
+    events: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
         """Class of each image, (n,) int64."""
         return self.dataset.labels[self.indices]
 
+    @classmethod
+    def of(cls, images: "Split", indices: np.ndarray, events: np.ndarray | None) -> "Split":
+        """Choose some images of a whole set."""
+        return cls(
+            images.dataset,
+            indices,
+            None if images.snr is None else images.snr[indices],
+            None if events is None else events[indices],
+        )
 
-def load_splits(config: TrainingConfig) -> dict[str, Split]:
+
+def load_splits(config: TrainingConfig, ranks: Ranks | None = None) -> dict[str, Split]:
     """Return the splits "training" and "validation", and "test" if the config has ``test_files``.
 
     Without ``validation_files`` the set is split by event. An event consists of the images with one value in the groups
-    file or, without such a file, of images that are shifted copies of each other. In both cases, images that share a
-    column of pixels are joined into one event.
+    file, which the config or the description of the set names, and of images that show the same data; without a groups
+    file, of the latter alone.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    ranks : Ranks, optional
+        Processes of the training; one of them compares the images.
 
     Raises
     ------
     InputError
         If a file cannot be used, a class is missing in a split, or an event is in two splits.
     """
-    dataset, snr, groups = _open_set(config, config)
-    if groups is None:
-        groups = find_events(dataset)
-    marks = {"training": column_marks(dataset)}
-    if config.validation_files is None:
-        groups = join_by_marks(groups, *marks["training"])
-        training, validation = split_by_event(dataset.labels, groups, config.validation_fraction, config.seed)
-        splits = {"training": _split(dataset, snr, training), "validation": _split(dataset, snr, validation)}
-    else:
-        splits = {"training": _split(dataset, snr, np.arange(len(dataset)))}
+    sets = {"training": _open_set(config, config)}
     for name, files in (("validation", config.validation_files), ("test", config.test_files)):
         if files is not None:
-            other, other_snr, _ = _open_set(config, files)
-            splits[name] = _split(other, other_snr, np.arange(len(other)))
-            marks[name] = column_marks(other)
-            check_classes(name, splits[name].labels)
-    check_classes("training", splits["training"].labels)
-    check_no_shared_data(marks)
-    logger.info("%d events; images: %s", len(np.unique(groups)), {name: len(s.indices) for name, s in splits.items()})
+            sets[name] = _open_set(config, files)
+            check_classes(name, sets[name].labels)
+    datasets = [images.dataset for images in sets.values()]
+    is_given = config.validation_files is not None
+    shared = (ranks or Ranks()).from_writer(lambda: load_shared_data(datasets, only_between=is_given))
+    check_no_shared_data(sets, shared.links)
+    splits, whole = dict(sets), sets["training"]
+    if is_given:
+        check_classes("training", whole.labels)
+    else:
+        groups = np.arange(len(whole.labels)) if whole.events is None else whole.events
+        events = join_groups(groups, shared.component[: len(groups)])
+        training, validation = split_by_event(whole.labels, events, config.validation_fraction, config.seed)
+        splits = {"training": Split.of(whole, training, events), "validation": Split.of(whole, validation, events)}
+        splits |= {name: images for name, images in sets.items() if name == "test"}
+        if whole.events is not None:
+            _warn_of_groups(whole, shared.component[: len(groups)])
+    logger.info("%s", report(splits, shared, whole.events is not None, is_given))
+    if is_given or whole.events is None or len(np.unique(whole.events)) == len(whole.events):
+        _warn_if_undecided(shared, is_given)
     return splits
 
 
-def _open_set(config: TrainingConfig, files: ImageFiles) -> tuple[DMTimeImages, np.ndarray | None, np.ndarray | None]:
+def _open_set(config: TrainingConfig, files: ImageFiles) -> Split:
+    """Return all images of a set, with their groups as events."""
     labels = load_labels(config.data_paths(files.labels))
     dataset = DMTimeImages(config.image_paths(files), labels, config.resolution)
     for path, images in zip(dataset.paths, dataset.files, strict=True):
@@ -101,170 +123,128 @@ def _open_set(config: TrainingConfig, files: ImageFiles) -> tuple[DMTimeImages, 
             )
         forget(images)
     snr = load_snr(config.data_paths(files.snr), len(labels)) if files.snr else None
-    groups = load_groups(config.data_paths(files.groups), len(labels)) if files.groups else None
-    return dataset, snr, groups
+    return Split(dataset, np.arange(len(labels)), snr, _groups_of(config, files, dataset))
 
 
-def _split(dataset: DMTimeImages, snr: np.ndarray | None, indices: np.ndarray) -> Split:
-    return Split(dataset, indices, None if snr is None else snr[indices])
+def _groups_of(config: TrainingConfig, files: ImageFiles, dataset: DMTimeImages) -> np.ndarray | None:
+    """Read the groups files that the config names, or else the descriptions of all image files."""
+    if files.groups:
+        return load_groups(config.data_paths(files.groups), len(dataset))
+    paths = []
+    for images in dataset.paths:
+        description = description_of(images)
+        if description is None or description.groups is None or not images.with_name(description.groups).is_file():
+            return None
+        paths.append(images.with_name(description.groups))
+    logger.info("groups: taken from %s, as the description of the set says", ", ".join(map(str, paths)))
+    return load_groups(paths, len(dataset))
 
 
-def column_marks(dataset: DMTimeImages) -> tuple[np.ndarray, np.ndarray]:
-    """Compute marks that identify images of the same stretch of data, whatever their order in the files.
-
-    Each column of pixels has a hash, a sum with random weights that is exact in float64. About ``MARKS_PER_IMAGE``
-    columns of an image are kept, those whose hash is a multiple of a fixed number. This choice depends only on the
-    column, so two images with a common stretch keep the same columns of it. Columns with fewer than ``FEWEST_LEVELS``
-    grey levels are left out, because they hold no noise that would identify them.
-
-    Returns
-    -------
-    image : (K,) ndarray of int64
-        Index of the image of each mark.
-    mark : (K,) ndarray of int64
-        Hash of the column.
-    """
-    resolution = dataset.resolution
-    bits = 52 - 8 - int(np.ceil(np.log2(resolution)))
-    weights = np.random.default_rng(0).integers(1, 2**bits, resolution).astype(np.float64)
-    every = max(1, resolution // MARKS_PER_IMAGE)
-    images, marks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    chunks = dataset.chunks(IMAGES_PER_CHUNK)
-    n_chunks = sum(-(-len(file) // IMAGES_PER_CHUNK) for file in dataset.files)
-    for first, chunk in tqdm(chunks, desc="leakage check", total=n_chunks, leave=False, disable=None, delay=2):
-        hashes = (weights @ chunk.astype(np.float64)).astype(np.int64)
-        image, column = np.nonzero(hashes % every == 0)
-        levels = np.sort(chunk[image, :, column], axis=1)
-        textured = (np.diff(levels, axis=1) != 0).sum(axis=1) + 1 >= FEWEST_LEVELS
-        images.append(first + image[textured])
-        marks.append(hashes[image, column][textured])
-    return np.concatenate(images), np.concatenate(marks)
-
-
-def join_by_marks(groups: np.ndarray, image: np.ndarray, mark: np.ndarray) -> np.ndarray:
-    """Join the groups of images that have a mark in common, and hence show the same data.
+def join_groups(groups: np.ndarray, component: np.ndarray) -> np.ndarray:
+    """Join the groups of images that show the same data.
 
     Parameters
     ----------
-    groups : (N,) ndarray of int
-        Group of each image.
-    image, mark : (K,) ndarray of int64
-        As ``column_marks`` returns them.
+    groups, component : (N,) ndarray of int
+        Two divisions of the images: by event, and by data.
 
     Returns
     -------
     joined : (N,) ndarray of int64
-        The new groups, counted from 0.
+        The new groups, counted from 0 in the order of their first images, whatever the numbers of the old ones.
     """
-    marks, mark = np.unique(mark, return_inverse=True)
     groups = np.unique(groups, return_inverse=True)[1]
-    n_groups = int(groups.max(initial=-1)) + 1
-    n_nodes = n_groups + len(marks)
-    links = coo_array((np.ones(len(image), np.int8), (groups[image], n_groups + mark)), shape=(n_nodes, n_nodes))
-    return connected_components(links, directed=False)[1][groups].astype(np.int64)
+    component = int(groups.max(initial=-1)) + 1 + np.unique(component, return_inverse=True)[1]
+    n_nodes = int(component.max(initial=-1)) + 1
+    links = coo_array((np.ones(len(groups), np.int8), (groups, component)), shape=(n_nodes, n_nodes))
+    joined = connected_components(links, directed=False)[1][groups]
+    _, first, number = np.unique(joined, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number].astype(np.int64)
 
 
-def check_no_shared_data(marks: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Raise InputError if images of two sets show the same stretch of data.
-
-    Parameters
-    ----------
-    marks : dict
-        Image and mark arrays of each split, as ``column_marks`` returns them.
-    """
-    names = list(marks)
-    for number, name in enumerate(names):
-        for other in names[number + 1 :]:
-            shared, here, there = np.intersect1d(marks[name][1], marks[other][1], return_indices=True)
-            if shared.size:
-                raise InputError(
-                    f"the split leaks: image {marks[other][0][there[0]]} of the {other} files shows the same data as "
-                    f"image {marks[name][0][here[0]]} of the {name} files"
-                )
+def check_no_shared_data(sets: dict[str, Split], links: np.ndarray) -> None:
+    """Raise InputError if one of the pairs of images (K, 2) that show the same data is of two sets."""
+    names, starts = list(sets), np.cumsum([0, *(len(images.indices) for images in sets.values())])
+    set_of = np.searchsorted(starts, links, side="right") - 1
+    for pair, (one, other) in zip(links, set_of, strict=True):
+        if one != other:
+            (one, here), (other, there) = sorted(((one, pair[0]), (other, pair[1])))
+            raise InputError(
+                f"the split leaks: image {there - starts[other]} of the {names[other]} files shows the same data as "
+                f"image {here - starts[one]} of the {names[one]} files"
+            )
 
 
-def find_events(dataset: DMTimeImages) -> np.ndarray:
-    """Find the event of each image: neighbours in a file that are shifted copies of each other belong to one.
-
-    A candidate gives a run of pages, each one sample later (or earlier) than the page before. In a set downsampled from
-    256 pixels by a factor f, pages f places apart are shifted by one column. Shuffled sets need a groups file.
-
-    Returns
-    -------
-    events : (N,) ndarray of int64
-        Counted from 0.
-    """
-    lags = sorted({1, max(1, NATIVE_RESOLUTION // dataset.resolution)})
-    first_of_event = np.ones(len(dataset), bool)
-    for start, images in zip(dataset.starts[:-1], dataset.files, strict=True):
-        joined = np.zeros(len(images), bool)
-        for lag in lags:
-            chunks = range(0, len(images) - lag, PAIRS_PER_CHUNK)
-            for first in tqdm(chunks, desc="find shifted copies", leave=False, disable=None, delay=2):
-                last = min(first + PAIRS_PER_CHUNK, len(images) - lag)
-                before, after = images[first:last], images[first + lag : last + lag]
-                shifted = shifted_copies(before, after, resampled=lag > 1)
-                forget(images)
-                # The pages between a page and its shifted copy belong to the same event.
-                for place in range(1, lag + 1):
-                    joined[first + place : last + place] |= shifted
-        first_of_event[start : start + len(images)] = ~joined
-    return np.cumsum(first_of_event) - 1
+def _warn_of_groups(images: Split, component: np.ndarray) -> None:
+    """Warn if pulses of different groups show the same data."""
+    pulse = np.flatnonzero(images.labels == 1)
+    assert images.events is not None
+    pairs, first = np.unique(np.stack((component[pulse], images.events[pulse])), axis=1, return_index=True)
+    n_groups, repeated = pairs.shape[1], np.flatnonzero(pairs[0, 1:] == pairs[0, :-1])
+    if repeated.size:
+        here, there = sorted((pulse[first[repeated[0]]], pulse[first[repeated[0] + 1]]))
+        logger.warning(
+            "groups: %d of the %d groups with a Pulse show the same data as another one, such as images %d and %d; "
+            "they are kept in one split",
+            np.isin(pairs[0], pairs[0, repeated]).sum(),
+            n_groups,
+            here,
+            there,
+        )
 
 
-def shifted_copies(before: np.ndarray, after: np.ndarray, resampled: bool = False) -> np.ndarray:
-    """Find the pairs of images that show the same data, shifted by one column.
-
-    Parameters
-    ----------
-    before, after : (N, H, W) ndarray of uint8
-        Compared pair by pair.
-    resampled : bool
-        Leave out the outer columns, whose values depend on neighbours outside the image.
-
-    Returns
-    -------
-    shifted : (N,) ndarray of bool
-    """
-    result = np.zeros(len(before), bool)
-    for left, right in ((before[:, :, 1:], after[:, :, :-1]), (before[:, :, :-1], after[:, :, 1:])):
-        if resampled:
-            left, right = left[:, :, 2:-2], right[:, :, 2:-2]
-        result |= (left == right).all(axis=(1, 2))
-        rest = np.flatnonzero(~result)
-        step = max(1, left.shape[1] // ROWS_COMPARED)
-        result[rest] |= _same_up_to_scale(left[rest, ::step], right[rest, ::step])
-    return result
+def _undecided(shared: SharedData) -> str:
+    """Describe what the comparison of pixels could not decide."""
+    n_smooth, n = int(shared.smooth.sum()), len(shared.smooth)
+    return (
+        f"{n_smooth} of {n} images have too little noise to be compared, and {100 * shared.missed:.2g} % of the pairs "
+        "that share half of their columns may have been missed"
+    )
 
 
-def _same_up_to_scale(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Find the pairs that agree after a linear rescaling of the grey levels, within the truncation to integers.
+def _warn_if_undecided(shared: SharedData, is_given: bool) -> None:
+    if max(shared.missed, shared.smooth.mean()) > MOST_UNDECIDED:
+        remedy = "compare the origins of the files" if is_given else "name a groups file with the event of each image"
+        logger.warning(
+            "the split is NOT PROVEN by the pixels, and scores may be too high: %s; %s", _undecided(shared), remedy
+        )
 
-    Each page is scaled by its own extremes: the scale changes when a bright column enters or leaves. It is the ratio of
-    the standard deviations, each corrected for the variance 1/12 of the truncation (Sheppard's correction).
-    """
-    n_pixels = left.shape[1] * left.shape[2]
-    x: np.ndarray = left.reshape(-1, n_pixels).astype(np.float32)
-    y: np.ndarray = right.reshape(-1, n_pixels).astype(np.float32)
-    inside = (x > 0) & (x < 255) & (y > 0) & (y < 255)
-    n = np.maximum(inside.sum(axis=1, keepdims=True), 1)
 
-    x = x - (x * inside).sum(axis=1, keepdims=True) / n
-    y = y - (y * inside).sum(axis=1, keepdims=True) / n
-    x *= inside
-    y *= inside
-    variance_x = (x * x).sum(axis=1, keepdims=True) / n
-    variance_y = (y * y).sum(axis=1, keepdims=True) / n
-    covariance = (x * y).sum(axis=1, keepdims=True) / n
-    # A correlation above 0.5 excludes unrelated noise before the exact comparison. Chosen by hand; not tuned on data.
-    correlated = covariance**2 > 0.25 * variance_x * variance_y
+def report(splits: dict[str, Split], shared: SharedData, has_groups: bool, is_given: bool) -> str:
+    """Return a table of what was read, and how images of the same event were found."""
+    rows: dict[str, list[str]] = {"split": list(splits)}
+    for split in splits.values():
+        pulse, events = split.labels == 1, split.events
+        snr = np.empty(0) if split.snr is None else split.snr[np.isfinite(split.snr)]
+        column = {
+            "images": str(len(pulse)),
+            "  Pulse": str(pulse.sum()),
+            "  Artefact": str((~pulse).sum()),
+            "events": "unknown" if events is None else str(len(np.unique(events))),
+            "  with a Pulse": "unknown" if events is None else str(len(np.unique(events[pulse]))),
+            "S/N": f"{snr.min():.3g} to {snr.max():.3g}" if snr.size else "unknown",
+            "  median": f"{np.median(snr):.3g}" if snr.size else "unknown",
+        }
+        for name, value in column.items():
+            rows.setdefault(name, []).append(value)
+    lines = [f"{name:<15}" + "".join(f"{value:>16}" for value in values) for name, values in rows.items()]
+    if is_given:
+        lines.append("the splits are separate files, whose images were compared with each other on their pixels")
+    else:
+        source = "the groups file and of " if has_groups else ""
+        lines.append(f"events are those of {source}images that show the same data, compared on their pixels")
+    return "\n".join(["what was read:", *lines, f"{len(shared.links)} pairs show the same data; {_undecided(shared)}"])
 
-    scale = np.sqrt(np.maximum(variance_y - 1 / 12, 1e-6) / np.maximum(variance_x - 1 / 12, 1e-6))
-    # Truncation changes a value by up to half a level in each image; twice that leaves room for the error of the fit.
-    agree = (np.abs(y - scale * x) <= 1.0 + scale).all(axis=1, keepdims=True)
-    # At least a quarter of the pixels must be neither 0 nor 255. Chosen by hand; not tuned on data.
-    enough = inside.mean(axis=1, keepdims=True) > 0.25
-    return (correlated & (covariance > 0) & agree & enough)[:, 0]
+
+def checksum_of(splits: dict[str, Split]) -> str:
+    """Return a checksum of the training and validation splits: indices, labels, events, ``DMTimeImages.checksum``."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in ("training", "validation"):
+        split = splits[name]
+        for values in (split.indices, split.labels, split.events):
+            total.update(b"" if values is None else values.astype(np.int64).tobytes())
+        total.update(split.dataset.checksum().encode())
+    return total.hexdigest()
 
 
 def split_by_event(

@@ -59,7 +59,7 @@ from single_pulse_classifier_training.runtime import (
     set_seed,
 )
 from single_pulse_classifier_training.set_description import with_descriptions
-from single_pulse_classifier_training.split import Split, load_splits
+from single_pulse_classifier_training.split import Split, checksum_of, load_splits
 from single_pulse_classifier_training.training_models import build_model
 from single_pulse_classifier_training.training_report import TrainingResult, check_learned, constant_loss, report
 from single_pulse_classifier_training.training_state import (
@@ -278,7 +278,8 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: 
         model = load_initial_weights(config, device)
     model = model.to(device).to(memory_format=torch.channels_last)
     set_seed(config.seed + ranks.rank)
-    splits = load_splits(config)
+    splits = load_splits(config, ranks)
+    data_checksum = ranks.from_writer(lambda: checksum_of(splits))
     name = f"{config.model_name}_{config.resolution}"
     folder = config.resolve(config.path_to_checkpoints) / f"ch_point_{name}"
     images = config.resolve(config.path_to_images)
@@ -288,9 +289,10 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: 
 
     loaders = build_loaders(config, splits, device, ranks)
     learner = build_learner(config, model, splits["training"].labels, len(loaders[0]), device, ranks)
-    progress, last = Progress(sums=torch.zeros(4, dtype=torch.float64, device=device)), folder / "last.pth"
+    sums, last = torch.zeros(4, dtype=torch.float64, device=device), folder / "last.pth"
+    progress = Progress(sums, data_checksum=data_checksum)
     if resuming and last.exists():
-        progress = resume(last, config, learner)
+        progress = resume(last, config, learner, data_checksum)
         logger.info("resuming epoch %d after %d batches", progress.epoch, progress.n_batches)
     elif last.exists():
         logger.warning("%s of an earlier training will be replaced; --resume would continue it", last)

@@ -50,6 +50,8 @@ class Progress:
         Its validation counts.
     best_path : Path, optional
         Its checkpoint.
+    data_checksum : str
+        Checksum of the training and validation splits.
     """
 
     sums: torch.Tensor
@@ -59,6 +61,7 @@ class Progress:
     best: dict[str, float] | None = None
     best_counts: ConfusionCounts | None = None
     best_path: Path | None = None
+    data_checksum: str = ""
 
     def finish_epoch(self, record: dict[str, float]) -> None:
         """Record a finished epoch and start the next one."""
@@ -88,11 +91,12 @@ def save_training_state(path: Path, checkpoint: Checkpoint, learner: Learner, pr
             "best": progress.best,
             "best_counts": asdict(progress.best_counts) if progress.best_counts else None,
             "best_path": progress.best_path.name if progress.best_path else None,
+            "data_checksum": progress.data_checksum,
         },
     )
 
 
-def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
+def resume(path: Path, config: TrainingConfig, learner: Learner, data_checksum: str) -> Progress:
     """Set the learner and the random generators to the state in last.pth.
 
     Parameters
@@ -102,6 +106,8 @@ def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
         Must agree with that of the interrupted training except for ``FREE_KEYS``.
     learner : Learner
         Changed in place.
+    data_checksum : str
+        Checksum of the training and validation splits.
 
     Returns
     -------
@@ -110,7 +116,7 @@ def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
     Raises
     ------
     InputError
-        If the file cannot be read, or belongs to a training with another config.
+        If the file cannot be read, or belongs to a training with another config or other data.
     """
     checkpoint, state = load_training_state(path)
     before, now = checkpoint.config, config.model_dump()
@@ -123,6 +129,11 @@ def resume(path: Path, config: TrainingConfig, learner: Learner) -> Progress:
             f"{config.scheduler} the learning rate depends on it, got {config.num_epochs}"
         )
     try:
+        if state["progress"]["data_checksum"] != data_checksum:
+            raise InputError(
+                f"{path}: the images, labels and groups must be those of the interrupted training, got others; start a "
+                "new training without --resume, or in another folder"
+            )
         return _restore(path, checkpoint, state, learner)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
@@ -158,6 +169,7 @@ def _restore(path: Path, checkpoint: Checkpoint, state: dict[str, Any], learner:
         best=progress["best"],
         best_counts=ConfusionCounts(**counts) if counts else None,
         best_path=path.with_name(best_path) if best_path else None,
+        data_checksum=progress["data_checksum"],
     )
 
 

@@ -136,7 +136,7 @@ def test_labels_of_several_files_follow_each_other(tmp_path):
 def test_groups_of_several_files(tmp_path):
     first, second = save(tmp_path / "g.npy", np.array(["b", "a", "b"])), save(tmp_path / "h.npy", np.array(["b", "c"]))
     assert load_groups([first], 3).tolist() == [1, 0, 1]
-    assert load_groups([first, second], 5).tolist() == [1, 0, 1, 1, 2]
+    assert load_groups([first, second], 5).tolist() == [1, 0, 1, 2, 3]
     with pytest.raises(InputError, match=r"groups: the number of values in .*g.npy must be 4, one per image, got 3"):
         load_groups([first], 4)
     with pytest.raises(InputError, match=r"groups: .*f.npy must hold integers or strings \(N,\), got float64 \(3,\)"):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -191,6 +192,22 @@ def test_resume_refuses_another_training(config):
     last.write_bytes(last.read_bytes()[:1000])
     done = train_here(config("a"), "--resume", returncode=2)
     assert "cannot be read: it is damaged" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("changed", ["images", "labels", "groups"])
+def test_resume_refuses_a_set_that_was_changed(data, config, tmp_path, changed):
+    """Same files and shapes, other content; a copy of the same files is accepted."""
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    np.save(data / "groups.npy", np.arange(400) // 8)
+    np.save(copy / "groups.npy", np.arange(400) // 8)
+    train_here(config("a", num_epochs=1, scheduler=None, groups="groups.npy"))
+    moved = {"num_epochs": 2, "scheduler": None, "groups": "groups.npy", "path_to_files": str(copy)}
+    train_here(config("a", **moved), "--resume")
+    content = np.load(copy / f"{changed}.npy")
+    content[[5, 300]] = content[[300, 5]] if changed == "images" else 1 - content[[5, 300]]
+    np.save(copy / f"{changed}.npy", content)
+    done = train_here(config("a", **(moved | {"num_epochs": 3})), "--resume", returncode=2)
+    assert "last.pth: the images, labels and groups must be those of the interrupted" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("key", "value"), [("optimiser", {}), ("rng_states", [{}]), ("progress", {"epoch": 2})])

@@ -1,23 +1,20 @@
 """Events, the split by event, and the check that no data are in two splits."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from single_pulse_classifier_training import shared_data_cache
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import DMTimeImages
-from single_pulse_classifier_training.split import (
-    check_split,
-    column_marks,
-    find_events,
-    join_by_marks,
-    load_splits,
-    split_by_event,
-)
+from single_pulse_classifier_training.shared_data import find_shared_data
+from single_pulse_classifier_training.shared_data_cache import cache_path
+from single_pulse_classifier_training.split import check_split, join_groups, load_splits, split_by_event
 
 
 def save(path, array):
@@ -88,50 +85,48 @@ def test_a_leaking_split_and_a_missing_class_are_refused():
         check_split(labels, groups, np.array([0, 1, 3]), np.array([2]))
 
 
-def candidate_pages(n_events: int, n_shifts: int, peak: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pages of 256 x 256 cut one sample apart and scaled by their own extremes, as the original makes them."""
-    random = np.random.default_rng(seed)
-    pages = []
+def candidate_pages(n_events: int, shifts: np.ndarray, peak: float, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pages of 256 x 256, cut around pulses at the given samples, scaled by their own extremes, then averaged."""
+    random = np.random.default_rng(0)
+    pages, factor = [], 256 // resolution
     for _ in range(n_events):
-        series = random.normal(size=(256, 256 + n_shifts)).astype(np.float32)
-        # A pulse that leaves the pages half-way, and the scale with it
-        series[100:140, n_shifts // 2 : n_shifts // 2 + 3] += peak
-        for start in range(n_shifts):
+        series = random.normal(size=(256, 512)).astype(np.float32)
+        series[100:140, 256:259] += peak
+        for start in shifts:
             page = series[:, start : start + 256]
-            pages.append(((page - page.min()) / np.ptp(page) * 255).astype(np.uint8))
-    return np.stack(pages), np.repeat(np.arange(n_events), n_shifts)
+            page = ((page - page.min()) / np.ptp(page) * 255).astype(np.uint8)
+            pages.append(page.reshape(resolution, factor, resolution, factor).mean(axis=(1, 3)).astype(np.uint8))
+    return np.stack(pages), np.repeat(np.arange(n_events), len(shifts))
 
 
-@pytest.mark.parametrize("peak", [0.0, 5.0, 50.0])
-@pytest.mark.parametrize("order", [1, -1])
-def test_shifted_copies_are_found_although_each_is_scaled_by_itself(tmp_path, peak, order):
-    pages, events = candidate_pages(4, 24, peak)
-    dataset = DMTimeImages([save(tmp_path / "i.npy", pages[::order])], np.zeros(len(pages), np.int64), 256)
-    assert np.array_equal(find_events(dataset), events)
+def components(tmp_path, *sets: np.ndarray, **options) -> np.ndarray:
+    """Which images show the same data, as numbers in the order of their first images."""
+    datasets = [
+        DMTimeImages([save(tmp_path / f"{number}.npy", images)], np.zeros(len(images), np.int64), images.shape[1])
+        for number, images in enumerate(sets)
+    ]
+    component = find_shared_data(datasets, **options).component
+    return join_groups(np.arange(len(component)), component)
 
 
-@pytest.mark.parametrize("resolution", [128, 32])
-def test_shifted_copies_are_found_in_downsampled_sets(tmp_path, resolution):
-    pages, events = candidate_pages(4, 40, 5.0)
-    factor = 256 // resolution
-    small = pages.reshape(-1, resolution, factor, resolution, factor).mean(axis=(2, 4)).astype(np.uint8)
-    dataset = DMTimeImages([save(tmp_path / "i.npy", small)], np.zeros(len(small), np.int64), resolution)
-    assert np.array_equal(find_events(dataset), events)
+@pytest.mark.parametrize(
+    ("peak", "resolution"), [(0.0, 256), (50.0, 256), (5.0, 128), (50.0, 128), (0.0, 32), (20.0, 32)]
+)
+def test_pages_of_one_event_are_found_at_any_shift_scale_size_and_order(tmp_path, peak, resolution):
+    """Shifts that are no multiple of a pixel, as of create_dataset.py --shifts 24."""
+    shifts = np.unique(np.round(np.linspace(0, 255, 24)).astype(int))
+    pages, events = candidate_pages(4, shifts, peak, resolution)
+    order = np.random.default_rng(1).permutation(len(pages))
+    found = components(tmp_path, pages[order])
+    assert np.array_equal(found, join_groups(events[order], np.arange(len(pages))))
 
 
 def test_independent_pages_with_the_same_pulse_are_separate_events(tmp_path):
-    """The pulses look alike, but the noise around them differs."""
-    pages = np.concatenate([candidate_pages(1, 1, peak, seed)[0] for seed in range(20) for peak in (0.0, 20.0)])
-    dataset = DMTimeImages([save(tmp_path / "i.npy", pages)], np.zeros(len(pages), np.int64), 256)
-    assert np.array_equal(find_events(dataset), np.arange(len(pages)))
-    pulses = DMTimeImages([save(tmp_path / "p.npy", pages[1::2])], np.zeros(20, np.int64), 256)
-    assert np.array_equal(find_events(pulses), np.arange(20))
-
-
-def test_events_do_not_cross_files(tmp_path):
-    pages, _ = candidate_pages(1, 8, 0.0)
-    paths = [save(tmp_path / "a.npy", pages[:5]), save(tmp_path / "b.npy", pages[5:6])]
-    assert find_events(DMTimeImages(paths, np.zeros(6, np.int64), 256)).tolist() == [0, 0, 0, 0, 0, 1]
+    """The pulses look alike, and a column is even the same, but the noise around them differs."""
+    for resolution in (256, 32):
+        pages = candidate_pages(20, np.array([120, 0]), 20.0, resolution)[0]
+        pages[::2, :, resolution // 2] = pages[0, :, resolution // 2]
+        assert np.array_equal(components(tmp_path, pages[::2]), np.arange(20))
 
 
 def sky(n_pages: int, n_samples: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -142,28 +137,31 @@ def sky(n_pages: int, n_samples: int, resolution: int, seed: int = 0) -> tuple[n
     return np.stack([series[:, start : start + resolution] for start in starts]), starts
 
 
-@pytest.mark.parametrize("resolution", [32, 128, 256])
+@pytest.mark.parametrize("resolution", [32, 256])
 def test_images_that_share_columns_are_joined_in_any_order(tmp_path, resolution):
     """Two pages that share half of their columns or more are one event; disjoint ones, without a chain, are two."""
     pages, starts = sky(40, 60 * resolution, resolution)
-    dataset = DMTimeImages([save(tmp_path / "i.npy", pages)], np.zeros(40, np.int64), resolution)
-    groups = join_by_marks(np.arange(40), *column_marks(dataset))
+    found = components(tmp_path, pages)
     order = np.argsort(starts)
     for before, after in zip(order, order[1:]):
         apart = starts[after] - starts[before]
         if apart <= resolution // 2:
-            assert groups[before] == groups[after]
+            assert found[before] == found[after]
         if apart >= resolution:
-            assert groups[before] != groups[after]
-    assert len(np.unique(groups)) < 40
+            assert found[before] != found[after]
+    assert len(np.unique(found)) < 40
+    both = components(tmp_path, pages[:20], pages[20:], only_between=True)
+    assert len(np.unique(found)) < len(np.unique(both)) < 40
 
 
-def test_columns_without_noise_join_nothing(tmp_path):
-    """Blank columns, and bright pixels on a blank page, say nothing about where a page comes from."""
+def test_images_without_noise_are_counted_and_join_nothing(tmp_path):
+    """Blank images, and those with bright pixels on a blank page, say nothing about where they come from."""
     pages = np.zeros((12, 64, 64), np.uint8)
     pages[np.arange(12), np.arange(12), :] = 200
-    dataset = DMTimeImages([save(tmp_path / "i.npy", pages)], np.zeros(12, np.int64), 64)
-    assert len(column_marks(dataset)[0]) == 0
+    pages[6:] = sky(6, 4000, 64)[0]
+    shared = find_shared_data([DMTimeImages([save(tmp_path / "i.npy", pages)], np.zeros(12, np.int64), 64)])
+    assert np.array_equal(shared.smooth, np.arange(12) < 6)
+    assert len(np.unique(shared.component[:6])) == 6
 
 
 @pytest.fixture
@@ -234,7 +232,7 @@ def test_a_shifted_copy_of_a_training_image_in_other_files_fails_the_run(tmp_pat
         load_splits(config(**{f"{leaking}_files": files}))
 
 
-def test_groups_that_divide_one_stretch_of_data_are_joined(tmp_path, config):
+def test_groups_that_divide_one_stretch_of_data_are_joined(tmp_path, config, caplog):
     """Every page has a group of its own, but pages 0 to 29 are shifted copies: they end in one split."""
     noise = (60 + 10 * np.random.default_rng(9).normal(size=(32, 90))).astype(np.uint8)
     pages = np.load(tmp_path / "set_32x32.npy")
@@ -243,3 +241,85 @@ def test_groups_that_divide_one_stretch_of_data_are_joined(tmp_path, config):
     save(tmp_path / "groups.npy", np.arange(60))
     splits = load_splits(config(groups="groups.npy"))
     assert (splits["validation"].indices < 30).all() or (splits["validation"].indices >= 30).all()
+    assert "15 of the 30 groups with a Pulse show the same data as another one, such as images 1 and 3" in caplog.text
+    assert np.array_equal(splits["validation"].indices, load_splits(config())["validation"].indices)
+
+
+def test_groups_are_those_of_their_file(tmp_path, config):
+    """Two sets that both count from 0: event 0 of one is not event 0 of the other."""
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.npy", sky(20, 40_000, 32, seed=ord(name))[0])
+        save(tmp_path / f"{name}_labels.npy", np.arange(20) // 10)
+        save(tmp_path / f"{name}_groups.npy", np.arange(20) // 5)
+    files = {key: [f"a{key}.npy", f"b{key}.npy"] for key in ("", "_labels", "_groups")}
+    splits = load_splits(
+        config(files_by_resolution={"32": files[""]}, labels=files["_labels"], groups=files["_groups"])
+    )
+    assert sum(len(np.unique(split.events)) for split in splits.values()) == 8
+
+
+def test_groups_of_the_description_are_used_where_the_config_names_none(tmp_path, config, caplog):
+    caplog.set_level(logging.INFO)
+    pages = sky(40, 40_000, 32)[0]
+    save(tmp_path / "my_training_32x32.npy", pages), save(tmp_path / "my_labels_training.npy", np.arange(40) // 20)
+    save(tmp_path / "my_groups_training.npy", np.arange(40) // 10)
+    description = {
+        "files_by_resolution": {"32": "my_training_32x32.npy"}, "labels": "my_labels_training.npy",
+        "groups": "my_groups_training.npy", "normaliser": "minmax", "dms": None, "tsamp_s": None, "page_s": None,
+        "n_images": 40, "classes": {"Pulse": 20, "Artefact": 20}, "n_events": 4, "pulse_free_hours": None,
+        "origin": [], "version": "0",
+    }  # fmt: skip
+    (tmp_path / "my_set.json").write_text(json.dumps(description))
+    splits = load_splits(config(files_by_resolution={"32": "my_training_32x32.npy"}, labels="my_labels_training.npy"))
+    assert len(splits["validation"].indices) == 20 and "my_groups_training.npy, as the description" in caplog.text
+
+
+def test_what_was_read_is_reported_and_a_split_that_is_not_proven_is_named(tmp_path, config, caplog):
+    caplog.set_level(logging.INFO)
+    save(tmp_path / "snr.npy", np.where(np.arange(60) % 2, np.arange(60.0), np.nan))
+    load_splits(config(snr="snr.npy"))
+    lines = caplog.text.splitlines()
+    table = {" ".join(line.split()[:-2]): line.split()[-2:] for line in lines if len(line.split()) > 2}
+    assert table["images"] == ["48", "12"] and table["Pulse"] == ["24", "6"]
+    assert "NOT PROVEN" not in caplog.text and "0 of 60 images have too little noise" in caplog.text
+
+    pages = np.load(tmp_path / "set_32x32.npy")
+    pages[:30] //= 40
+    save(tmp_path / "set_32x32.npy", pages)
+    load_splits(config())
+    assert "the split is NOT PROVEN by the pixels" in caplog.text and "30 of 60 images have too" in caplog.text
+    caplog.clear()
+    save(tmp_path / "groups.npy", np.arange(60) // 2)
+    load_splits(config(groups="groups.npy"))
+    assert "NOT PROVEN" not in caplog.text
+
+
+def test_images_are_compared_once_and_again_when_one_has_changed(tmp_path, config, monkeypatch):
+    searches = []
+    search = shared_data_cache.find_shared_data
+    monkeypatch.setattr(shared_data_cache, "find_shared_data", lambda *a, **k: searches.append(1) or search(*a, **k))
+    first = load_splits(config())
+    cache = cache_path(first["training"].dataset)
+    again = load_splits(config())
+    assert len(searches) == 1 and cache.parent == tmp_path
+    assert np.array_equal(first["validation"].indices, again["validation"].indices)
+
+    pages = np.load(tmp_path / "set_32x32.npy")
+    pages[[7, 8]] = pages[[8, 7]]
+    save(tmp_path / "set_32x32.npy", pages)
+    load_splits(config())
+    assert len(searches) == 2
+    for damaged in (cache.read_bytes()[:-40], b"", pages.tobytes()):
+        cache.write_bytes(damaged)
+        load_splits(config())
+    assert len(searches) == 5
+    load_splits(config())
+    assert len(searches) == 5
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    cache.unlink()
+    monkeypatch.setattr(shared_data_cache, "atomic_writer", refuse)
+    load_splits(config())
+    assert len(searches) == 6 and not cache.exists()

@@ -1,0 +1,284 @@
+"""Search for images that show the same stretch of data, at whatever shift and in whatever order.
+
+Two pages of one event show the same noise, shifted in time. Scaling a page by its own extremes multiplies its noise by
+another factor, and averaging pixels mixes neighbouring columns. The marks of an image survive both: they are the signs
+of random projections of differences between pixels, so they depend neither on the offset nor on the scale. Images
+smaller than the native resolution are smoothed and marked at every half pixel, because a shift need not be a whole
+number of their pixels (locality-sensitive hashing; Charikar 2002, STOC, 380). Equal marks only suggest a pair of images
+and a shift: the pixels decide.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
+
+from single_pulse_classifier_training.dataset import DMTimeImages, forget
+
+NATIVE_RESOLUTION = 256  # pixels; in smaller images a shift of one sample is a fraction of a pixel
+
+ROWS_MARKED, ROWS_COMPARED = 64, 32  # rows of different DM are nearly independent: more would only take longer
+IMAGES_PER_CHUNK = 64
+MOST_MARKS = 2**22  # per search, about 100 MB; of larger sets, a fixed part of the columns is marked
+FALSE_PAIRS = 0.25  # per image, expected from equal marks of unrelated columns
+ROUNDS, MOST_PAIRS = 3, 4  # rounds before the last; pairs per image that are compared in the last
+FEWEST_COMMON = 4  # two images are compared if they share at least a quarter of their columns
+PIXELS_AT_ONCE = 2**20  # of the images that are compared at once
+SMALLEST = 16  # pixels of images that are compared; no network takes so few
+LAG = 4
+"""Columns between the pixels whose difference is taken: beyond the smoothing, which reaches three columns."""
+TEXTURED = 0.75
+"""Fraction of the rows of a column that must differ from those ``LAG`` columns later. Gaussian noise with a standard
+deviation of 0.9 grey levels, and a variance of 1/12 from truncation, just reaches it."""
+SAME_DATA, SAME_DATA_BETWEEN_SETS = 0.8, 0.9
+"""Correlation that three quarters of the common columns must reach, for two images to show the same data.
+
+Measured on 40 pulses of S/N 8 to 40, and on 40 of S/N 20 to 300 at nearly the same DM in strong interference (both of
+simulate_observation.py), with minmax and robust. For pages of one event that share a quarter of their columns or more,
+99 of 100 have more than 0.9 (faint pulses) and 0.8 (bright ones); for pages of different pulses, with the pulses
+aligned, 99 of 100 have less than 0.27 at 64 pixels and 0.63 at 32, and the highest value was 0.86, of bright pulses at
+32 pixels. A false pair within a set only keeps two events in one split; between sets it ends the run, hence the higher
+limit.
+"""
+CLIP = 1.5
+"""Largest difference between pixels, in units of their mean: what is brighter is a pulse, which looks alike in pages of
+different data."""
+
+WORST_CORRELATION = {True: 0.99, False: 0.9}
+"""Correlation of two images of the same data, at the native resolution and at the worst fraction of a pixel below it:
+20 / sqrt(480) = 0.913 for the kernels of ``_smooth``, less the truncation to integers."""
+MOST_SEARCHES = 16
+SUFFICIENT_MARKS = 5.0
+"""Expected number of equal marks of two images that share half of their columns: exp(-5) of such pairs are missed."""
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """Images that show the same data.
+
+    Parameters
+    ----------
+    component : (N,) ndarray of int64
+        Images with the same number are connected by pairs that show the same data; counted from 0.
+    links : (K, 2) ndarray of int64
+        The pairs that connect them, compared on their pixels.
+    smooth : (N,) ndarray of bool
+        Images with too little noise to be compared.
+    equal_marks : float
+        Expected number of equal marks of two images that share half of their columns.
+    """
+
+    component: np.ndarray
+    links: np.ndarray
+    smooth: np.ndarray
+    equal_marks: float
+
+    @property
+    def missed(self) -> float:
+        """Fraction of such pairs that have no mark in common, and were not compared: of the Poisson distribution."""
+        return float(np.exp(-self.equal_marks))
+
+
+def find_shared_data(sets: Sequence[DMTimeImages], only_between: bool = False) -> SharedData:
+    """Find the images that show the same data.
+
+    Parameters
+    ----------
+    sets : sequence of DMTimeImages
+        The images are numbered through all of them.
+    only_between : bool
+        Compare only images of different sets.
+    """
+    images = _Images(sets)
+    if not len(images) or images.resolution < SMALLEST:
+        return SharedData(np.arange(len(images)), np.empty((0, 2), np.int64), np.zeros(len(images), bool), 0.0)
+    n, generator = len(images), np.random.default_rng(0)
+    part = images.set_of if only_between else np.arange(n)
+    component, links, smooth = np.arange(n), [np.empty((0, 2), np.int64)], np.zeros(n, bool)
+    equal_marks = 0.0
+    with tqdm(desc="leakage check", total=n, unit="image", leave=False, disable=None, delay=2) as bar:
+        for _ in range(MOST_SEARCHES):
+            bar.reset(n)
+            marks = _Marks.of(images, generator, bar, smooth)
+            equal_marks += marks.expected_equals
+            component, found = _join(images, marks.pairs(part), component)
+            links.append(found)
+            if equal_marks >= SUFFICIENT_MARKS:
+                break
+    return SharedData(component, np.concatenate(links), smooth, equal_marks)
+
+
+class _Images:
+    """Images of several sets under one numbering."""
+
+    def __init__(self, sets: Sequence[DMTimeImages]):
+        self.resolution, self.sets = sets[0].resolution, sets
+        self.files = [file for images in sets for file in images.files]
+        self.starts = np.cumsum([0, *(len(file) for file in self.files)])
+        self.set_of = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
+        self.rows = np.arange(0, self.resolution, max(1, self.resolution // ROWS_MARKED))
+        self.rows_compared = np.arange(0, self.resolution, max(1, self.resolution // ROWS_COMPARED))
+        self.is_native = self.resolution >= NATIVE_RESOLUTION
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def differences(self, indices: np.ndarray) -> np.ndarray:
+        """Return differences in DM and time, (n, rows - 1, C) float32: at every column, or half pixel if not native.
+
+        A pulse is smooth in DM and noise is not, so the difference in DM leaves mostly noise.
+        """
+        values = np.empty((len(indices), len(self.rows_compared), self.resolution), np.float32)
+        file_of = np.searchsorted(self.starts, indices, side="right") - 1
+        for number in np.unique(file_of):
+            file, chosen = self.files[number], np.flatnonzero(file_of == number)
+            values[chosen] = file[(indices[chosen] - self.starts[number])[:, None], self.rows_compared]
+            forget(file)
+        differences = _lagged(values[:, :-1] - values[:, 1:], self.is_native)
+        limit = CLIP * np.abs(differences).mean(axis=(1, 2), keepdims=True)
+        return np.clip(differences, -limit, limit, out=differences)
+
+
+def _lagged(values: np.ndarray, is_native: bool) -> np.ndarray:
+    """Return the differences of columns ``LAG`` apart; for smaller images, of smoothed columns at every half pixel."""
+    if is_native:
+        return values[..., :-LAG] - values[..., LAG:]
+    values = _smooth(values)
+    return values[..., : -2 * LAG] - values[..., 2 * LAG :]
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Smooth along time by (1 2 1) at each pixel and by (1 3 3 1) / 2 at each half pixel, (..., 2 R - 5).
+
+    Both kernels are about as wide, so a page is similar to another that is shifted by half a pixel.
+    """
+    smoothed = np.empty((*values.shape[:-1], 2 * values.shape[-1] - 5), np.float32)
+    pairs = values[..., :-1] + values[..., 1:]
+    pixels, half_pixels = smoothed[..., ::2], smoothed[..., 1::2]
+    np.add(pairs[..., :-1], pairs[..., 1:], out=pixels)
+    np.add(pixels[..., :-1], pixels[..., 1:], out=half_pixels)
+    half_pixels *= 0.5
+    return smoothed
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Marks of a search, all (K,): image, place in it and hash; and the expected number of equals of related images."""
+
+    image: np.ndarray
+    place: np.ndarray
+    mark: np.ndarray
+    expected_equals: float
+
+    @classmethod
+    def of(cls, images: _Images, generator: np.random.Generator, bar: tqdm, smooth: np.ndarray) -> "_Marks":
+        """Mark all images with new random projections, and note the smooth ones."""
+        weights = generator.normal(size=(32, len(images.rows) - 1)).astype(np.float32)
+        weights = np.pad(weights, ((0, 0), (0, 1))) - np.pad(weights, ((0, 0), (1, 0)))  # of differences in DM
+        per_pixel = 1 if images.is_native else 2
+        n_places = _lagged(np.zeros((1, images.resolution), np.float32), images.is_native).shape[-1]
+        selection = max(0, int(np.ceil(np.log2(max(1, len(images) * n_places) / MOST_MARKS))))
+        found: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int32), np.empty(0, np.int16), np.empty(0, np.uint32))]
+        first = 0
+        for images_of_set in images.sets:
+            for start, chunk in images_of_set.chunks(IMAGES_PER_CHUNK):
+                rows = np.ascontiguousarray(chunk[:, images.rows])
+                signs = _lagged(weights @ rows.astype(np.float32), images.is_native) > 0
+                marks = np.packbits(signs, axis=1).transpose(0, 2, 1).copy().view(">u4")[..., 0].astype(np.uint32)
+                textured = (rows[..., :-LAG] != rows[..., LAG:]).mean(axis=1) >= TEXTURED
+                smooth[first + start : first + start + len(chunk)] = textured.mean(axis=1) < 0.5
+                chosen = textured[:, np.arange(n_places) // per_pixel] & (marks < 2 ** (32 - selection))
+                image, place = np.nonzero(chosen)
+                found.append(((first + start + image).astype(np.int32), place.astype(np.int16), marks[image, place]))
+                bar.update(len(chunk))
+            first += len(images_of_set)
+        image, place, mark = (np.concatenate(part) for part in zip(*found, strict=True))
+        bits = min(32, selection + int(np.ceil(np.log2(max(1, len(mark) ** 2 / (FALSE_PAIRS * len(images)))))))
+        agreement = 1 - np.arccos(WORST_CORRELATION[images.is_native]) / np.pi  # of a sign; Goemans & Williamson 1995
+        common = n_places - per_pixel * images.resolution // 2
+        return cls(image, place, mark >> np.uint32(32 - bits), max(0, common) * agreement**bits)
+
+    def pairs(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return pairs of images of different parts with equal marks, the shift of each and the number of its marks.
+
+        Of several images with one mark, each is paired with the next only.
+        """
+        order = np.argsort(self.mark, kind="stable")
+        mark, image, place = self.mark[order], self.image[order].astype(np.int64), self.place[order].astype(np.int64)
+        equal = np.flatnonzero((mark[1:] == mark[:-1]) & (part[image[1:]] != part[image[:-1]]))
+        shift = place[equal] - place[equal + 1]
+        n, n_shifts = len(part), 4 * NATIVE_RESOLUTION * 16
+        key = (image[equal] * n + image[equal + 1]) * n_shifts + shift + n_shifts // 2
+        key, votes = np.unique(key, return_counts=True)
+        pair = key // n_shifts
+        best = np.lexsort((-votes, pair))
+        best = best[np.diff(pair[best], prepend=-1) != 0]
+        return pair[best] // n, pair[best] % n, key[best] % n_shifts - n_shifts // 2, votes[best]
+
+
+def _join(
+    images: _Images, pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], component: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compare suggested pairs of different components on their pixels.
+
+    In the first rounds, every component is compared with the one that has most marks in common with it (Boruvka's
+    algorithm), so that most pairs are connected before they are compared. All other pairs follow in the last round.
+
+    Returns
+    -------
+    component : (N,) ndarray of int64
+    links : (K, 2) ndarray of int64
+        Pairs that show the same data.
+    """
+    n, links = len(component), [np.empty((0, 2), np.int64)]
+    before, after, shift, votes = pairs
+    for last_round in (False,) * ROUNDS + (True,):
+        is_open = component[before] != component[after]
+        before, after, shift, votes = before[is_open], after[is_open], shift[is_open], votes[is_open]
+        if last_round:
+            chosen = np.argsort(-votes, kind="stable")[: MOST_PAIRS * n]
+        else:
+            node = np.concatenate((component[before], component[after]))
+            order = np.lexsort((-np.tile(votes, 2), node))
+            chosen = np.unique(order[np.diff(node[order], prepend=-1) != 0] % max(1, len(before)))
+        same = chosen[_show_same_data(images, before[chosen], after[chosen], shift[chosen])]
+        links.append(np.stack((before[same], after[same]), axis=1))
+        ends = component[before[same]], component[after[same]]
+        graph = coo_array((np.ones(len(same), np.int8), ends), shape=(n, n))
+        component = connected_components(graph, directed=False)[1][component].astype(np.int64)
+        rest = np.ones(len(before), bool)
+        rest[chosen] = False
+        before, after, shift, votes = before[rest], after[rest], shift[rest], votes[rest]
+    return component, np.concatenate(links)
+
+
+def _show_same_data(images: _Images, before: np.ndarray, after: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Compare pairs of images on their pixels: column c of the second image is column c + shift of the first."""
+    correlation = np.zeros(len(before), np.float32)
+    at_once = max(1, PIXELS_AT_ONCE // (len(images.rows_compared) * images.resolution))
+    for first in range(0, len(before), at_once):
+        chosen = slice(first, first + at_once)
+        differences = images.differences(np.concatenate((before[chosen], after[chosen])))
+        middle = len(differences) // 2
+        correlation[chosen] = _correlation(differences[:middle], differences[middle:], shift[chosen])
+    is_between = images.set_of[before] != images.set_of[after]
+    return correlation >= np.where(is_between, SAME_DATA_BETWEEN_SETS, SAME_DATA)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return the correlation that three of four common columns of differences (n, rows, C) reach; -1 if few are common."""
+    n_places = first.shape[-1]
+    n_common = n_places - np.abs(shift)
+    place = np.arange(n_places)
+    places = [np.minimum(place + np.maximum(sign * shift, 0)[:, None], n_places - 1)[:, None] for sign in (1, -1)]
+    x, y = (np.take_along_axis(d, p, axis=2) for d, p in zip((first, second), places, strict=True))
+    covariance = np.einsum("nij,nij->nj", x, y)
+    scale = np.sqrt(np.einsum("nij,nij->nj", x, x) * np.einsum("nij,nij->nj", y, y))
+    correlation = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
+    correlation[place >= n_common[:, None]] = -1
+    ranked = np.sort(correlation, axis=1)[:, ::-1]
+    lower_quartile = ranked[np.arange(len(shift)), 3 * n_common // 4]
+    return np.where(n_common >= n_places // FEWEST_COMMON, lower_quartile, -1)
