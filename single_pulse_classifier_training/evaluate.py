@@ -3,13 +3,14 @@
     python evaluate.py config.json checkpoint.pth                  the test split if the config has one, else validation
     python evaluate.py config.json checkpoint.pth --split training --keep-checkpoint
     python evaluate.py config.json checkpoint.pth --pulse-free sky.npy --page-s 0.0262 --max-false-per-hour 30
-    python evaluate.py --predictions predictions_best_test.npz     metrics and plots again, without network and data
+    python evaluate.py --predictions predictions_x_best_test.npz   metrics and plots again, without network and data
 
 Written atomically to the output folder:
     predictions_<checkpoint>_<split>.npz  labels, logits and S/N, from which the other two files are made
     metrics_<checkpoint>_<split>.json     metrics
     evaluation_<checkpoint>_<split>.png   plots: confusion matrix, ROC, precision-recall, calibration, recall by S/N,
                                           thresholds
+where <checkpoint> is "model" for model.pth, and "resnet18_256_best" for ch_point_resnet18_256/best.pth.
 Temperature (always fitted on the validation split), thresholds and metrics are stored in the checkpoint. Its default
 threshold is changed together with the temperature, so that the decisions stay the same, or is set to the threshold for
 --max-false-per-hour. With --keep-checkpoint the file is not changed.
@@ -31,6 +32,7 @@ import argparse
 import json
 import logging
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +45,13 @@ from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpo
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import DMTimeImages, build_loader, ordered_batches
-from single_pulse_classifier_training.evaluation import Predictions, measure, read_predictions, write_predictions
+from single_pulse_classifier_training.evaluation import (
+    Predictions,
+    check_not_of_another,
+    measure,
+    read_predictions,
+    write_predictions,
+)
 from single_pulse_classifier_training.plots import plot_evaluation
 from single_pulse_classifier_training.pulse_free import (
     RateOptions,
@@ -110,7 +118,7 @@ def predict_split(
     checkpoint: Checkpoint,
     path: Path,
     config: TrainingConfig,
-    name: str | None,
+    name: str,
     rates: RateOptions,
     device: torch.device,
 ) -> Predictions:
@@ -120,10 +128,10 @@ def predict_split(
     ----------
     checkpoint : Checkpoint
     path : Path
-        File of the checkpoint.
+        File of the checkpoint, an absolute path.
     config : TrainingConfig
-    name : str or None
-        Split to evaluate; None chooses "test" if there is one, else "validation".
+    name : str
+        Split to evaluate.
     rates : RateOptions
     device : torch.device
     """
@@ -131,7 +139,6 @@ def predict_split(
     page_s = page_length_s(rates, checkpoint, config)
     warn_of_differences(checkpoint, config)
     splits = load_splits(config)
-    name = name or ("test" if "test" in splits else "validation")
     if name not in splits:
         raise InputError(f"--split must be {' or '.join(splits)} for a config without test_files, got {name}")
     split, validation = splits[name], splits["validation"]
@@ -158,7 +165,7 @@ def predict_split(
         page_s=math.nan if why_not else page_s,
         rates=np.array(rates.false_per_hour or FALSE_PER_HOUR),
         max_false_per_hour=rates.max_false_per_hour or math.nan,
-        checkpoint=path.name,
+        checkpoint=str(path),
         split=name,
         model_name=checkpoint.model_name,
         resolution=checkpoint.resolution,
@@ -236,17 +243,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 raise InputError(f"{option} {value} cannot be combined with --predictions")
         predictions = with_options(read_predictions(Path(args.predictions)), rates)
         folder = make_output_folder(Path(args.output_dir or Path(args.predictions).parent), "--output-dir")
+        check_not_of_another(folder, predictions.checkpoint, predictions.split)
     else:
         if not args.checkpoint:
             raise InputError("give config.json and checkpoint.pth, or --predictions with a predictions file")
-        config, path = with_descriptions(load_config(args.config, TrainingConfig)), Path(args.checkpoint)
+        config, path = (
+            with_descriptions(load_config(args.config, TrainingConfig)),
+            Path(os.path.abspath(args.checkpoint)),
+        )
         folder = Path(args.output_dir or config.resolve(config.path_to_images))
         make_output_folder(folder, "--output-dir" if args.output_dir else "path_to_images")
         device = choose_device(args.device or config.device)
         checkpoint = load_checkpoint(path, device, config.model_name, config.resolution)
         if not args.keep_checkpoint:
             make_output_folder(path.parent, "checkpoint")
-        predictions = predict_split(checkpoint, path, config, args.split, rates, device)
+        split = args.split or ("test" if config.test_files else "validation")
+        check_not_of_another(folder, str(path), split)
+        predictions = predict_split(checkpoint, path, config, split, rates, device)
         files.append(folder / f"predictions_{predictions.name}.npz")
         write_predictions(files[0], predictions)
 

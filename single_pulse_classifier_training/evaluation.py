@@ -1,6 +1,7 @@
 """Predictions of a network for labelled images, and the metrics computed from them."""
 
 import math
+import re
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +23,8 @@ from single_pulse_classifier_training.input_files import NOT_NPY, check_archive,
 from single_pulse_classifier_training.metrics import average_precision, confusion_counts, recall_by, roc_auc
 from single_pulse_classifier_training.runtime import atomic_writer
 
+# Names, without .pth, that training.py gives to the checkpoints of all networks
+TRAINING_NAME = re.compile(r"best|last|prot-[\d.]+-[\d.]+-[\d.]+")
 # Bins of the recall by S/N, chosen by hand
 SNR_EDGES = (-np.inf, 6.0, 8.0, 10.0, 15.0, np.inf)
 
@@ -50,7 +53,9 @@ class Predictions:
         False positives per hour whose thresholds are measured.
     max_false_per_hour : float
         Rate that sets the default threshold, or NaN.
-    checkpoint, split, model_name, resolution : str, str, str, int
+    checkpoint : str
+        Absolute path of the checkpoint; only its name in files of earlier versions.
+    split, model_name, resolution : str, str, int
         What was evaluated.
     temperature, threshold : float
         Values in the checkpoint.
@@ -76,7 +81,7 @@ class Predictions:
     @property
     def name(self) -> str:
         """End of the names of the files of this evaluation."""
-        return f"{Path(self.checkpoint).stem}_{self.split}"
+        return evaluation_name(Path(self.checkpoint), self.split)
 
     @property
     def margin(self) -> np.ndarray:
@@ -87,6 +92,30 @@ class Predictions:
     def hours(self) -> float:
         """Hours of pulse-free pages; NaN if the length of a page is unknown."""
         return measured_hours(len(self.pulse_free_logits), self.page_s)
+
+
+def evaluation_name(checkpoint: Path, split: str) -> str:
+    """Return the end of the names of the files of an evaluation.
+
+    It has the name of the checkpoint, and that of its folder if training.py gives the same name to all networks.
+    """
+    folder = checkpoint.parent.name.removeprefix("ch_point_")
+    prefix = f"{folder}_" if folder and TRAINING_NAME.fullmatch(checkpoint.stem) else ""
+    return f"{prefix}{checkpoint.stem}_{split}"
+
+
+def check_not_of_another(folder: Path, checkpoint: str, split: str) -> None:
+    """Raise InputError if the folder has the evaluation of another checkpoint with the same name."""
+    path = folder / f"predictions_{evaluation_name(Path(checkpoint), split)}.npz"
+    try:
+        other = read_predictions(path).checkpoint
+    except InputError:  # missing, or damaged
+        return
+    if Path(other).is_absolute() and Path(checkpoint).is_absolute() and other != checkpoint:
+        raise InputError(
+            f"{path} has the evaluation of {other}, and would be replaced by that of {checkpoint}: give another "
+            "--output-dir, or remove it"
+        )
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -145,7 +174,7 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     counts = confusion_counts(p.labels, predicted)
     is_pulse = p.labels == 1
     return {
-        "checkpoint": p.checkpoint,
+        "checkpoint": Path(p.checkpoint).name,
         "model_name": p.model_name,
         "resolution": p.resolution,
         "side": p.split,  # readers of the file expect this key

@@ -96,7 +96,8 @@ def train_and_measure(args: argparse.Namespace, network: str, page_s: float) -> 
     rate = ["--pulse-free", sky, "--page-s", page_s, "--max-false-per-hour", args.false_per_hour]
     script(TRAINING / "evaluate.py", path, checkpoint, *rate)
     script(TRAINING / "evaluate.py", path, checkpoint, "--keep-checkpoint")  # at the threshold that it has now
-    metrics = json.loads((work / f"{model_name}_{side}" / "metrics_best_test.json").read_text())
+    name = f"{model_name}_{side}"
+    metrics = json.loads((work / name / f"metrics_{name}_best_test.json").read_text())
     recalls = {entry["snr"]: entry["recall"] for entry in metrics["recall_by_snr"]}
     loaded = load_checkpoint(checkpoint, "cpu")
     parameters = sum(tensor.numel() for tensor in loaded.model.parameters())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,27 @@ def test_predictions_and_options_of_earlier_versions_are_read(job):
     content["side"] = content.pop("split")
     np.savez(predictions, **content)
     assert evaluate("--predictions", predictions) == metrics
+
+
+def test_evaluations_of_two_checkpoints_do_not_replace_each_other(job, monkeypatch):
+    """Those that training.py calls best.pth differ in the network; other names are refused in another folder."""
+    monkeypatch.setattr("single_pulse_classifier_training.evaluate.plot_evaluation", lambda *_: None)  # takes long
+    config, path = job
+    out, options = config.parent / "out", ("--keep-checkpoint", "--split", "validation")
+    best = [config.parent / folder / "best.pth" for folder in ("ch_point_a_32", "ch_point_b_32", "again/ch_point_a_32")]
+    for copy in (*best, config.parent / "again" / "grey.pth"):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    for checkpoint in (path, best[0], best[1], best[0]):
+        evaluate(config, checkpoint, *options)
+    names = {file.name for file in out.glob("metrics_*")}
+    assert names == {f"metrics_{name}_validation.json" for name in ("grey", "a_32_best", "b_32_best")}
+    for second, first, name in ((best[2], best[0], "a_32_best"), (config.parent / "again" / "grey.pth", path, "grey")):
+        with pytest.raises(InputError, match=f"predictions_{name}_validation.npz has the evaluation of {first}, and"):
+            evaluate(config, second, *options)
+    evaluate(config, second, *options, "--output-dir", config.parent / "x")
+    with pytest.raises(InputError, match="would be replaced"):
+        evaluate("--predictions", config.parent / "x" / "predictions_grey_validation.npz", "--output-dir", out)
 
 
 def test_without_a_test_split_the_validation_split_is_evaluated(job):
