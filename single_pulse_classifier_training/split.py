@@ -105,7 +105,7 @@ def load_splits(config: TrainingConfig, ranks: Ranks | None = None) -> dict[str,
             _warn_of_groups(whole, shared.component[: len(groups)])
     logger.info("%s", report(splits, shared, whole.events is not None, is_given))
     if is_given or whole.events is None or len(np.unique(whole.events)) == len(whole.events):
-        _warn_if_undecided(shared, is_given)
+        _warn_if_undecided(shared, is_given, config.normaliser == "noise")
     return splits
 
 
@@ -202,12 +202,15 @@ def _undecided(shared: SharedData) -> str:
     )
 
 
-def _warn_if_undecided(shared: SharedData, is_given: bool) -> None:
-    if max(shared.missed, shared.smooth.mean()) > MOST_UNDECIDED:
-        remedy = "compare the origins of the files" if is_given else "name a groups file with the event of each image"
-        logger.warning(
-            "the split is NOT PROVEN by the pixels, and scores may be too high: %s; %s", _undecided(shared), remedy
+def _warn_if_undecided(shared: SharedData, is_given: bool, are_cutouts: bool) -> None:
+    reason = _undecided(shared) if max(shared.missed, shared.smooth.mean()) > MOST_UNDECIDED else None
+    if are_cutouts and not is_given:
+        reason = "cutouts of one candidate at different widths are no shifted copies"
+    if reason is not None:
+        remedy = (
+            "check that no observation is in two sets" if is_given else "name a groups file, of the event of each image"
         )
+        logger.warning("the split is NOT PROVEN by the pixels, and scores may be too high: %s; %s", reason, remedy)
 
 
 def report(splits: dict[str, Split], shared: SharedData, has_groups: bool, is_given: bool) -> str:

@@ -2,19 +2,22 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from single_pulse_classifier_training import shared_data_cache
+from pipeline_classifier import create_dataset, simulate_observation
+from single_pulse_classifier_training import shared_data_cache, training
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import DMTimeImages
 from single_pulse_classifier_training.shared_data import find_shared_data
 from single_pulse_classifier_training.shared_data_cache import cache_path
 from single_pulse_classifier_training.split import check_split, join_groups, load_splits, split_by_event
+from tests.command_line import run_here
 
 
 def save(path, array):
@@ -323,3 +326,68 @@ def test_images_are_compared_once_and_again_when_one_has_changed(tmp_path, confi
     monkeypatch.setattr(shared_data_cache, "atomic_writer", refuse)
     load_splits(config())
     assert len(searches) == 6 and not cache.exists()
+
+
+@pytest.fixture(scope="module")
+def made_sets(tmp_path_factory):
+    """Sets of the project's own scripts: few shifts of many pulses, all shifts of few; two normalisers, four sizes."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name, seconds, pulses, options in (("few", 12, 24, ["--shifts", 24]), ("all", 5, 8, [])):
+        observation = folder / f"{name}.fil"
+        run_here(simulate_observation, observation, "--duration-s", seconds, "--pulses", pulses)
+        for normaliser in ("minmax", "robust"):
+            done = run_here(
+                create_dataset, observation, "--normaliser", normaliser, "--output-dir", folder, *options,
+                "--name", f"{name}_{normaliser}", "--resolutions", 256, 128, 64, 32,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+def shuffled_copy(made_sets: Path, name: str, resolution: int, folder: Path, shuffled: bool) -> dict:
+    """Copy a set without its description, in order or shuffled, and with a wrong groups file; its training config."""
+    prefix = made_sets / f"{name}_DM_time_dataset_realbased"
+    size = "" if resolution == 256 else f"_{resolution}x{resolution}"
+    images = np.load(f"{prefix}_training{size}.npy")
+    order = np.random.default_rng(5).permutation(len(images)) if shuffled else np.arange(len(images))
+    save(folder / "images.npy", images[order]), save(folder / "wrong.npy", order)
+    for kind in ("labels", "groups"):
+        save(folder / f"{kind}.npy", np.load(f"{prefix}_{kind}_training.npy")[order])
+    return {
+        "path_to_files": "./", "resolution": resolution, "model_name": "DM_time_binary_classificator_241002_3",
+        "files_by_resolution": {str(resolution): "images.npy"}, "labels": "labels.npy", "device": "cpu",
+        "normaliser": name.split("_")[1], "num_epochs": 3, "learning_rate": 1e-3,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
+@pytest.mark.parametrize("resolution", [256, 128, 64, 32])
+@pytest.mark.parametrize("name", ["few_minmax", "few_robust", "all_minmax", "all_robust"])
+def test_sets_of_the_scripts_are_split_without_groups_as_with_them(
+    made_sets, tmp_path, caplog, name, resolution, shuffled
+):
+    """The same split, and hence the same accuracy, or a warning; also with a group for every image."""
+    content = shuffled_copy(made_sets, name, resolution, tmp_path, shuffled)
+    splits = {}
+    for groups in ("groups.npy", "wrong.npy", None):
+        (tmp_path / "config.json").write_text(json.dumps(content | {"groups": groups}))
+        splits[groups] = load_splits(load_config(tmp_path / "config.json", TrainingConfig))
+    assert "NOT PROVEN" not in caplog.text
+    true = np.load(tmp_path / "groups.npy")
+    for groups, split in splits.items():
+        parts = [set(true[split[part].indices]) for part in ("training", "validation")]
+        assert not parts[0] & parts[1], groups
+        assert np.array_equal(split["validation"].indices, splits["groups.npy"]["validation"].indices)
+
+
+@pytest.mark.slow
+def test_the_validation_accuracy_without_groups_is_that_with_them(made_sets, tmp_path):
+    content = shuffled_copy(made_sets, "few_robust", 32, tmp_path, shuffled=True)
+    accuracies = []
+    for groups in ("groups.npy", None):
+        (tmp_path / "config.json").write_text(json.dumps(content | {"groups": groups}))
+        done = run_here(training, tmp_path / "config.json")
+        line = next(line for line in done.stdout.splitlines() if line.startswith("validation:"))
+        accuracies.append(float(line.split()[-1]))
+    assert abs(accuracies[0] - accuracies[1]) <= 0.02
