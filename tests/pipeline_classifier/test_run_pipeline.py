@@ -302,7 +302,8 @@ def test_the_segmentation_fault_after_the_last_page_is_the_normal_end(site, imag
     assert np.array_equal(site.predictions(), expected(site)) and "dada_dbdedispdb ended" in out
     said = [record.getMessage() for record in caplog.records]
     assert sum("SIGSEGV" in line for line in said) == 1
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    warnings = {record.name for record in caplog.records if record.levelname == "WARNING"}
+    assert warnings <= {"pipeline_classifier.detection.classifiers"}, "only that this pair of networks was not measured"
     summary = json.loads((site.out / "summary_ob's.json").read_text())
     assert summary["pages"] == summary["pages_expected"] == N_PAGES and summary["first_page"] == 0
 

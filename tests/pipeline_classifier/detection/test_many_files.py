@@ -92,7 +92,7 @@ def test_resume_searches_the_files_of_a_process_that_did_not_run(observations, t
 @pytest.fixture
 def short(tmp_path) -> Path:
     """A config whose observation of 0.8 s has a pulse at 0.4 s; the results are in the folder ``out``."""
-    simulate(tmp_path / "short.fil", HEADER, 2048, [Pulse(0.4, 56.77, 40.0, 2.0)], Rfi(), seed=1)
+    simulate(tmp_path / "short.fil", HEADER, 2048, [Pulse(0.4, 56.77, 20.0, 2.0)], Rfi(), seed=1)
     (tmp_path / "models").mkdir()
     for name in ("default.pth", "candidate_classifier.pth"):
         shutil.copy(DEFAULT_CONFIG.with_name("models") / name, tmp_path / "models")
