@@ -275,8 +275,10 @@ def two_processes(config: Path, *options: str, signal_at: int = 0) -> tuple[list
         process.start()
         pipes.append(pipe)
         processes.append(process)
-    steps = [pipe.recv() for pipe in pipes]
+    steps = [pipe.recv() if pipe.poll(60) else -1 for pipe in pipes]
     for process in processes:
+        process.join(10)
+        process.kill()
         process.join()
     return [process.exitcode for process in processes], steps
 
