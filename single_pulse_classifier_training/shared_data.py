@@ -24,9 +24,9 @@ ROWS_MARKED, ROWS_COMPARED = 64, 32  # rows of different DM are nearly independe
 IMAGES_PER_CHUNK = 64
 MOST_MARKS = 2**22  # per search, about 100 MB; of larger sets, a fixed part of the columns is marked
 FALSE_PAIRS = 0.25  # per image, expected from equal marks of unrelated columns
-ROUNDS, MOST_PAIRS = 3, 4  # rounds before the last; pairs per image that are compared in the last
+ROUNDS, MOST_PAIRS = 8, 4  # rounds before the last; pairs per image that are compared in the last
 FEWEST_COMMON = 4  # two images are compared if they share at least a quarter of their columns
-PIXELS_AT_ONCE = 2**20  # of the images that are compared at once
+PIXELS_AT_ONCE = 2**17  # of the images that are compared at once
 SMALLEST = 16  # pixels of images that are compared; no network takes so few
 LAG = 4
 """Columns between the pixels whose difference is taken: beyond the smoothing, which reaches three columns."""
@@ -130,7 +130,7 @@ class _Images:
         return int(self.starts[-1])
 
     def differences(self, indices: np.ndarray) -> np.ndarray:
-        """Return differences in DM and time, (n, rows - 1, C) float32: at every column, or half pixel if not native.
+        """Return differences in DM and time, (n, C, rows - 1) float32: at every column, or half pixel if not native.
 
         A pulse is smooth in DM and noise is not, so the difference in DM leaves mostly noise.
         """
@@ -140,29 +140,31 @@ class _Images:
             file, chosen = self.files[number], np.flatnonzero(file_of == number)
             values[chosen] = file[(indices[chosen] - self.starts[number])[:, None], self.rows_compared]
             forget(file)
-        differences = _lagged(values[:, :-1] - values[:, 1:], self.is_native)
+        values = np.ascontiguousarray(values.transpose(0, 2, 1))
+        differences = _lagged(values[..., :-1] - values[..., 1:], self.is_native)
         limit = CLIP * np.abs(differences).mean(axis=(1, 2), keepdims=True)
         return np.clip(differences, -limit, limit, out=differences)
 
 
 def _lagged(values: np.ndarray, is_native: bool) -> np.ndarray:
-    """Return the differences of columns ``LAG`` apart; for smaller images, of smoothed columns at every half pixel."""
+    """Return differences of columns ``LAG`` apart, (n, R, K) to (n, C, K); if not native, of smoothed half pixels."""
     if is_native:
-        return values[..., :-LAG] - values[..., LAG:]
+        return values[:, :-LAG] - values[:, LAG:]
     values = _smooth(values)
-    return values[..., : -2 * LAG] - values[..., 2 * LAG :]
+    return values[:, : -2 * LAG] - values[:, 2 * LAG :]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Smooth along time by (1 2 1) at each pixel and by (1 3 3 1) / 2 at each half pixel, (..., 2 R - 5).
+    """Smooth along time by (1 2 1) at each pixel and by (1 3 3 1) / 2 at each half pixel, (n, R, K) to (n, 2 R - 5, K).
 
     Both kernels are about as wide, so a page is similar to another that is shifted by half a pixel.
     """
-    smoothed = np.empty((*values.shape[:-1], 2 * values.shape[-1] - 5), np.float32)
-    pairs = values[..., :-1] + values[..., 1:]
-    pixels, half_pixels = smoothed[..., ::2], smoothed[..., 1::2]
-    np.add(pairs[..., :-1], pairs[..., 1:], out=pixels)
-    np.add(pixels[..., :-1], pixels[..., 1:], out=half_pixels)
+    n, resolution, width = values.shape
+    smoothed = np.empty((n, 2 * resolution - 5, width), np.float32)
+    pairs = values[:, :-1] + values[:, 1:]
+    pixels, half_pixels = smoothed[:, ::2], smoothed[:, 1::2]
+    np.add(pairs[:, :-1], pairs[:, 1:], out=pixels)
+    np.add(pixels[:, :-1], pixels[:, 1:], out=half_pixels)
     half_pixels *= 0.5
     return smoothed
 
@@ -179,23 +181,24 @@ class _Marks:
     @classmethod
     def of(cls, images: _Images, generator: np.random.Generator, bar: tqdm, smooth: np.ndarray) -> "_Marks":
         """Mark all images with new random projections, and note the smooth ones."""
-        weights = generator.normal(size=(32, len(images.rows) - 1)).astype(np.float32)
-        weights = np.pad(weights, ((0, 0), (0, 1))) - np.pad(weights, ((0, 0), (1, 0)))  # of differences in DM
+        weights = generator.normal(size=(len(images.rows) - 1, 32)).astype(np.float32)
+        weights = np.pad(weights, ((0, 1), (0, 0))) - np.pad(weights, ((1, 0), (0, 0)))  # of differences in DM
         per_pixel = 1 if images.is_native else 2
-        n_places = _lagged(np.zeros((1, images.resolution), np.float32), images.is_native).shape[-1]
+        n_places = _lagged(np.zeros((1, images.resolution, 1), np.float32), images.is_native).shape[1]
         selection = max(0, int(np.ceil(np.log2(max(1, len(images) * n_places) / MOST_MARKS))))
         found: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int32), np.empty(0, np.int16), np.empty(0, np.uint32))]
         first = 0
         for images_of_set in images.sets:
             for start, chunk in images_of_set.chunks(IMAGES_PER_CHUNK):
                 rows = np.ascontiguousarray(chunk[:, images.rows])
-                signs = _lagged(weights @ rows.astype(np.float32), images.is_native) > 0
-                marks = np.packbits(signs, axis=1).transpose(0, 2, 1).copy().view(">u4")[..., 0].astype(np.uint32)
+                projections = rows.astype(np.float32).transpose(0, 2, 1) @ weights
+                marks = np.packbits(_lagged(projections, images.is_native) > 0, axis=2).view(">u4")[..., 0]
                 textured = (rows[..., :-LAG] != rows[..., LAG:]).mean(axis=1) >= TEXTURED
                 smooth[first + start : first + start + len(chunk)] = textured.mean(axis=1) < 0.5
                 chosen = textured[:, np.arange(n_places) // per_pixel] & (marks < 2 ** (32 - selection))
                 image, place = np.nonzero(chosen)
-                found.append(((first + start + image).astype(np.int32), place.astype(np.int16), marks[image, place]))
+                kept = marks[image, place].astype(np.uint32)
+                found.append(((first + start + image).astype(np.int32), place.astype(np.int16), kept))
                 bar.update(len(chunk))
             first += len(images_of_set)
         image, place, mark = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -272,14 +275,15 @@ def _show_same_data(images: _Images, before: np.ndarray, after: np.ndarray, shif
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return the correlation that three of four common columns of (n, rows, C) reach; -1 if few are common."""
-    n_places = first.shape[-1]
+    """Return the correlation that three of four common columns of (n, C, rows) reach; -1 if few are common."""
+    n_places = first.shape[1]
     n_common = n_places - np.abs(shift)
     place = np.arange(n_places)
-    places = [np.minimum(place + np.maximum(sign * shift, 0)[:, None], n_places - 1)[:, None] for sign in (1, -1)]
-    x, y = (np.take_along_axis(d, p, axis=2) for d, p in zip((first, second), places, strict=True))
-    covariance = np.einsum("nij,nij->nj", x, y)
-    scale = np.sqrt(np.einsum("nij,nij->nj", x, x) * np.einsum("nij,nij->nj", y, y))
+    pair = np.arange(len(shift))[:, None]
+    x = first[pair, np.minimum(place + np.maximum(shift, 0)[:, None], n_places - 1)]
+    y = second[pair, np.minimum(place + np.maximum(-shift, 0)[:, None], n_places - 1)]
+    covariance = np.einsum("nij,nij->ni", x, y)
+    scale = np.sqrt(np.einsum("nij,nij->ni", x, x) * np.einsum("nij,nij->ni", y, y))
     correlation = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
     correlation[place >= n_common[:, None]] = -1
     ranked = np.sort(correlation, axis=1)[:, ::-1]
