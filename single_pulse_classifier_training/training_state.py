@@ -199,9 +199,11 @@ class Interrupted(Exception):
 class Watch:
     """Decides when the training state must be saved: after a signal, and every ``interval_s`` seconds.
 
-    The first SIGINT or SIGTERM is only recorded; a second one has its default effect. Several processes must save, or
-    stop, after the same step. They agree on it about once per second (``AGREEMENT_S``), not after every step: a GPU is
-    idle while its process waits for the others.
+    SIGINT and SIGTERM are only recorded. A second SIGINT has its default effect, a second SIGTERM none: a batch system
+    and torchrun each send one to every process, and SIGKILL to those that do not end.
+
+    Several processes must save, or stop, after the same step. They agree on it about once per second (``AGREEMENT_S``),
+    not after every step: a GPU is idle while its process waits for the others.
 
     Parameters
     ----------
@@ -219,7 +221,8 @@ class Watch:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     def after_step(self, ranks: Ranks) -> tuple[int, bool]:
         """Return the signal that stops the training, or 0, and whether to save; all processes return the same."""

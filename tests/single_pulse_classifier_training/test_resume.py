@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_earlier_checkpoints_intact(confi
 def one_of_two(rank: int, port: int, arguments: list[str], signal_at: int, pipe) -> None:
     """Train as torchrun starts it, in a fork of the tests; send the number of steps before it ends.
 
-    The process of rank 1 gets SIGTERM after ``signal_at`` steps.
+    The process of rank 1 gets SIGTERM twice, as from a batch system and from torchrun, after ``signal_at`` steps.
     """
     steps = 0
     after_step = training_state.Watch.after_step
@@ -252,6 +252,7 @@ def one_of_two(rank: int, port: int, arguments: list[str], signal_at: int, pipe)
         nonlocal steps
         steps += 1
         if rank == 1 and steps == signal_at:
+            signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
         return after_step(watch, ranks)
 
