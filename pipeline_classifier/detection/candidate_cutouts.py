@@ -20,10 +20,10 @@ BRIGHTEST_SNR = 20.0
 
 The shape of a pulse does not depend on its S/N, but the network was trained on pulses of S/N 6 to 50, and values above
 20 sigma are clipped. The bow tie of a band-limited pulse is bright over many rows; scaled to S/N 30, some such pulses
-above S/N 3000 have a probability of 0.07. Chosen on 20 simulated observations (790 pulses of S/N 6 to 10,000, two fifths
-of those above 50 band-limited): with 20, 15, 12 and 10, events from a probability of 0.2 are 770, 772, 773 and 773 of
-the pulses, and 7, 8, 10 and 13 others. Below 20, broadband pulses of S/N 10,000 whose sweep is four widths lose more
-than 0.05 of their probability (tests/pipeline_classifier/test_bright_pulses.py).
+above S/N 3000 have a probability of 0.07. Chosen on 20 simulated observations (790 pulses of S/N 6 to 10,000, two
+fifths of those above 50 band-limited): with 20, 15, 12 and 10, the events from a probability of 0.2 are 770, 772, 773
+and 773 of the pulses, and 7, 8, 10 and 13 others. Below 20, broadband pulses of S/N 10,000 with a sweep of four widths
+lose more than 0.05 of their probability (tests/pipeline_classifier/test_bright_pulses.py).
 """
 
 

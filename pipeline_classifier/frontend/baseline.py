@@ -13,6 +13,9 @@ TILE = 2048
 CLIP = 3.0
 """Deviation, in sigma, at which one sample or bin is clipped in a mean. Chosen by hand; not tuned on data."""
 
+OUTLIERS = 30.0
+"""Standard deviation of a channel, in units of its robust one, from which outliers dominate it. Chosen by hand."""
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -21,7 +24,7 @@ class Sums:
     Attributes
     ----------
     centre : (nchans,) tensor
-        A value near the mean of each channel, in counts.
+        A value near the mean or median of each channel, in counts.
     means : (n // BIN, nchans) tensor
         Means over `BIN` samples, minus ``centre``, in counts.
     variances : (n // BIN, nchans) tensor
@@ -58,6 +61,11 @@ def bin_sums(raw: torch.Tensor) -> Sums:
     subset = raw[:: max(1, len(raw) // 64)].to(torch.float32)
     centre = subset.mean(dim=0)
     std = (subset - centre).square_().mean(dim=0).sqrt_()
+    # Numbers around another mean, much larger than the noise, would leave no digit of float32 for its variance.
+    middle = subset.median(dim=0).values
+    spread = 1.4826 * (subset - middle).abs_().median(dim=0).values
+    has_outliers = (spread > 0) & (std > OUTLIERS * spread)
+    centre, std = torch.where(has_outliers, middle, centre), torch.where(has_outliers, spread, std)
     std = torch.where(std > 0, std, 1.0)
     scale, shift = 1.0 / std, -centre / std
     n_tiles, bins_per_tile = max(1, n // TILE), min(TILE, n) // BIN

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 LEAST_NOISE = 0.95
-"""Lowest noise of a plane, in units of the noise of its source: lower values come from samples that were set to zero.
+"""Noise of a plane, in units of the noise of its source, below which samples that were set to zero have lowered it.
+
 Of the runs of pages of a simulated observation in strong interference 95 per cent have at least 0.98."""
+NOISE_PARTS, QUIETEST = 16, 0.7
+"""Stretches of time in which the noise of such a plane is measured, and its lower limit in units of that of the source.
+
+Beside a gap the noise is that of the source; where every channel has gaps it is lower, like the pulses there. On 24
+simulated observations in strong interference (1092 pulses of S/N 5 to 50), 922, 922 and 919 pulses are found with 0.7,
+0.75 and 0.8, and 918 with `LEAST_NOISE` for the whole plane; false events are 38, 38, 35 and 32.
+"""
 
 
 def boxcar_widths(longest: int) -> np.ndarray:
@@ -74,25 +82,53 @@ class BoxcarSearch:
     width: np.ndarray
 
 
+def plane_noise(values: np.ndarray, noise: float) -> np.ndarray:
+    """Measure the noise of a plane: 1.4826 times the median absolute value of every second sample of every second row.
+
+    Parameters
+    ----------
+    values : (n_dm, n) ndarray of float32
+        Rows of zero median.
+    noise : float
+        Noise where no sample was set to zero, 0 if not known.
+
+    Returns
+    -------
+    (1,) or (n,) ndarray of float32
+        Noise of the plane. Where it is less than `LEAST_NOISE` of ``noise``: of each column, interpolated between
+        `NOISE_PARTS` stretches of time, and at least `QUIETEST` and at most `LEAST_NOISE` of ``noise``.
+    """
+    sizes, n = np.abs(values[::2, ::2]), values.shape[1]
+    sigma = 1.4826 * _median(sizes) or values.std() or 1.0
+    if sigma >= LEAST_NOISE * noise:
+        return np.array([sigma], np.float32)
+    edges = np.linspace(0, sizes.shape[1], min(NOISE_PARTS, sizes.shape[1]) + 1).astype(int)
+    parts = [1.4826 * _median(sizes[:, first:end]) for first, end in zip(edges, edges[1:], strict=False)]
+    local = np.interp(np.arange(n), edges[:-1] + edges[1:], np.clip(parts, QUIETEST * noise, LEAST_NOISE * noise))
+    return local.astype(np.float32)
+
+
+def _median(values: np.ndarray) -> float:
+    """Upper median of an array of any shape."""
+    middle = values.size // 2
+    return np.partition(values, middle, axis=None)[middle]
+
+
 def boxcar_search(plane: np.ndarray, longest: int, noise: float = 0.0) -> BoxcarSearch:
     """Search every row of a DM-time plane with boxcars.
 
     Parameters
     ----------
     plane : (n_dm, n) ndarray of float32
-        The noise is 1.4826 times the median absolute deviation of every second value of every second row.
+        Values in any unit.
     longest : int
         Longest boxcar in samples.
     noise : float
-        Noise of the values where no sample was set to zero (`PageGrid.noise`); what is measured must be at least
-        `LEAST_NOISE` of it.
+        Noise of the values where no sample was set to zero (`PageGrid.noise`), 0 if not known.
     """
     n_dm, n = plane.shape
     values = np.nan_to_num(plane - np.partition(plane, n // 2, axis=1)[:, n // 2, None])
-    sizes = np.abs(values[::2, ::2]).ravel()
-    sigma = 1.4826 * np.partition(sizes, len(sizes) // 2)[len(sizes) // 2] or values.std() or 1.0
-    sigma = max(sigma, LEAST_NOISE * noise)
-    values /= np.float32(sigma)
+    values /= plane_noise(values, noise)
     total = np.zeros((n_dm, n + 1), dtype=np.float32)
     np.cumsum(values, axis=1, out=total[:, 1:])
     snr = np.full(plane.shape, -np.inf, dtype=np.float32)

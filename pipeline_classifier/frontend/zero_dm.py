@@ -20,6 +20,10 @@ from pipeline_classifier.frontend.impulses import (
 SIGNIFICANT = 5.0
 """Mean over the channels, in units of its noise, above which every channel of the sample is clipped at `CLIP` sigma."""
 
+BESIDE_IMPULSES = 2
+"""Samples on either side of one above the impulse threshold that do not contribute to the regression: in a stretch of
+bad data the mean over the channels crosses zero while the channels are thousands of sigma from it."""
+
 
 @dataclass(frozen=True)
 class ZeroDm:
@@ -76,7 +80,7 @@ def zero_dm_series(
     With x_c(t) the normalised samples of channel c and z(t) their mean over the good channels, least squares for
     x_c = b_c z + w_c gives b_c = sum(x_c z) / sum(z^2). One bright pulse or impulse would dominate both sums, so one
     factor z is replaced by an instrumental variable u, which is z clipped at `CLIP` sigma, and 0 above the impulse
-    threshold: b_c = sum(x_c u) / sum(z u).
+    threshold and beside it: b_c = sum(x_c u) / sum(z u).
 
     Subtracting a_c z (a_c = b_c for "zdot", a_c = 1 for "zero") leaves the variance
 
@@ -102,7 +106,8 @@ def zero_dm_series(
         m = len(rows)
         tile = x[:m].copy_(rows)
         torch.mv(tile, weight, out=z[:m]).sub_(base[:m])
-        torch.mul(z[:m].clamp(-clip, clip), z[:m].abs() <= threshold, out=u[:m])
+        size = F.max_pool1d(z[None, :m].abs(), 2 * BESIDE_IMPULSES + 1, stride=1, padding=BESIDE_IMPULSES)[0]
+        torch.mul(z[:m].clamp(-clip, clip), size <= threshold, out=u[:m])
         product.addmv_(tile.t(), u[:m])
     power = (instrument * series).sum().clamp_min(1e-30)
     # The sum above is over raw samples; here that over the baseline is subtracted.

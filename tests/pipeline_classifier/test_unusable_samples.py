@@ -47,6 +47,9 @@ def bad(kind: str, samples: np.ndarray) -> np.ndarray:
     elif kind.startswith("constant"):
         value, first, last = map(float, kind.split()[1:])
         block[sample(first) : sample(last)] = value
+    elif kind.startswith("noise"):
+        stretch = block[sample(0.8) : sample(1.1)]
+        stretch[:] = float(kind.split()[1]) * np.random.default_rng(5).random(stretch.shape)
     elif kind == "half of the band":
         for time_s in np.arange(0.1, 1.6, 0.2):
             block[sample(time_s) : sample(time_s + 0.05), :128] = 0
@@ -83,6 +86,8 @@ def searched(
         ("constant 100 0.1 0.59", "values_constant"),
         ("constant 0 0.5 0.59", "values_constant"),
         ("half of the band", "values_constant"),
+        ("noise 1e5", None),
+        ("noise 1e7", None),
     ],
 )
 def test_the_pulse_keeps_its_snr(tmp_path, samples, kind, key):
