@@ -1,5 +1,6 @@
 """Random observations as those on which the included models were trained: any band, any sampling time."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,17 +57,17 @@ def random_observation(number: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def pulse_free_observations(hours: float, folder: Path, seed: int = 0) -> Iterator[Path]:
-    """Simulate observations of strong interference without pulses until they have ``hours`` together.
+    """Simulate observations of strong interference without pulses until they have at least ``hours`` together.
 
     Their settings are those of `random_observation`. Each is removed from ``folder`` before the next one is made.
     """
     rng = np.random.default_rng(seed)
     number, left_s = 0, hours * 3600
-    while left_s > 3.6 * hours:  # up to a thousandth, which rounding to samples may leave
+    while left_s > 1e-6:
         settings = random_observation(number, rng)
         names = ("fch1", "foff", "nchans")
         header = replace(EFFELSBERG, tsamp=settings["tsamp_us"] * 1e-6, **{name: settings[name] for name in names})
-        nsamples = min(NSAMPLES, max(SHORTEST, round(left_s / header.tsamp)))
+        nsamples = min(NSAMPLES, max(SHORTEST, math.ceil(left_s / header.tsamp)))
         path = folder / f"pulse_free_{number:04d}.fil"
         rfi = random_rfi("strong", header, nsamples, settings["seed"])
         truth = simulate(path, header, nsamples, [], rfi, settings["seed"])
