@@ -11,7 +11,9 @@ observation, the number of its pulses that were found is printed last. Outputs a
 """
 
 import argparse
+import hashlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -125,8 +127,16 @@ def _is_simulated(path: Path) -> bool:
         return False
 
 
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def simulate_missing(path: Path, options: SimulationOptions) -> None:
-    """Simulate the observation that is not on disk; a file that was not simulated is never overwritten."""
+    """Simulate the observation that is not on disk; a file that was not simulated is never overwritten.
+
+    If it is the one that was simulated before, it keeps its modification time, and thus remains the same input.
+    """
     if path.exists() and not (truth_path(path).exists() and _is_simulated(path)):
         raise InputError(f"{path}: must be a new or simulated file, got another one; use another --output-dir")
     nsamples = max(1, round(options.duration_s / EFFELSBERG.tsamp))
@@ -134,7 +144,10 @@ def simulate_missing(path: Path, options: SimulationOptions) -> None:
     pulses = random_pulses(options.pulses, PulseRanges(), EFFELSBERG, nsamples, options.seed)
     rfi = random_rfi(options.rfi, EFFELSBERG, nsamples, options.seed)
     header = replace(EFFELSBERG, source_name=SIMULATED)
+    earlier = (_digest(path), path.stat()) if path.exists() else None
     simulate(path, header, nsamples, pulses, rfi, options.seed, progress=True)
+    if earlier and earlier[0] == _digest(path):
+        os.utime(path, ns=(earlier[1].st_atime_ns, earlier[1].st_mtime_ns))
     logger.info("simulated %s: %g s, %d pulses, %s interference", path, options.duration_s, len(pulses), options.rfi)
 
 

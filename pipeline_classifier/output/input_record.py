@@ -3,13 +3,14 @@
 Outputs are named after the file that was searched, without its folder, so that two observations may have outputs of the
 same names. Three cases are distinguished:
 
-- The same input again, also with other settings: the results are replaced. The input is the same if path and content
-  are, or if content, size and time of the last change are, as of a file that was moved.
+- The same input again, also with other settings: the results are replaced. The input is the same if content, size and
+  modification time are, also if the file was moved.
 - Another input: the search is refused before it starts. The outputs of two observations under one name could only be
   distinguished by reading the summary, `catalogue.csv` would list one of them, and two commands with --resume would
   replace the results of each other without end. A search that was refused can be repeated at any time.
-- The file at the same path has another content: its earlier results are kept under other names, as those of a ring are,
-  since what they were made from no longer exists.
+- The file at the same path has another content, or another modification time, as only parts of the content are
+  compared: its earlier results are kept under other names, as those of a ring are, since what they were made from may
+  no longer exist. `run_pipeline_simulation.py` keeps the modification time of what it has simulated again unchanged.
 """
 
 import json
@@ -49,8 +50,8 @@ def recorded(folder: Path, name: str) -> InputFiles:
 
 
 def has_changed(earlier: InputFiles, now: InputFiles) -> bool:
-    """Whether the input, as `check_input` has found it, had another content when the earlier results were made."""
-    return bool(earlier) and _values(earlier, "size", "content") != _values(now, "size", "content")
+    """Whether the input, as `check_input` has found it, has been written since the earlier results were made."""
+    return bool(earlier) and _values(earlier, *UNMOVED) != _values(now, *UNMOVED)
 
 
 def check_input(folder: Path, name: str, files: Sequence[Path]) -> None:

@@ -90,10 +90,13 @@ def test_what_is_simulated_is_found(tmp_path):
     assert re.search(rf"injected pulses found {recovery.found.sum()} of 12\n", done.stdout)
     assert re.search(rf"false events {recovery.false_events.sum()} ", done.stdout)
 
-    # Once more over its own files, with another seed.
+    # Once more over its own files: with the same options, results are replaced; with another seed, they are kept.
+    again = dry_run("-c", tmp_path / "config.json", "--output-dir", out, *SHORT)
+    assert again.returncode == 0 and {path.name for path in out.iterdir()} == names
     again = dry_run("-c", tmp_path / "config.json", "--output-dir", out, "--duration-s", 3, "--pulses", 2, "--no-plots")
     assert again.returncode == 0, again.stderr
     assert len(read_truth(out / "absent_truth.csv")) == 2
+    assert len(list(out.glob("candidates_absent.2*.csv"))) == 1
     assert len(np.load(out / "predictions_absent.npy")) == -(-round(3 / 102.4e-6) // 256)
 
 
