@@ -59,6 +59,7 @@ from pipeline_classifier.simulation.injection import inject
 from pipeline_classifier.simulation.observation import (
     MOST_PULSES,
     PulseRanges,
+    check_not_foreign,
     known_pulses,
     random_pulses,
     truth_path,
@@ -220,8 +221,8 @@ def pulses_to_inject(options: InjectionOptions, config: PipelineConfig) -> list[
 def injected_path(options: InjectionOptions, folder: Path) -> Path:
     """Return the path of the file with pulses; InputError if a kept one would replace another file."""
     path = folder / f"{options.path.stem}_injected.fil"
-    if options.keep and path.exists() and not truth_path(path).exists():
-        raise InputError(f"{path}: must be a new file or have a truth table, got one without; use another --output-dir")
+    if options.keep:
+        check_not_foreign(path, "--output-dir")
     return path
 
 

@@ -12,7 +12,8 @@ Writes OUT.fil (8 bit) and the truth table OUT_truth.csv with one row per pulse:
 highest channel, DM, S/N, width of the intrinsic Gaussian (FWHM), width of the best boxcar, scattering time at 1 GHz,
 spectral index, scintillation bandwidth, and centre and width of the spectrum of band-limited bursts (otherwise empty).
 The S/N is that of the best boxcar on the noise-free profile summed over all channels; a search finds less where
-channels are dead, noisy or masked. The same options and seed give identical files.
+channels are dead, noisy or masked. The same options and seed give identical files. An existing OUT.fil without a truth
+table is not replaced.
 """
 
 import argparse
@@ -30,7 +31,14 @@ if __name__ == "__main__":
 
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.simulation.interference import RFI_LEVELS, random_rfi
-from pipeline_classifier.simulation.observation import EFFELSBERG, PulseRanges, check_size, random_pulses, simulate
+from pipeline_classifier.simulation.observation import (
+    EFFELSBERG,
+    PulseRanges,
+    check_not_foreign,
+    check_size,
+    random_pulses,
+    simulate,
+)
 from single_pulse_classifier_training.cli import InputError, run_script
 
 logger = logging.getLogger(__name__)
@@ -88,6 +96,7 @@ def run(args: argparse.Namespace) -> Path:
     )
     header.check(args.output)
     output_name(args.output)  # the truth table, written last, is named after it too
+    check_not_foreign(args.output, "name")
     nsamples = max(1, round(duration_s / header.tsamp))
     check_size(args.output, header, nsamples)
     logger.info("%s: %.4g s, %.3g GB", args.output, nsamples * header.tsamp, nsamples * header.bytes_per_sample / 1e9)

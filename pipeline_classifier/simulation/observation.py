@@ -106,6 +106,12 @@ def check_size(path: str | Path, header: Header, nsamples: int) -> None:
     check_free_space(path, nsamples * header.bytes_per_sample)
 
 
+def check_not_foreign(path: Path, advice: str) -> None:
+    """Raise InputError if a simulation would replace a file without a truth table, which was not simulated."""
+    if path.exists() and not truth_path(path).exists():
+        raise InputError(f"{path}: must be a new file or have a truth table, got one without; use another {advice}")
+
+
 def check_free_space(path: str | Path, size: int) -> None:
     """Raise InputError if the disk has no room for a file of ``size`` bytes."""
     folder = Path(path).absolute().parent

@@ -60,6 +60,22 @@ def test_a_wrong_option_ends_in_one_sentence(tmp_path, options, named):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_was_not_simulated_is_not_overwritten(tmp_path):
+    small = ("--nchans", 32, "--foff", -10, "--duration-s", 1, "--pulses", 0)
+    (tmp_path / "a.fil").write_bytes(b"precious")
+    done = run_script("a.fil", *small, folder=tmp_path)
+    assert done.returncode == 2 and done.stderr == (
+        "simulate_observation.py: error: a.fil: must be a new file or have a truth table, got one without; "
+        "use another name\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.fil"]
+    assert (tmp_path / "a.fil").read_bytes() == b"precious"
+    assert run_script("b.fil", *small, folder=tmp_path).returncode == 0
+    before = (tmp_path / "b.fil").read_bytes()
+    assert run_script("b.fil", *small, "--seed", 1, folder=tmp_path).returncode == 0
+    assert (tmp_path / "b.fil").read_bytes() != before
+
+
 def test_a_name_too_long_for_the_truth_table_is_refused_before_the_simulation(tmp_path):
     done = run_script("x" * 240 + ".fil", folder=tmp_path)
     assert done.returncode == 2 and "must have at most 209 bytes" in done.stderr and "Traceback" not in done.stderr
