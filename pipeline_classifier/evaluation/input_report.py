@@ -37,15 +37,14 @@ def find_obstacles(report: Report) -> list[str]:
 def find_warnings(report: Report) -> list[str]:
     """Return what a search will miss or measure wrongly, one phrase each."""
     span = (report["dm_highest"] - report["dm_lowest"]) / report["dm_step"] * 2 * report["dm_step_smearing_samples"]
-    smeared, swept = report["first_dm_smeared_past_page"], report["first_dm_swept_past_file"]
-    window_s, factor = report["baseline_window_s"], report.get("times_real_time")
+    smeared, window_s = report["first_dm_smeared_past_page"], report["baseline_window_s"]
+    factor = report.get("times_real_time")
     found = {
         f"{report['bytes_left_over']} bytes after the last whole sample are not read": report["bytes_left_over"] > 0,
         f"all {report['nifs']} IFs are added, which is wrong for Stokes parameters": report["nifs"] > 1,
         "the observation is shorter than a page, which is padded with zeros": report["duration_s"]
         < report["longest_page_s"],
         f"with fewer than {FEWEST_SAMPLES} samples no channel is masked": report["nsamples"] < FEWEST_SAMPLES,
-        f"from DM {swept or 0:g} on, the sweep is longer than the observation": swept is not None,
         f"from DM {smeared or 0:g} on, the smearing within a channel is longer than a page": smeared is not None,
         f"pulses longer than {window_s:g} s are removed with the baseline although they fit into a page": (
             0 < window_s < report["longest_page_s"]

@@ -272,6 +272,11 @@ def input_warnings(
     ]
     if len(settings.dms) < FEWEST_DMS:
         warnings.append(f"with fewer than {FEWEST_DMS} trial DMs pulses are missed, and there are {len(settings.dms)}")
+    duration_s = file.nsamples // settings.cleaning.td * settings.cleaning.td * file.tsamp
+    sweeps_s = dispersion_delay(np.asarray(settings.dms), frequencies[-1], frequencies[0])
+    if (beyond := sweeps_s > duration_s).any():
+        dm = np.asarray(settings.dms)[beyond][0]
+        warnings.append(f"from DM {dm:g} on, the sweep is longer than the observation")
     return warnings
 
 

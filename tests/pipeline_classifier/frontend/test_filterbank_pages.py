@@ -50,6 +50,16 @@ def peak_of(source: FilterbankPages) -> tuple[float, float, float]:
     return source.grid.dms[peak.row], (peak.column + peak.width / 2) * source.grid.tsamp, peak.snr
 
 
+@pytest.mark.parametrize("lowest, first", [(0.0, None), (7000.0, 7800.0), (9000.0, 9000.0)])
+def test_a_sweep_longer_than_the_observation_gives_a_warning(observation, caplog, lowest, first):
+    """At DM 7706.4 the sweep over the band is 8 s."""
+    FilterbankPages(observation, FrontEndSettings(lowest + 100.0 * np.arange(32)))
+    found = [message for message in caplog.messages if "sweep" in message]
+    assert found == (
+        [f"{observation}: from DM {first:g} on, the sweep is longer than the observation"] if first else []
+    )
+
+
 def test_pages_are_in_units_of_noise_and_show_the_pulse(observation):
     source = FilterbankPages(observation, FrontEndSettings(DMS))
     dm, time_s, snr = peak_of(source)
