@@ -171,13 +171,25 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the file is missing, not JSON, or holds something else.
+        If the file is missing, not JSON, holds something else, or has a key twice in one object.
     """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                raise InputError(
+                    f"{path}: key {_shown(key)} must have one value, got {_shown(content[key])} and {_shown(value)}"
+                )
+            content[key] = value
+        return content
+
     check_is_file(path, "config file")
     if path.stat().st_size > LARGEST_CONFIG_BYTES:
         raise InputError(f"{path} must be a JSON file of at most {LARGEST_CONFIG_BYTES:,} bytes")
     try:
-        content = json.loads(path.read_bytes())  # of bytes, the encoding is found, also with a byte-order mark
+        # Of bytes, the encoding is found, also with a byte-order mark.
+        content = json.loads(path.read_bytes(), object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON: {error.msg}, line {error.lineno} column {error.colno}") from None
     except UnicodeDecodeError:
