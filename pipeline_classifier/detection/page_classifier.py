@@ -68,7 +68,7 @@ class PageClassifier:
         Returns
         -------
         probabilities : (B,) ndarray of float32
-            -1 for a page that is constant or not finite, and where the network gives no finite number.
+            -1 for a page that is constant, not finite or out of range, and where the network gives no finite number.
         counts : PageCounts
         """
         shown = np.arange(len(batch))

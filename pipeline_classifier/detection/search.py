@@ -234,7 +234,7 @@ def complete_summary(
     classified = int(sum((result.predictions != NOT_CLASSIFIED).sum() for result in layers))
     unusable = pages - classified - (summary.pages_without_output or 0)
     if unusable:
-        logger.warning("%s: %d of %d pages are constant or not finite", name, unusable, pages)
+        logger.warning("%s: %d of %d pages are constant, not finite or out of range", name, unusable, pages)
     for what, n, of in (
         ("pages", summary.pages_without_output, pages),
         ("candidates", summary.candidates_without_output, summary.candidates),
@@ -311,5 +311,6 @@ def check_classified(name: object, summary: RunSummary, config: PipelineConfig) 
             )
     if summary.pages and not summary.pages_classified:
         raise InputError(
-            f"{name}: a page must be finite and not constant to be classified, got none among {summary.pages}"
+            f"{name}: to be classified, a page must be finite, not constant and small enough to be scaled in float32, "
+            f"got none among {summary.pages}"
         )

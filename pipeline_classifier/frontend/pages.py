@@ -188,7 +188,7 @@ def to_images(
     images : (B, resolution, resolution) Tensor of uint8
         On ``device``, row 0 = highest DM.
     unusable : (B,) Tensor of bool
-        Pages that are constant or not finite; their images are zero.
+        Pages that are constant, not finite, or too large to be scaled in float32; their images are zero.
     """
     values = on_device(pages, device)
     if normaliser == "minmax":
@@ -203,7 +203,9 @@ def to_images(
         black, white = (torch.full((len(values),), sigmas, device=values.device) for sigmas in ROBUST_RANGE)
     else:
         raise ValueError(f"normaliser must be one of {', '.join(NORMALISERS)}, got {normaliser!r}")
-    images = _grey_levels(values, black, white - black)
+    extent = white - black
+    unusable |= ~torch.isfinite(extent)
+    images = _grey_levels(values, black, extent)
     if unusable.any():  # writing through a mask takes as long if it is all False
         images[unusable] = 0
     return resize(images, resolution), unusable

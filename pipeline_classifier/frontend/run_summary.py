@@ -34,7 +34,7 @@ class RunSummary:
     pages_expected: int | None = _entry("pages expected")
     pages: int | None = _entry("pages")
     pages_classified: int | None = _entry("pages classified")
-    pages_unusable: int | None = _entry("pages constant or not finite")
+    pages_unusable: int | None = _entry("pages constant, not finite, out of range")
     pages_without_output: int | None = _entry("pages without finite output of the model")
     pages_gated: int | None = _entry("pages below snr_gate")
     pages_with_pulse: int | None = _entry("pages with a pulse")

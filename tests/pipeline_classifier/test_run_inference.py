@@ -164,14 +164,17 @@ def test_constant_and_non_finite_pages_are_not_classified(pages, tmp_path):
     assert np.load(tmp_path / "predictions_batch.npy").tolist() == [-1, 1, -1, 1, -1, 1, 0, 1]
     assert (np.load(tmp_path / "probabilities_batch.npy")[[0, 2, 4]] == -1).all()
     assert json.loads((tmp_path / "summary_batch.json").read_text())["pages_unusable"] == 3
-    assert any(line.split()[-2:] == ["finite", "3"] for line in done.stdout.splitlines())
-    np.save(tmp_path / "batch.npy", np.full((3, 256, 256), 7, np.uint8))
-    done = run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path)
-    assert done.returncode == 2 and done.stderr.endswith(
-        "batch.npy: a page must be finite and not constant to be classified, got none among 3\n"
-    )
-    assert np.load(tmp_path / "predictions_batch.npy").tolist() == [-1, -1, -1]
-    assert candidates(tmp_path / "candidates_batch.csv") == []
+    assert any(line.endswith("pages constant, not finite, out of range  3") for line in done.stdout.splitlines())
+    large = np.linspace(0, 1e38, 3 * 256 * 256, dtype=np.float32).reshape(3, 256, 256)
+    for unusable in np.full((3, 256, 256), 7, np.uint8), large:
+        np.save(tmp_path / "batch.npy", unusable)
+        done = run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path)
+        assert done.returncode == 2 and done.stderr.endswith(
+            "batch.npy: to be classified, a page must be finite, not constant and small enough to be scaled in float32, "
+            "got none among 3\n"
+        )
+        assert np.load(tmp_path / "predictions_batch.npy").tolist() == [-1, -1, -1]
+        assert candidates(tmp_path / "candidates_batch.csv") == []
 
 
 def overflowing(name: str, folder: Path) -> Path:
@@ -199,7 +202,7 @@ def test_pages_whose_probability_is_not_finite_are_not_classified(pages, tmp_pat
     assert (np.load(tmp_path / "probabilities_batch.npy") == -1).all()
     summary = json.loads((tmp_path / "summary_batch.json").read_text())
     assert (summary["pages_classified"], summary["pages_unusable"], summary["pages_without_output"]) == (0, 1, 7)
-    assert "batch: 1 of 8 pages are constant or not finite" in caplog.messages
+    assert "batch: 1 of 8 pages are constant, not finite or out of range" in caplog.messages
     assert "batch: the model has no finite output for 7 of 8 pages" in caplog.messages
 
 

@@ -66,7 +66,7 @@ def searched(
         file.write(block[:, None])
     done = run_here(run_inference, "-c", config, "--filterbank", path, "--output-dir", path.parent, "--no-plots")
     assert done.returncode == code, done.stderr
-    assert not code or f"{path}: a page must be finite and not constant to be classified" in done.stderr
+    assert not code or f"{path}: to be classified, a page must be finite, not constant and" in done.stderr
     with open(path.parent / f"candidates_{path.stem}.csv", newline="") as file:
         events = list(csv.DictReader(file))
     return events, json.loads((path.parent / f"summary_{path.stem}.json").read_text())

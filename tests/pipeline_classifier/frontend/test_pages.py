@@ -105,6 +105,15 @@ def test_constant_and_non_finite_pages_are_zero_and_flagged(normaliser, value, w
     np.testing.assert_array_equal(images[[0, 2]], to_images(random_pages(), normaliser, 64)[0][[0, 2]])
 
 
+@pytest.mark.parametrize("normaliser", ["minmax", "robust"])
+def test_a_page_too_large_to_be_scaled_is_zero_and_flagged(normaliser):
+    """All its values are finite, but not the range that is scaled."""
+    pages = random_pages()
+    pages[1] = 3e38 * (-1.0) ** np.arange(64)
+    images, unusable = to_images(pages, normaliser, 64)
+    assert unusable.tolist() == [False, True, False] and (images[1] == 0).all()
+
+
 def test_an_unknown_normaliser():
     with pytest.raises(ValueError, match="minmax, robust"):
         to_images(random_pages(), "zscore", 64)
