@@ -271,8 +271,8 @@ def test_a_ring_without_any_usable_page_is_an_error(config, ring_key, tmp_path):
         writer.write(np.full((3, SIDE, SIDE), np.nan, np.float32))
         done = run_here(run_inference, "-c", change(config, n_spectra=3))
     assert done.returncode == 2 and done.stderr.endswith(
-        f"the ring 0x{ring_key:x}: to be classified, a page must be finite, not constant and small enough to be scaled in float32, "
-        "got none among 3\n"
+        f"the ring 0x{ring_key:x}: to be classified, a page must be finite, not constant and small enough "
+        "to be scaled in float32, got none among 3\n"
     )
     summary = json.loads((tmp_path / "out" / "summary_a.b 1.json").read_text())
     assert (summary["samples_read"], summary["samples_searched"], summary["duration_s"]) == (3 * SIDE, 0, 0)
