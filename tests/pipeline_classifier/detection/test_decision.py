@@ -225,9 +225,9 @@ def test_pages_and_events_have_thresholds_of_their_own(observation, tmp_path):
     assert decided() == (page, 0.6) and decided("--event-threshold", 0.7) == (page, 0.7)
     rated = search("-c", config, "--filterbank", observation, "--max-false-per-hour", 10).summary
     assert rated.threshold == page and rated.event_threshold > 0.2 and rated.false_per_hour <= 10
-    lowest = "the candidate classifier has thresholds for 1.889, .*; 1 per hour needs at least 1 h .*, got 0.5295 h"
+    lowest = "the candidate classifier has thresholds for .*; 0.5 per hour needs at least 2 h .*, got 1 h"
     with pytest.raises(InputError, match=lowest):
-        search("-c", config, "--filterbank", observation, "--max-false-per-hour", 1)
+        search("-c", config, "--filterbank", observation, "--max-false-per-hour", 0.5)
     with pytest.raises(InputError, match="only one of --max-false-per-hour and --event-threshold"):
         search("-c", config, "--max-false-per-hour", 10, "--event-threshold", 0.5)
 
@@ -269,7 +269,8 @@ def test_a_pair_that_was_not_measured_says_so_once(observation, tmp_path, caplog
         return "".join(said), result.summary.false_per_hour
 
     pages.metrics["note"] = "other metadata, the same weights"
-    assert said("--max-false-per-hour", 10) == ("", pytest.approx(9.443, abs=1e-3))
+    [stored] = [entry for entry in candidates.thresholds if entry["threshold"] == 0.7]
+    assert said("--max-false-per-hour", 10) == ("", pytest.approx(stored["false_per_hour"]))
     pages.temperature = 1.5
     assert "default.pth with candidates.pth: the false events per hour were measured with other networks" in said()[0]
     pages.temperature = 1.0

@@ -292,7 +292,9 @@ def test_a_file_that_another_process_finishes_meanwhile_is_no_error(observation,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_a_search_with_a_message(observation, monkeypatch, caplog, number):
     """The results so far remain, and --resume finishes the search; the handlers are then those of before."""
-    handlers = [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)]
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    defaults = [signal.SIG_DFL, signal.SIG_DFL, signal.default_int_handler]  # a shell may ignore SIGINT in the background
+    handlers = [signal.signal(*each) for each in zip(numbers, defaults, strict=True)]
     pages = FilterbankPages.pages
 
     def pages_until_signal(self, block):
@@ -312,11 +314,11 @@ def test_a_signal_ends_a_search_with_a_message(observation, monkeypatch, caplog,
             "the command to search it again (with --resume, files that are finished are skipped)"
         )
         assert names(out) == {"unfinished_obs"} and len(rows(out / "unfinished_obs" / "candidates_obs.csv")) == 1
-        assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)] == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(n) for n in numbers] == defaults
         assert run(observation, "--no-plots", "--resume").returncode == 0
         assert names(out) >= RESULTS and "unfinished_obs" not in names(out)
     finally:
-        for n, handler in zip((signal.SIGTERM, signal.SIGHUP), handlers, strict=True):
+        for n, handler in zip(numbers, handlers, strict=True):
             signal.signal(n, handler)
 
 
