@@ -293,7 +293,11 @@ def test_a_file_that_another_process_finishes_meanwhile_is_no_error(observation,
 def test_a_signal_ends_a_search_with_a_message(observation, monkeypatch, caplog, number):
     """The results so far remain, and --resume finishes the search; the handlers are then those of before."""
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    defaults = [signal.SIG_DFL, signal.SIG_DFL, signal.default_int_handler]  # a shell may ignore SIGINT in the background
+    defaults = [
+        signal.SIG_DFL,
+        signal.SIG_DFL,
+        signal.default_int_handler,
+    ]  # a shell may ignore SIGINT in the background
     handlers = [signal.signal(*each) for each in zip(numbers, defaults, strict=True)]
     pages = FilterbankPages.pages
 
