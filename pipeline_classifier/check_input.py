@@ -32,7 +32,8 @@ import numpy as np
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.page_classifier import PageClassifier
-from pipeline_classifier.detection.workers import map_in_order, prepare_process, thread_count
+from pipeline_classifier.detection.workers import one_thread_each, prepare_process
+from pipeline_classifier.frontend.threads import map_in_order, thread_count
 from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
 from pipeline_classifier.evaluation.input_report import (
     NOT_USABLE,

@@ -199,7 +199,7 @@ class PipelineConfig(ConfigFile):
     candidate_classifier: Name | None = str(DEFAULT_CONFIG.with_name("models") / "candidate_classifier.pth")
     min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
-    snr_gate: float | None = Field(default=None, gt=0, le=LARGEST_THRESHOLD)
+    snr_gate: float | None = Field(default=None, ge=0, le=LARGEST_THRESHOLD)
     page_samples: int = Field(default=256, ge=16, le=65536)
     page_overlap: float = Field(default=0.0, ge=0, le=0.9)
     time_downsample: list[Literal[1, 2, 4, 8, 16, 32, 64]] = Field(default=[1], min_length=1)

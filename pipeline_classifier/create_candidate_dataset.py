@@ -37,7 +37,8 @@ from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout, cutout_images
 from pipeline_classifier.detection.event_finder import PEAKS_PER_PAGE
 from pipeline_classifier.detection.peaks import find_peaks
-from pipeline_classifier.detection.workers import map_in_order, prepare_process
+from pipeline_classifier.detection.workers import one_thread_each, prepare_process
+from pipeline_classifier.frontend.threads import map_in_order
 from pipeline_classifier.evaluation.known_events import origin_of
 from pipeline_classifier.evaluation.recovery import Matcher
 from pipeline_classifier.frontend.boxcar import boxcar_search
@@ -105,7 +106,7 @@ def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) 
             is_pulse.append(len(pulses) > 0)
             group.append(pulses[0] if len(pulses) else -1 - (batch.first + number) // PAGES_PER_GROUP)
             snr.append(matcher.snrs[pulses].max() if len(pulses) else np.nan)
-    images = cutout_images(np.array(cutouts, np.float32).reshape(-1, SIDE, SIDE)).numpy()
+    images = cutout_images(np.array(cutouts, np.float32).reshape(-1, SIDE, SIDE))
     return images, np.array(is_pulse, bool), np.array(group, np.int64), np.array(snr, np.float32)
 
 
@@ -125,7 +126,7 @@ def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankP
 def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
     """All peaks of an observation, as `labelled_peaks` returns them, with groups numbered from 0."""
     source, matcher = observation
-    parts = [labelled_peaks(source, batch, matcher) for block in source.blocks() for batch in source.pages(block)]
+    parts = [labelled_peaks(source, batch, matcher) for batch in source.planes(1)]
     source.release()
     images, is_pulse, group, snr = (np.concatenate(column) for column in zip(*parts, strict=True))
     return images, is_pulse, np.unique(group, return_inverse=True)[1], snr

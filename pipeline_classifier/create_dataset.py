@@ -213,7 +213,7 @@ def get_parser() -> argparse.ArgumentParser:
 def only_hard(starts: np.ndarray, source: FilterbankPages, classifier: PageClassifier) -> np.ndarray:
     """Return the starts of the pages to which the classifier gives a probability of at least `HARD`."""
     batches = source.with_starts(starts).batches(BATCH_SIZE)
-    probabilities = [classifier.classify(batch)[0] for batch in batches]
+    probabilities = [classifier.classify(batch).probabilities for batch in batches]
     source.release()
     return starts[np.concatenate(probabilities) >= HARD] if len(starts) else starts
 
@@ -309,7 +309,7 @@ def write_images(
             for batch in source.batches(BATCH_SIZE):
                 images, _ = to_images(batch.pages, normaliser, max(paths))
                 for resolution, file in outputs.items():
-                    file.write(resize(images, resolution).numpy().tobytes())
+                    file.write(resize(images, resolution).tobytes())
                 bar.update(len(batch))
             source.release()
 

@@ -53,10 +53,11 @@ from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.parts import Part, part_of_this_process
 from pipeline_classifier.detection.search import SearchResult, check_classified
-from pipeline_classifier.detection.workers import prepare_process, thread_count
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.sources import ArrayPages
+from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report, search_and_write

@@ -49,5 +49,5 @@ class CandidateClassifier:
         """
         if not peaks:
             return np.empty(0, dtype=np.float32)
-        images = cutout_images(np.stack([cutout(searched, grid, peak) for peak in peaks]))
+        images = torch.from_numpy(cutout_images(np.stack([cutout(searched, grid, peak) for peak in peaks])))
         return torch.cat([self._network.probabilities(part) for part in images.split(BATCH_SIZE)]).numpy()

@@ -5,7 +5,6 @@ changes by one column from row to row: every dispersed pulse looks nearly the sa
 """
 
 import numpy as np
-import torch
 
 from pipeline_classifier.detection.peaks import Peak
 from pipeline_classifier.frontend.boxcar import BoxcarSearch
@@ -62,6 +61,6 @@ def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
     return values
 
 
-def cutout_images(cutouts: np.ndarray) -> torch.Tensor:
+def cutout_images(cutouts: np.ndarray) -> np.ndarray:
     """Turn cutouts (B, SIDE, SIDE) into the input of the network: uint8, row 0 = highest DM."""
     return to_images(cutouts, NORMALISER, SIDE)[0]

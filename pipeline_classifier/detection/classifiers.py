@@ -89,7 +89,7 @@ def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) 
     device = choose_device(config.device)
     checkpoint = load_page_model(config.model_path, device, config.model_name, config.resolution)
     logger.info("page classifier %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
-    pages = PageClassifier(checkpoint, device, config.batch_size, config.snr_gate, config.precision)
+    pages = PageClassifier(checkpoint, device, config.batch_size, config.precision)
     classifiers = Classifiers(pages, candidates)
     log_thresholds(config, classifiers, warn_if_not_measured)
     return classifiers

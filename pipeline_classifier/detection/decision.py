@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 EVENT_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Candidate probabilities at which recall and false events are measured."""
 
+GATE_PART = 0.8
+"""Gate in units of the lowest S/N of an event. The coarse search of `page_snrs` gives at least 0.84 of the S/N."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -31,6 +34,8 @@ class Decision:
         classified as a pulse is an event.
     min_snr : float
         Lowest S/N of an event.
+    snr_gate : float
+        Lowest S/N of the best boxcar of a page that is shown to the network, and in which peaks are searched.
     false_per_hour : float or None
         Expected false positives per hour, if the thresholds were chosen by such a rate: of events where there is an
         ``event_threshold``, otherwise of pages. None also if the stored rates were measured with other networks.
@@ -39,6 +44,7 @@ class Decision:
     threshold: float
     event_threshold: float | None = None
     min_snr: float = 0.0
+    snr_gate: float = 0.0
     false_per_hour: float | None = None
 
     def classes(self, probabilities: np.ndarray) -> np.ndarray:
@@ -105,4 +111,6 @@ def decide(config: PipelineConfig, classifiers: Classifiers, layers: Sequence[La
         message = "event_threshold %g has no effect: candidates are not classified where the sweep is not known"
         logger.warning(message, config.event_threshold)
     min_snr = config.min_snr if grid.sweeps or "min_snr" in config.model_fields_set else 0.0
-    return Decision(float(threshold), None if event_threshold is None else float(event_threshold), min_snr, rate)
+    snr_gate = GATE_PART * min_snr if config.snr_gate is None else config.snr_gate
+    event_threshold = None if event_threshold is None else float(event_threshold)
+    return Decision(float(threshold), event_threshold, min_snr, snr_gate, rate)

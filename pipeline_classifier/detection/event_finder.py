@@ -1,36 +1,70 @@
-"""From classified pages to events: the pulses of each run of pages, measured on the DM-time plane."""
+"""From pages to events: the pulses in every page that passes the gate, measured on the DM-time plane."""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.network import NOT_CLASSIFIED
+from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.peaks import Peak, find_peaks
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
-from pipeline_classifier.frontend.boxcar import boxcar_search
+from pipeline_classifier.frontend.boxcar import BoxcarSearch, boxcar_search, page_snrs
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.times import SECONDS_PER_DAY
 
-LONGEST_RUN = 32
-"""Largest number of pages measured at once: a longer run of pages is measured in pieces, so that memory is bounded."""
-CANDIDATE_THRESHOLD = 0.05
-"""Minimum page probability for the peaks of a page to be classified. Lower values down to 0.03 found no more pulses on
-24 simulated observations in strong interference."""
-BRIGHT_SAMPLE = 20.0
-"""Value of a sample, in units of the noise, from which the peaks of a page are classified whatever its probability.
-
-The page classifier does not recognise all parts of the long bow tie of a very bright pulse, and the part that it does
-recognise may not hold the pulse. Chosen on 11 simulated observations with 520 pulses of S/N 20 to 10,000 (8 bit,
-two fifths of them band-limited): 515 instead of 510 are found, with 3 instead of 10 false events; 30.0 finds 514. On 9
-observations in strong interference without pulses above S/N 50 nothing changes.
-"""
+GROUP = 4
+"""Pages that are measured together: those with the numbers 0 to 3, 4 to 7, and so on. Chosen for speed."""
+LONGEST_REACH = 8
+"""Largest context on either side of a group, in pages: longer bow ties are measured in part, so that memory is bounded.
+Chosen by hand."""
 PEAKS_PER_PAGE = 3  # chosen by hand; not tuned on data
 
 
+@dataclass
+class _Pages:
+    """Pages of a stretch without gaps whose groups are not all measured, in order of time, and the page before them.
+
+    Attributes
+    ----------
+    number, start : (n,) ndarray of int64
+        Number in the layer, and first sample.
+    probability : (n,) ndarray of float32
+    passed : (n,) ndarray of bool
+        Pages in which peaks are searched.
+    """
+
+    number: np.ndarray
+    start: np.ndarray
+    probability: np.ndarray
+    passed: np.ndarray
+
+    def __getitem__(self, part: slice) -> "_Pages":
+        return _Pages(self.number[part], self.start[part], self.probability[part], self.passed[part])
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def and_then(self, other: "_Pages") -> "_Pages":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Pages(*(np.concatenate(pair) for pair in pairs))
+
+
+NO_PAGES = _Pages(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, bool))
+
+
 class EventFinder:
-    """Turns classified pages of a layer, batch after batch, into events; keeps only the pages of the run still open.
+    """Turns the pages of a layer, batch after batch, into events; keeps only the pages of which events may still come.
+
+    Peaks are searched in the pages that pass the gate (`Decision.snr_gate`), and up to a quarter of a page beside them.
+    They are measured in fixed groups of pages, with as much context as the longest bow tie: what is found in a page
+    depends on the samples alone, and not on batches or on what the network says of any page.
 
     Parameters
     ----------
@@ -39,8 +73,7 @@ class EventFinder:
     decision : Decision
         Without an ``event_threshold`` the brightest peaks of pages with a pulse are events, at most one for each page.
     candidates : CandidateClassifier, optional
-        Classifies the peaks of all pages from `CANDIDATE_THRESHOLD` or `BRIGHT_SAMPLE`; needed with an
-        ``event_threshold``.
+        Classifies the peaks; needed with an ``event_threshold``.
 
     Attributes
     ----------
@@ -52,116 +85,130 @@ class EventFinder:
         self.grid, self.layer, self.decision = layer.grid, layer, decision
         self.candidates = candidates if decision.event_threshold is not None else None
         self.n_candidates = self.n_without_output = 0
-        self._held: PageBatch | None = None
-        self._probabilities = np.empty(0, dtype=np.float32)
-        self._positive = np.empty(0, dtype=bool)
+        n_time = self.grid.n_time
+        sweep = float(np.nan_to_num(self.grid.sweep(self.grid.dms[-1] - self.grid.dms[0])))
+        self._reach = min(max(math.ceil(sweep) + n_time // 2, n_time), LONGEST_REACH * n_time)
+        self._batches: deque[PageBatch] = deque()
+        self._pages = NO_PAGES
+        self._done = 0  # pages of `_pages` whose groups are measured
 
-    def add(self, batch: PageBatch, probabilities: np.ndarray) -> list[Event]:
-        """Take the next batch and its page probabilities; return the events of the runs of pages that ended in it."""
-        positive = probabilities >= (CANDIDATE_THRESHOLD if self.candidates else self.decision.threshold)
-        if self.candidates and self.grid.noise:
-            positive |= batch.pages.max(axis=(1, 2)) >= BRIGHT_SAMPLE * self.grid.noise
-        if not self._positive.any() and not positive.any():
-            self._hold(batch, slice(len(batch) - 1, None))
-            self._probabilities, self._positive = probabilities[-1:], positive[-1:]
-            return []
-        if self._held is None:
-            held = batch
-        else:
-            pages = np.concatenate([self._held.pages, batch.pages])
-            held = PageBatch(pages, np.concatenate([self._held.starts, batch.starts]), self._held.first)
-        self._probabilities = np.concatenate([self._probabilities, probabilities])
-        self._positive = np.concatenate([self._positive, positive])
-        return self._close(held, final=False)
+    def add(self, batch: PageBatch, classified: Classified) -> list[Event]:
+        """Take the next batch; return the events of the groups that it completes."""
+        events: list[Event] = []
+        gaps = 1 + np.flatnonzero(np.diff(batch.starts) > self.grid.n_time)
+        for first, last in zip([0, *gaps], [*gaps, len(batch)], strict=True):
+            part = slice(int(first), int(last))
+            if len(self._pages) and batch.starts[first] - self._pages.start[-1] > self.grid.n_time:
+                events += self.finish()
+            events += self._continue(batch[part], classified.part(part))
+        return events
 
     @property
     def until_s(self) -> float:
-        """Time in seconds before which no more events will come."""
-        return -np.inf if self._held is None else float(self._held.starts[0] * self.grid.tsamp)
+        """Time in seconds before which no more events will come, except for those within their width of it."""
+        if self._done < len(self._pages):
+            return float(self._pages.start[self._done] * self.grid.tsamp)
+        return float(self._end * self.grid.tsamp) if len(self._pages) else -np.inf
 
     def finish(self) -> list[Event]:
-        """Return the events of the run that is open at the end of the source."""
-        return [] if self._held is None else self._close(self._held, final=True)
-
-    def _close(self, held: PageBatch, final: bool) -> list[Event]:
-        last = len(held) - 1
-        events, keep_from = [], last
-        for first_page, last_page in self._runs(held.starts):
-            if last_page == last and not final:
-                keep_from = max(0, first_page - 1)
-            else:
-                events += self._measure(held, first_page, last_page)
-                self._positive[first_page : last_page + 1] = False  # only context from here on
-        rest = slice(keep_from, None)
-        self._hold(held, rest)
-        self._probabilities, self._positive = self._probabilities[rest], self._positive[rest]
+        """Return the events of the pages up to a gap, or to the end of the source."""
+        events = self._measure_groups(final=True)
+        self._batches.clear()
+        self._pages, self._done = NO_PAGES, 0
         return events
 
-    def _hold(self, batch: PageBatch, part: slice) -> None:
-        """Keep a copy of some pages for the next call, so that the memory of the others is freed."""
-        kept = batch[part]
-        self._held = PageBatch(kept.pages.copy(), kept.starts, kept.first)
+    @property
+    def _end(self) -> int:
+        """First sample after the pages so far."""
+        return int(self._pages.start[-1]) + self.grid.n_time
 
-    def _runs(self, starts: np.ndarray) -> list[tuple[int, int]]:
-        """First and last index of every run of adjacent positive pages, none longer than `LONGEST_RUN`."""
-        positive = np.flatnonzero(self._positive)
-        if not len(positive):
+    def _continue(self, batch: PageBatch, classified: Classified) -> list[Event]:
+        """Take pages that continue those before them without a gap."""
+        passed = classified.snrs >= self.decision.snr_gate
+        if not self.candidates:
+            passed &= classified.probabilities >= self.decision.threshold
+        elif self._batches and self._is_bright_across(self._batches[-1], batch):
+            self._pages.passed[-1] = True
+        numbers = batch.first + np.arange(len(batch))
+        self._pages = self._pages.and_then(_Pages(numbers, batch.starts, classified.probabilities, passed))
+        self._batches.append(batch)
+        return self._measure_groups(final=False)
+
+    def _is_bright_across(self, before: PageBatch, after: PageBatch) -> bool:
+        """Whether a boxcar that begins in the last page of a batch and ends in the next batch passes the gate."""
+        if not self.decision.snr_gate or before.are_images:
+            return False
+        starts = np.array([before.starts[-1], after.starts[0]])
+        plane = joined([before[-1:], after[:1]], int(starts[0]), int(starts[1]) + self.grid.n_time)
+        both = PageBatch(plane, starts - starts[0], starts, self.grid.n_time, 0)
+        return bool(page_snrs(both, self.grid.noise).beginning[0] >= self.decision.snr_gate)
+
+    def _measure_groups(self, final: bool) -> list[Event]:
+        """Measure the groups whose pages and context are complete, in the end all of them."""
+        pages, events = self._pages, []
+        while self._done < len(pages):
+            group = pages.number[self._done :] // GROUP == pages.number[self._done] // GROUP
+            end = self._done + int(group.sum())
+            first = int(pages.start[self._done])
+            last = int(pages.start[end]) if end < len(pages) else self._end
+            if not final and (end == len(pages) or self._end < last + self._reach):
+                break
+            events += self._measure(end - self._done, first, last)
+            self._done = end
+            while self._batches and self._batches[0].starts[-1] + self.grid.n_time <= last - self._reach:
+                self._batches.popleft()
+        if self._done:
+            # Pages before the next group in whose margin a peak of that group may lie.
+            beside = int((pages.start[: self._done] + self.grid.n_time + self._margin <= last).sum())
+            self._pages, self._done = pages[beside:], self._done - beside
+        return events
+
+    @property
+    def _margin(self) -> int:
+        """Samples beside a page in which its peaks may have their centre: a pulse on an edge passes on either page."""
+        return self.grid.n_time // 4
+
+    def _measure(self, n_pages: int, first: int, last: int) -> list[Event]:
+        """Measure the peaks from sample ``first`` to ``last``, where a group of pages begins and the next one."""
+        pages, n_time = self._pages, self.grid.n_time
+        begins, ends = pages.start - self._margin, pages.start + n_time + self._margin
+        passed = pages.passed & (begins < last) & (ends > first)
+        if not passed.any():
             return []
-        apart = (np.diff(positive) > 1) | (np.diff(starts[positive]) > self.grid.n_time)
-        runs = np.split(positive, np.flatnonzero(apart) + 1)
+        origin = max(int(self._batches[0].starts[0]), first - self._reach)
+        plane = joined(self._batches, origin, min(self._end, last + self._reach))
+        searched = boxcar_search(plane, n_time // 2, self.grid.noise)
+        first, last = max(first, int(begins[passed].min())), min(last, int(ends[passed].max()))
+        # A pulse near the edge of a group is found in both groups, and merged later.
+        most = PEAKS_PER_PAGE * n_pages if self.candidates else int(passed.sum())
+        beside = self._margin if self.candidates else 0
+        found = find_peaks(searched, self.grid, first - beside - origin, last + beside - origin, most)
+        peaks = []
+        for peak in found[: None if self.grid.sweeps else most]:
+            centre = origin + peak.column + (peak.width - 1) // 2
+            is_here = first - peak.width <= centre < last + peak.width
+            if is_here and (passed & (begins <= centre) & (centre < ends)).any() and self.decision.is_event(peak.snr):
+                peaks.append(peak)
+        probabilities = self._probabilities(searched, peaks, float(pages.probability[passed].max()))
         return [
-            (int(run[i]), int(run[min(i + LONGEST_RUN, len(run)) - 1]))
-            for run in runs
-            for i in range(0, len(run), LONGEST_RUN)
-        ]
-
-    def _measure(self, held: PageBatch, first_page: int, last_page: int) -> list[Event]:
-        """Measure the pulses of one run, with the adjoining page before and after it as context.
-
-        A pulse on the edge between two pages may be recognised on one of them only, so its centre may lie up to a
-        quarter of a page outside the run.
-        """
-        n_time, starts = self.grid.n_time, held.starts
-        before = first_page > 0 and starts[first_page] - starts[first_page - 1] <= n_time
-        after = last_page + 1 < len(held) and starts[last_page + 1] - starts[last_page] <= n_time
-        chosen = slice(first_page - before, last_page + 1 + after)
-        origin = int(starts[chosen][0])
-        searched = boxcar_search(self._joined(held[chosen]), n_time // 2, self.grid.noise)
-        n_pages = last_page - first_page + 1
-        peaks = find_peaks(
-            searched,
-            self.grid,
-            int(starts[first_page]) - origin - n_time // 4,
-            int(starts[last_page]) - origin + n_time + n_time // 4,
-            most=n_pages * (PEAKS_PER_PAGE if self.candidates else 1),
-        )
-        if not self.grid.sweeps:
-            peaks = peaks[:n_pages]
-        peaks = [peak for peak in peaks if self.decision.is_event(peak.snr)]
-        if self.candidates:
-            probabilities = self.candidates.probabilities(searched, self.grid, peaks).tolist()
-            self.n_candidates += len(peaks)
-            self.n_without_output += probabilities.count(NOT_CLASSIFIED)
-        else:
-            probabilities = [float(self._probabilities[first_page : last_page + 1].max())] * len(peaks)
-        numbers = held.first + first_page, held.first + last_page
-        return [
-            self._event(peak, origin, probability, *numbers)
+            self._event(peak, origin, probability)
             for peak, probability in zip(peaks, probabilities, strict=True)
             if self.decision.is_event(peak.snr, probability)
         ]
 
-    def _joined(self, run: PageBatch) -> np.ndarray:
-        """The plane (n_dm, n) float32 of a run of adjoining pages, row 0 = lowest DM."""
-        pages = run.pages[:, ::-1] if run.pages.dtype == np.uint8 else run.pages
-        offsets = run.starts - run.starts[0]
-        plane = np.empty((pages.shape[1], int(offsets[-1]) + self.grid.n_time), dtype=np.float32)
-        for page, start in zip(pages, offsets, strict=True):
-            plane[:, start : start + self.grid.n_time] = page
-        return plane
+    def _probabilities(self, searched: BoxcarSearch, peaks: list[Peak], of_pages: float) -> list[float]:
+        """Candidate probability of each peak; that of the pages if there is no candidate classifier."""
+        if not self.candidates:
+            return [of_pages] * len(peaks)
+        probabilities = self.candidates.probabilities(searched, self.grid, peaks).tolist()
+        self.n_candidates += len(peaks)
+        self.n_without_output += probabilities.count(NOT_CLASSIFIED)
+        return probabilities
 
-    def _event(self, peak: Peak, origin: int, probability: float, first_page: int, last_page: int) -> Event:
-        time_s = (origin + peak.column + peak.width / 2) * self.grid.tsamp
+    def _event(self, peak: Peak, origin: int, probability: float) -> Event:
+        begins, pages = origin + peak.column, self._pages
+        shown = pages.number[(pages.start < begins + peak.width) & (pages.start + self.grid.n_time > begins)]
+        time_s = (begins + peak.width / 2) * self.grid.tsamp
         dm = float(self.grid.dms[peak.row])
         delay_s = float(dispersion_delay(dm, self.grid.f_top, np.inf))
         return Event(
@@ -172,9 +219,30 @@ class EventFinder:
             snr=peak.snr,
             width_ms=peak.width * self.grid.tsamp * 1e3,
             probability=probability,
-            first_page=first_page,
-            last_page=last_page,
+            first_page=int(shown[0]),
+            last_page=int(shown[-1]),
             width_samples=peak.width,
             time_downsample=self.layer.time_downsample,
             dm_stack=self.layer.dm_stack,
         )
+
+
+def joined(batches: Iterable[PageBatch], start: int, end: int) -> np.ndarray:
+    """Join the pages of several batches to the plane of samples ``start`` to ``end``.
+
+    Where pages overlap, the values are those of the later batch.
+
+    Returns
+    -------
+    (n_dm, end - start) ndarray of float32
+    """
+    plane = np.empty((0, 0), np.float32)
+    for batch in batches:
+        if not plane.size:
+            plane = np.empty((len(batch.plane), end - start), np.float32)
+        first, last = max(start, int(batch.starts[0])), min(end, int(batch.starts[-1]) + batch.n_time)
+        if first < last:
+            shift = int(batch.columns[0] - batch.starts[0])
+            values = batch.plane[:, first + shift : last + shift]
+            np.multiply(values, np.float32(batch.scale), out=plane[:, first - start : last - start], casting="unsafe")
+    return plane

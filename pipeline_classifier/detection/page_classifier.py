@@ -1,33 +1,40 @@
 """From pages to probabilities: the network of a checkpoint, on images made by the checkpoint's own normaliser."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline_classifier.detection.network import NOT_CLASSIFIED, Network
-from pipeline_classifier.frontend.boxcar import page_snr
-from pipeline_classifier.frontend.pages import PageBatch, on_device, resize, to_images
+from pipeline_classifier.frontend.boxcar import page_snrs
+from pipeline_classifier.frontend.pages import PageBatch, resize, to_images
 from single_pulse_classifier_training.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
-class PageCounts:
-    """Numbers of pages that were not classified as others are.
+class Classified(NamedTuple):
+    """What is known of the pages of a batch.
 
     Attributes
     ----------
+    probabilities : (B,) ndarray of float32
+        Probability of a pulse; 0 for a page below the gate, -1 for a page that is constant, not finite or out of range,
+        and where the network gives no finite number.
+    snrs : (B,) ndarray of float32
+        `PageSnrs.beginning`; infinite without a gate and for images.
     gated : int
-        Pages below ``snr_gate``, which were not shown to the network.
+        Pages below the gate, which were not shown to the network.
     without_output : int
         Usable pages for which the network gives no finite number.
     """
 
-    gated: int = 0
-    without_output: int = 0
+    probabilities: np.ndarray
+    snrs: np.ndarray
+    gated: int
+    without_output: int
 
-    def __add__(self, other: "PageCounts") -> "PageCounts":
-        return PageCounts(self.gated + other.gated, self.without_output + other.without_output)
+    def part(self, pages: slice) -> "Classified":
+        """Return what is known of some of the pages, with the same counts."""
+        return self._replace(probabilities=self.probabilities[pages], snrs=self.snrs[pages])
 
 
 class PageClassifier:
@@ -41,8 +48,6 @@ class PageClassifier:
         Device of the network.
     batch_size : int
         Images that the network gets at once.
-    snr_gate : float, optional
-        Minimum S/N of the best boxcar of a page; other pages get probability 0 without being shown to the network.
     precision : {"float32", "bf16"}
         Precision of the multiplications; bf16 is nearly twice as fast on CPUs with such instructions.
     """
@@ -52,48 +57,56 @@ class PageClassifier:
         checkpoint: Checkpoint,
         device: torch.device,
         batch_size: int = 32,
-        snr_gate: float | None = None,
         precision: str = "float32",
     ) -> None:
         self.checkpoint = checkpoint
         self.network = Network(checkpoint, device, batch_size, precision)
-        self.snr_gate = snr_gate
 
     @torch.inference_mode()
-    def classify(self, batch: PageBatch) -> tuple[np.ndarray, PageCounts]:
+    def classify(self, batch: PageBatch, gate: float = 0.0, noise: float = 0.0) -> Classified:
         """Classify a batch of any length; several threads may call.
 
         The probability of a page does not depend, in any bit, on the other pages of the batch.
 
-        Returns
-        -------
-        probabilities : (B,) ndarray of float32
-            -1 for a page that is constant, not finite or out of range, and where the network gives no finite number.
-        counts : PageCounts
+        Parameters
+        ----------
+        batch : PageBatch
+        gate : float
+            Minimum S/N of the best boxcar of a page; other pages have a probability of 0. 0: no gate.
+        noise : float
+            As in `page_snrs`.
         """
-        shown = np.arange(len(batch))
-        if self.snr_gate is not None and batch.pages.dtype != np.uint8:
-            shown = shown[~(self._snr(batch.pages) < self.snr_gate)]
         probabilities, without_output = np.zeros(len(batch), np.float32), 0
+        snrs, shown = np.full(len(batch), np.inf, np.float32), np.arange(len(batch))
+        if gate and not batch.are_images:
+            within, snrs, constant = page_snrs(batch, noise)
+            probabilities[constant] = NOT_CLASSIFIED
+            shown = np.flatnonzero(~(within < gate) & ~constant)
+        gated = int((probabilities == 0).sum()) - len(shown)
         for first in range(0, len(shown), self.network.batch_size):
             part = shown[first : first + self.network.batch_size]
-            pages = batch.pages[part[0] : part[-1] + 1] if len(shown) == len(batch) else batch.pages[part]
-            images, unusable = self.images(pages)
-            probability = self.network.probabilities(images)
+            images, unusable = self.images(batch.cut(part))
+            probability = self.network.probabilities(images).cpu().numpy()
             without_output += int((~unusable & (probability == NOT_CLASSIFIED)).sum())
-            probability[unusable] = NOT_CLASSIFIED
-            probabilities[part] = probability.cpu().numpy()
-        return probabilities, PageCounts(len(batch) - len(shown), without_output)
+            probabilities[part] = np.where(unusable, NOT_CLASSIFIED, probability)
+        return Classified(probabilities, snrs, gated, without_output)
 
-    @torch.inference_mode()
-    def images(self, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images of pages (B, n_dm, n_time), and which of them are unusable: see `to_images`."""
-        resolution = self.checkpoint.resolution
-        if pages.dtype != np.uint8:
-            return to_images(pages, self.checkpoint.normaliser, resolution, self.network.device)
-        images = resize(on_device(pages, self.network.device), resolution)
-        return images, images.amax(dim=(1, 2)) == images.amin(dim=(1, 2))
+    def images(self, pages: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Return the images of pages (B, n_dm, n_time) on the device of the network, and which of them are unusable.
 
-    def _snr(self, pages: np.ndarray) -> np.ndarray:
-        size = self.network.batch_size
-        return np.concatenate([page_snr(pages[first : first + size]) for first in range(0, len(pages), size)])
+        See `to_images`; pages of uint8 are images already, and unusable if constant.
+        """
+        if pages.dtype == np.uint8:
+            images = resize(pages, self.checkpoint.resolution)
+            unusable = images.max(axis=(1, 2)) == images.min(axis=(1, 2))
+        else:
+            images, unusable = to_images(pages, self.checkpoint.normaliser, self.checkpoint.resolution)
+        return on_device(images, self.network.device), unusable
+
+
+def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy values to ``device``; a copy to a GPU is asynchronous."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

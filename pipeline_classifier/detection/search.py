@@ -14,12 +14,13 @@ from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger, merge_duplicates
-from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED, PageCounts
-from pipeline_classifier.detection.workers import map_in_order
+from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED, Classified
+from pipeline_classifier.detection.workers import one_thread_each
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
-from pipeline_classifier.frontend.sources import Block, Layer, Source
+from pipeline_classifier.frontend.sources import Layer, Source
+from pipeline_classifier.frontend.threads import map_in_order
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
@@ -144,36 +145,35 @@ def find_events(
         for layer in source.layers
     ]
     finders = [EventFinder(layer, decision, classifiers.candidates) for layer in source.layers]
-    # Pages that overlap may begin after an event of a later run, by less than a page.
+    # An event may lie before the pages in which it is found, by less than a page.
     margins_s = [layer.grid.n_time * layer.grid.tsamp for layer in source.layers]
-    counts = PageCounts()
+    gated = without_output = 0
 
-    def classified(block: Block) -> list[tuple[PageBatch, np.ndarray, PageCounts]]:
-        return [(batch, *classifiers.pages.classify(batch)) for batch in source.pages(block)]
+    def classified(batch: PageBatch) -> tuple[PageBatch, Classified]:
+        return batch, classifiers.pages.classify(batch, decision.snr_gate, source.layers[batch.layer].grid.noise)
 
     total = sum(len(layer.starts) for layer in source.layers)
     with tqdm(total=total, unit="page", desc=source.name, disable=None) as bar:
-        for batches in map_in_order(classified, source.blocks(), threads):
-            for batch, probabilities, of_batch in batches:
-                chosen = slice(batch.first, batch.first + len(batch))
-                result = layers[batch.layer]
-                result.predictions[chosen] = decision.classes(probabilities)
-                result.probabilities[chosen] = probabilities
-                found = finders[batch.layer].add(batch, probabilities)
-                until_s = min(finder.until_s - margin for finder, margin in zip(finders, margins_s, strict=True))
-                progress(result, chosen, found, until_s)
-                counts += of_batch
-                bar.update(len(batch))
+        for batch, pages in map_in_order(classified, source.planes(threads), threads, one_thread_each):
+            chosen = slice(batch.first, batch.first + len(batch))
+            result = layers[batch.layer]
+            result.predictions[chosen] = decision.classes(pages.probabilities)
+            result.probabilities[chosen] = pages.probabilities
+            found = finders[batch.layer].add(batch, pages)
+            until_s = min(finder.until_s - margin for finder, margin in zip(finders, margins_s, strict=True))
+            progress(result, chosen, found, until_s)
+            gated, without_output = gated + pages.gated, without_output + pages.without_output
+            bar.update(len(batch))
     last_events = [event for finder in finders for event in finder.finish()]
-    return Detections(layers, last_events, counted(classifiers, counts, finders))
+    return Detections(layers, last_events, counted(decision, gated, without_output, finders))
 
 
-def counted(classifiers: Classifiers, counts: PageCounts, finders: Sequence[EventFinder]) -> RunSummary:
+def counted(decision: Decision, gated: int, without_output: int, finders: Sequence[EventFinder]) -> RunSummary:
     """Return what a search has counted, as the fields of a run summary that apply."""
     classify_candidates = any(finder.candidates for finder in finders)
     return RunSummary(
-        pages_gated=None if classifiers.pages.snr_gate is None else counts.gated,
-        pages_without_output=counts.without_output or None,
+        pages_gated=gated if decision.snr_gate else None,
+        pages_without_output=without_output or None,
         candidates=sum(finder.n_candidates for finder in finders) if classify_candidates else None,
         candidates_without_output=sum(finder.n_without_output for finder in finders) or None,
     )

@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Self
@@ -23,10 +23,11 @@ from pipeline_classifier.frontend.baseline import bin_sums
 from pipeline_classifier.frontend.blanking import in_float_range
 from pipeline_classifier.frontend.cleaning import FEWEST_SAMPLES, Cleaned, clean, downsample, zapped
 from pipeline_classifier.frontend.impulses import runs_of
-from pipeline_classifier.frontend.pages import PageBatch, PageGrid, cut_pages, page_starts
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid, page_starts
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
-from pipeline_classifier.frontend.sources import Block, Cutout, Layer, Source
+from pipeline_classifier.frontend.sources import Cutout, Layer, Source
+from pipeline_classifier.frontend.threads import map_in_order
 from single_pulse_classifier_training.cli import InputError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,23 @@ FEWEST_DMS = 32
 LARGEST_SWEEP_BYTES = 8 << 30
 STRETCHES, STRETCH_SAMPLES = 4, 512
 """Parts of a file in all of which a channel must be constant or not finite to count as dead. Chosen by hand."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples ``start`` to ``end`` of an observation, and the pages that begin in them.
+
+    Attributes
+    ----------
+    start, end : int
+        First sample and the one after the last.
+    pages : tuple of (first, last)
+        For each layer the number of the first page and that after the last one.
+    """
+
+    start: int
+    end: int
+    pages: tuple[tuple[int, int], ...]
 
 
 class FilterbankPages(Source):
@@ -156,7 +174,12 @@ class FilterbankPages(Source):
         last = max(1, self.nsamples - self._block_length // 2)
         return np.append(np.arange(0, last, self._block_length), self.nsamples)
 
-    def blocks(self) -> Iterator[Block]:
+    def planes(self, threads: int | None = None) -> Iterator[PageBatch]:
+        """Yield every page."""
+        for batches in map_in_order(self._planes_of, self._blocks(), threads):
+            yield from batches
+
+    def _blocks(self) -> Iterator[Block]:
         """Yield the blocks in which pages begin, in order; the summary starts anew."""
         self._start_counting()
         edges = self.block_edges()
@@ -168,7 +191,7 @@ class FilterbankPages(Source):
             if any(last > first for first, last in pages):
                 yield Block(int(start), int(end), pages)
 
-    def pages(self, block: Block) -> list[PageBatch]:
+    def _planes_of(self, block: Block) -> list[PageBatch]:
         """Return the pages of a block, all of a layer in one batch."""
         samples = block.end - block.start + max(layer.grid.n_time * layer.time_downsample for layer in self.layers)
         integers = np.empty((len(self.frequencies), samples + self.max_delay), np.int8)
@@ -184,8 +207,7 @@ class FilterbankPages(Source):
             if first < last:
                 where = layer.starts[first:last] - block.start // factor
                 scale = 1.0 / (noise * np.sqrt(factor))
-                pages = cut_pages(columns, where, layer.grid.n_time, scale)
-                batches.append(PageBatch(pages, layer.starts[first:last], first, number))
+                batches.append(PageBatch(columns, where, layer.starts[first:last], layer.grid.n_time, first, number, scale))
         n = block.end - block.start
         with self._lock:
             self._samples_read += n

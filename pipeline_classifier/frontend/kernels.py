@@ -17,6 +17,10 @@ ROUNDING = {"reassoc", "contract", "arcp", "nsz"}
 """What the compiler may assume: sums in any order, but values that are not finite stay so."""
 
 
+GATE_TILE = 1024
+"""Columns that `largest_boxcars` processes at once: their sums stay in the cache. Fastest of 256 to 2048."""
+
+
 def kernel(function: Callable) -> Callable:
     """Compile a loop when it is first called; without a writable cache, in every process again."""
     options = {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy"}
@@ -24,3 +28,104 @@ def kernel(function: Callable) -> Callable:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder for its cache
         return numba.njit(**options)(function)
+
+
+@kernel
+def _scaled_row(
+    line: np.ndarray, scale: np.float32, row: np.ndarray, best: np.ndarray, lowest: np.ndarray, total: np.ndarray
+) -> None:
+    """Multiply one row, and add its first samples to the extremes and the sum of their columns."""
+    for j in range(len(line)):
+        row[j] = np.float32(line[j]) * scale
+    for j in range(len(best)):
+        best[j] = row[j] if row[j] > best[j] else best[j]
+        lowest[j] = row[j] if row[j] < lowest[j] else lowest[j]
+        total[j] += row[j]
+
+
+@kernel
+def _sums_of_pairs(row: np.ndarray, late: np.ndarray, sums: np.ndarray, best: np.ndarray) -> None:
+    """Add a row to itself, shifted, and keep the maximum of each of its first columns."""
+    for j in range(len(late)):
+        sums[j] = row[j] + late[j]
+    for j in range(min(len(late), len(best))):
+        best[j] = sums[j] if sums[j] > best[j] else best[j]
+
+
+@kernel
+def largest_boxcars(
+    plane: np.ndarray, scale: np.float32, highest: np.ndarray, lowest: np.ndarray, total: np.ndarray
+) -> None:
+    """Find the largest sum, over all rows, of the 1, 2, 4, ... samples that begin in each column.
+
+    Parameters
+    ----------
+    plane : (n_dm, n) ndarray
+        int16, int32 or float32.
+    scale : float32
+        Factor of the values.
+    highest : (n_widths, n) ndarray of float32
+        Gets the largest sums of 2**k samples, -inf where they pass the end of the plane.
+    lowest, total : (n,) ndarray of float32
+        Get the smallest value and the sum of each column; the sum is not finite if a value is not.
+    """
+    n_widths, n = highest.shape
+    longest = 2 ** (n_widths - 1)
+    rows = np.empty((2, GATE_TILE + longest), np.float32)
+    highest[:] = -np.inf
+    lowest[:] = np.inf
+    total[:] = 0
+    for first in range(0, n, GATE_TILE):
+        last = min(first + GATE_TILE, n)
+        end = min(last + longest - 1, n)
+        for line in range(len(plane)):
+            _scaled_row(
+                plane[line, first:end], scale, rows[0], highest[0, first:last], lowest[first:last], total[first:last]
+            )
+            length, width = end - first, 1
+            for level in range(1, n_widths):
+                if length <= width:
+                    break
+                row = rows[(level - 1) % 2]
+                _sums_of_pairs(row, row[width:length], rows[level % 2], highest[level, first:last])
+                length -= width
+                width *= 2
+
+
+@kernel
+def best_boxcars(
+    values: np.ndarray, widths: np.ndarray, total: np.ndarray, snr: np.ndarray, width: np.ndarray
+) -> None:
+    """Find the best boxcar around each sample of every row.
+
+    Parameters
+    ----------
+    values : (n_dm, n) ndarray of float32
+        In units of the noise.
+    widths : (k,) ndarray of int32
+        Trial widths in samples, ascending, at most n.
+    total : (n_dm, n + 1) ndarray of float32
+        Gets the cumulative sums, beginning with 0.
+    snr : (n_dm, n) ndarray of float32
+        Gets the highest S/N of the boxcars centred on each sample.
+    width : (n_dm, n) ndarray of int32
+        Gets the width of that boxcar, the narrowest of equal ones.
+    """
+    n_dm, n = values.shape
+    for row in range(n_dm):
+        sums, best, best_width = total[row], snr[row], width[row]
+        sums[0] = 0
+        for j in range(n):
+            sums[j + 1] = sums[j] + values[row, j]
+        best[:] = -np.inf
+        best_width[:] = 1
+        for trial in widths:
+            factor = np.float32(1.0 / np.sqrt(np.float64(trial)))
+            # Slices, because an index that might be negative keeps the compiler from using vector instructions.
+            late, centre = sums[trial:], (trial - 1) // 2
+            at, width_at = best[centre:], best_width[centre:]
+            for j in range(n + 1 - trial):
+                value = (late[j] - sums[j]) * factor
+                better = value > at[j]
+                at[j] = value if better else at[j]
+                width_at[j] = trial if better else width_at[j]

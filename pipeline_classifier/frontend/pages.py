@@ -4,12 +4,10 @@ A page is a (n_dm, n_time) float32 DM-time plane: row 0 is the lowest DM, column
 the top channel of the band. An image is what a network gets: uint8 (resolution, resolution), row 0 the *highest* DM.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from pipeline_classifier.dispersion import dispersion_delay
 
@@ -18,9 +16,6 @@ NORMALISERS = (*PAGE_NORMALISERS, "noise")
 ROBUST_RANGE = (-5.0, 20.0)
 """Standard deviations that ``robust`` and ``noise`` map to 0 and 255: ten grey levels per sigma of noise, and one hot
 pixel does not darken the rest of the page."""
-
-PAGES_IN_CACHE = 16
-"""Pages scaled at once on a CPU, few enough for the intermediate values to stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -94,31 +89,84 @@ class PageGrid:
 
 @dataclass(frozen=True)
 class PageBatch:
-    """Consecutive pages of one layer of a source.
+    """Consecutive pages of one layer of a source, as columns of a plane.
 
     Attributes
     ----------
-    pages : (B, n_dm, n_time) ndarray
-        float32 pages, or uint8 images that are normalised already.
+    plane : (n_dm, n) ndarray
+        Row 0 = lowest DM: integer sums or float32 values, or uint8 for images that are normalised already.
+    columns : (B,) ndarray of int64
+        First column of each page in the plane.
     starts : (B,) ndarray of int64
         First sample of each page.
+    n_time : int
+        Columns of a page.
     first : int
         Index of the first page of the batch in its layer.
     layer : int
         Index of the layer (DM stack and time resolution) in `Source.layers`.
+    scale : float
+        Factor of the values; rounded to float32.
     """
 
-    pages: np.ndarray
+    plane: np.ndarray
+    columns: np.ndarray
     starts: np.ndarray
+    n_time: int
     first: int
     layer: int = 0
+    scale: float = 1.0
+
+    @classmethod
+    def of_pages(cls, pages: np.ndarray, starts: np.ndarray, first: int, layer: int = 0) -> "PageBatch":
+        """Put pages (B, n_dm, n_time), or images (B, n_dm, n_time) of uint8, side by side."""
+        count, n_dm, n_time = pages.shape
+        rows = pages[:, ::-1] if pages.dtype == np.uint8 else pages
+        plane = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(n_dm, count * n_time)
+        return cls(plane, n_time * np.arange(count), starts, n_time, first, layer)
 
     def __len__(self) -> int:
-        return len(self.pages)
+        return len(self.starts)
 
     def __getitem__(self, part: slice) -> "PageBatch":
         first = self.first + range(len(self))[part].start
-        return PageBatch(self.pages[part], self.starts[part], first, self.layer)
+        return replace(self, columns=self.columns[part], starts=self.starts[part], first=first)
+
+    @property
+    def are_images(self) -> bool:
+        """Whether the pages are images already."""
+        return self.plane.dtype == np.uint8
+
+    @property
+    def pages(self) -> np.ndarray:
+        """All pages, as `cut` returns them."""
+        return self.cut(slice(None))
+
+    def sampled(self) -> np.ndarray:
+        """Every eighth row and fourth column of the pages, float32; all values of pages below 65,536 values."""
+        rows, columns = (8, 4) if len(self.plane) * self.n_time >= 65536 else (1, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(self.plane[::rows], self.n_time, axis=1)
+        values = windows.transpose(1, 0, 2)[:, :, ::columns][self.columns]
+        return np.multiply(values, np.float32(self.scale), dtype=np.float32, casting="unsafe")
+
+    def cut(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """Cut out some of the pages.
+
+        Parameters
+        ----------
+        chosen : slice or ndarray of int
+            Which pages of the batch.
+
+        Returns
+        -------
+        (B, n_dm, n_time) ndarray
+            float32; images as uint8, row 0 = highest DM.
+        """
+        windows = np.lib.stride_tricks.sliding_window_view(self.plane, self.n_time, axis=1).transpose(1, 0, 2)
+        pages = windows[self.columns[chosen]]
+        if self.are_images:
+            return np.ascontiguousarray(pages[:, ::-1])
+        return np.multiply(pages, np.float32(self.scale), dtype=np.float32, casting="unsafe")
 
 
 def page_starts(n_samples: int, n_time: int, overlap: float = 0.0) -> np.ndarray:
@@ -132,43 +180,7 @@ def page_starts(n_samples: int, n_time: int, overlap: float = 0.0) -> np.ndarray
     return np.append(np.arange(0, last, step), last)
 
 
-def cut_pages(plane: np.ndarray, columns: np.ndarray, n_time: int, scale: float) -> np.ndarray:
-    """Cut pages out of a dedispersed plane.
-
-    Parameters
-    ----------
-    plane : (n_dm, n) ndarray of int
-    columns : (B,) ndarray of int
-        First columns of the pages, at most ``n - n_time``.
-    n_time : int
-        Columns of a page.
-    scale : float
-        Factor for the values.
-
-    Returns
-    -------
-    (B, n_dm, n_time) ndarray of float32
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(plane, n_time, axis=1).transpose(1, 0, 2)
-    steps = np.unique(np.diff(columns))
-    if len(steps) == 1 and steps[0] > 0:
-        chosen = windows[columns[0] : columns[-1] + 1 : steps[0]]
-    else:
-        chosen = windows[columns]
-    return np.multiply(chosen, np.float32(scale), dtype=np.float32, casting="unsafe")
-
-
-def on_device(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """Copy values to ``device``; a copy to a GPU is asynchronous."""
-    tensor = torch.from_numpy(values)
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def to_images(
-    pages: np.ndarray, normaliser: str, resolution: int, device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:
+def to_images(pages: np.ndarray, normaliser: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     """Turn pages into images, in the same way for training sets and for classification.
 
     Parameters
@@ -180,81 +192,84 @@ def to_images(
         ``noise`` does the same for values that are in units of the noise already.
     resolution : int
         Side of the images. Pages of another size are averaged (or repeated) onto it after scaling.
-    device : torch.device or str
-        Device on which the images are computed.
 
     Returns
     -------
-    images : (B, resolution, resolution) Tensor of uint8
-        On ``device``, row 0 = highest DM.
-    unusable : (B,) Tensor of bool
+    images : (B, resolution, resolution) ndarray of uint8
+        Row 0 = highest DM.
+    unusable : (B,) ndarray of bool
         Pages that are constant, not finite, or too large to be scaled in float32; their images are zero.
     """
-    values = on_device(pages, device)
-    if normaliser == "minmax":
-        black, white = values.amin(dim=(1, 2)), values.amax(dim=(1, 2))
-        unusable = ~(torch.isfinite(black) & torch.isfinite(white) & (white > black))
-    elif normaliser == "robust":
-        median, sigma = robust_noise(values)
-        unusable = ~(torch.isfinite(values.sum(dim=(1, 2))) & (sigma > 0))
-        black, white = (median + sigmas * sigma for sigmas in ROBUST_RANGE)
-    elif normaliser == "noise":
-        unusable = ~torch.isfinite(values.sum(dim=(1, 2)))
-        black, white = (torch.full((len(values),), sigmas, device=values.device) for sigmas in ROBUST_RANGE)
-    else:
-        raise ValueError(f"normaliser must be one of {', '.join(NORMALISERS)}, got {normaliser!r}")
-    extent = white - black
-    unusable |= ~torch.isfinite(extent)
-    images = _grey_levels(values, black, extent)
-    if unusable.any():  # writing through a mask takes as long if it is all False
-        images[unusable] = 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        if normaliser == "minmax":
+            black, white = pages.min(axis=(1, 2)), pages.max(axis=(1, 2))
+            unusable = ~(np.isfinite(black) & np.isfinite(white) & (white > black))
+        elif normaliser == "robust":
+            median, sigma = robust_noise(pages)
+            unusable = ~(np.isfinite(pages.sum(axis=(1, 2))) & (sigma > 0))
+            black, white = (median + np.float32(sigmas) * sigma for sigmas in ROBUST_RANGE)
+        elif normaliser == "noise":
+            unusable = ~np.isfinite(pages.sum(axis=(1, 2)))
+            black, white = (np.full(len(pages), sigmas, np.float32) for sigmas in ROBUST_RANGE)
+        else:
+            raise ValueError(f"normaliser must be one of {', '.join(NORMALISERS)}, got {normaliser!r}")
+        extent = white - black
+    unusable |= ~np.isfinite(extent)
+    images = _grey_levels(pages, black, extent)
+    images[unusable] = 0
     return resize(images, resolution), unusable
 
 
-def _grey_levels(values: torch.Tensor, black: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:
+def _grey_levels(pages: np.ndarray, black: np.ndarray, extent: np.ndarray) -> np.ndarray:
     """Map ``black`` to ``black + extent`` of each page to 0 to 255, (B, n_dm, n_time) uint8, rows reversed."""
-    images = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
-    at_once = PAGES_IN_CACHE if values.device.type == "cpu" else len(values)
-    for first in range(0, len(values), max(1, at_once)):
-        part = slice(first, first + at_once)
-        # Divided before it is multiplied, as in the original, so that the maximum is 255 and not 254.99998.
-        scaled = (values[part] - black[part, None, None]).div_(extent[part, None, None]).mul_(255.0).clamp_(0.0, 255.0)
-        if scaled.device.type == "cpu":  # numpy casts five times as fast
-            with np.errstate(invalid="ignore"):
-                np.copyto(images[part].numpy(), scaled.numpy()[:, ::-1], casting="unsafe")
-        else:
-            images[part] = scaled.to(torch.uint8).flip(1)
+    images = np.empty(pages.shape, np.uint8)
+    with np.errstate(all="ignore"):
+        for image, page, lowest, range_ in zip(images, pages, black, extent, strict=True):
+            # Divided before it is multiplied, as in the original, so that the maximum is 255 and not 254.99998.
+            scaled = page - lowest
+            scaled /= range_
+            scaled *= np.float32(255.0)
+            np.copyto(image, np.clip(scaled, 0.0, 255.0, out=scaled)[::-1], casting="unsafe")
     return images
 
 
-def robust_noise(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Median and noise of each page (B, n_dm, n_time), both (B,).
+def robust_noise(pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and noise of each page (B, n_dm, n_time), both (B,) float32.
 
     The noise is 1.4826 times the median absolute deviation, or the standard deviation where that is 0. Pages of at
     least 65,536 values are sampled in every eighth row and fourth column: neighbouring trial DMs share most of their
     noise.
     """
-    small = values.shape[1] * values.shape[2] < 65536
-    sample = (values if small else values[:, ::8, ::4]).flatten(1)
+    small = pages.shape[1] * pages.shape[2] < 65536
+    sample = (pages if small else pages[:, ::8, ::4]).reshape(len(pages), -1)
     median = _median(sample)
-    sigma = 1.4826 * _median((sample - median[:, None]).abs_())
+    sigma = np.float32(1.4826) * _median(np.abs(sample - median[:, None]))
     degenerate = sigma == 0
     if degenerate.any():
-        sigma[degenerate] = sample[degenerate].std(dim=1, correction=0)
+        sigma[degenerate] = sample[degenerate].std(axis=1)
     return median, sigma
 
 
-def _median(values: torch.Tensor) -> torch.Tensor:
+def _median(values: np.ndarray) -> np.ndarray:
     """Lower median of each row of (B, n)."""
-    if values.device.type == "cuda":
-        return values.median(dim=1).values
     middle = (values.shape[1] - 1) // 2
-    # Three times as fast as torch's median.
-    return torch.from_numpy(np.partition(values.numpy(), middle, axis=1)[:, middle].copy())
+    return np.partition(values, middle, axis=1)[:, middle].copy()
 
 
-def resize(images: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Average (or repeat) pixels of (B, H, W) uint8 images so that they become (B, resolution, resolution)."""
+def resize(images: np.ndarray, resolution: int) -> np.ndarray:
+    """Average (or repeat) pixels of (B, H, W) uint8 images so that they become (B, resolution, resolution).
+
+    Each pixel is the mean of those that it overlaps, rounded down.
+    """
     if images.shape[1:] == (resolution, resolution):
         return images
-    return F.adaptive_avg_pool2d(images.to(torch.float32), resolution).to(torch.uint8)
+    values = images.astype(np.int64)
+    size = 1
+    for axis in (1, 2):
+        n = values.shape[axis]
+        edges = np.arange(resolution + 1) * n
+        first, end = edges[:-1] // resolution, -(-edges[1:] // resolution)
+        total = np.insert(values.cumsum(axis=axis), 0, 0, axis=axis)
+        values = total.take(end, axis=axis) - total.take(first, axis=axis)
+        size = size * np.expand_dims(end - first, tuple(other for other in (0, 1, 2) if other != axis))
+    return (values // size).astype(np.uint8)

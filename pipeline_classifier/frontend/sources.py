@@ -21,7 +21,7 @@ from single_pulse_classifier_training.scaling import contradicts, scaling_of
 
 logger = logging.getLogger(__name__)
 
-PAGES_PER_BLOCK = 128  # of a .npy file: 32 MiB of float32 pages of 256 x 256
+PAGES_PER_BATCH = 128  # of a .npy file: 32 MiB of float32 pages of 256 x 256
 SHORTEST_SIDE = 16  # as the smallest page_samples; fewer rows or columns are another axis
 
 
@@ -51,23 +51,6 @@ class Layer:
         """What distinguishes the file names of this layer from those of the first one."""
         stack = f"_dms{self.dm_stack}" if self.dm_stack else ""
         return stack + (f"_x{self.time_downsample}" if self.time_downsample > 1 else "")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Samples ``start`` to ``end`` of an observation, and the pages that begin in them.
-
-    Attributes
-    ----------
-    start, end : int
-        First sample and the one after the last.
-    pages : tuple of (first, last)
-        For each layer the number of the first page and that after the last one.
-    """
-
-    start: int
-    end: int
-    pages: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -113,19 +96,21 @@ class Source(ABC):
     layers: list[Layer]
 
     @abstractmethod
-    def blocks(self) -> Iterator[Block]:
-        """Yield the blocks in which pages begin, in order."""
+    def planes(self, threads: int | None = None) -> Iterator[PageBatch]:
+        """Yield every page, those of a layer in order of time, in batches of the source's choice.
 
-    @abstractmethod
-    def pages(self, block: Block) -> list[PageBatch]:
-        """Return the pages that begin in a block, those of a layer in one batch; several threads may call."""
+        Parameters
+        ----------
+        threads : int, optional
+            Threads that compute the batches; one per core by default.
+        """
 
     @abstractmethod
     def cutout(self, event: Event) -> Cutout:
         """Return the surroundings of an event."""
 
     def summary(self) -> RunSummary:
-        """Return what was read since `blocks` was called last."""
+        """Return what was read since `planes` was called last."""
         return RunSummary()
 
     @property
@@ -145,10 +130,9 @@ class Source(ABC):
 
     def batches(self, batch_size: int) -> Iterator[PageBatch]:
         """Yield every page, in batches of at most ``batch_size``."""
-        for block in self.blocks():
-            for batch in self.pages(block):
-                for first in range(0, len(batch), batch_size):
-                    yield batch[first : first + batch_size]
+        for batch in self.planes():
+            for first in range(0, len(batch), batch_size):
+                yield batch[first : first + batch_size]
 
 
 class ArrayPages(Source):
@@ -196,11 +180,16 @@ class ArrayPages(Source):
         self.scaled_again = False
         self.layers = [Layer(PageGrid(dms, pages.shape[2]), np.arange(len(pages)) * (pages.shape[2] + 1))]
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield stretches of `PAGES_PER_BLOCK` pages."""
-        for first in range(0, len(self.pages_on_disk), PAGES_PER_BLOCK):
-            last = min(first + PAGES_PER_BLOCK, len(self.pages_on_disk))
-            yield Block(first, last, ((first, last),))
+    def planes(self, threads: int | None = None) -> Iterator[PageBatch]:
+        """Yield every page, `PAGES_PER_BATCH` at a time."""
+        for first in range(0, len(self.pages_on_disk), PAGES_PER_BATCH):
+            chosen = slice(first, first + PAGES_PER_BATCH)
+            pages = self.pages_on_disk[chosen]
+            if self.scaled_again:
+                pages = pages[:, ::-1].astype(np.float32)
+            elif pages.dtype != np.uint8:
+                pages = pages.astype(np.float32, copy=False)
+            yield PageBatch.of_pages(pages, self.starts[chosen], first)
 
     def scale_for(self, normaliser: str) -> None:
         """Let the classifier scale images again, as it scales pages, unless they look like those of its normaliser.
@@ -223,15 +212,6 @@ class ArrayPages(Source):
                 normaliser,
                 normaliser,
             )
-
-    def pages(self, block: Block) -> list[PageBatch]:
-        """Return the pages of a block."""
-        pages = self.pages_on_disk[block.start : block.end]
-        if self.scaled_again:
-            pages = pages[:, ::-1]
-        dtype = np.uint8 if pages.dtype == np.uint8 and not self.scaled_again else np.float32
-        pages = np.ascontiguousarray(pages, dtype=dtype)
-        return [PageBatch(pages, self.starts[block.start : block.end], block.start)]
 
     def cutout(self, event: Event) -> Cutout:
         """Return the page of an event; there are no channels to show."""

@@ -20,12 +20,13 @@ from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger
-from pipeline_classifier.detection.page_classifier import PageCounts
+from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary, counted
-from pipeline_classifier.detection.workers import thread_count, worker_pool
+from pipeline_classifier.detection.workers import worker_pool
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Layer
+from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_results import LiveResults, Monitor
 from pipeline_classifier.live.psrdada.ring import RingTimeout
 from pipeline_classifier.live.ring_header import RingSettings
@@ -154,7 +155,11 @@ def live_search(
     decision = decide(config, classifiers, [layer])
     finder, merger = EventFinder(layer, decision, classifiers.candidates), EventMerger(source.grid)
     threads, size = thread_count(config.threads), classifiers.pages.network.batch_size
-    began, counts = time.monotonic(), PageCounts()
+    began, gated, without_output = time.monotonic(), 0, 0
+
+    def classified(batch: PageBatch) -> Classified:
+        return classifiers.pages.classify(batch, decision.snr_gate, source.grid.noise)
+
     many_files.begin(config.output_path, source.name)
     results = LiveResults(config.output_path, source.name, config.n_spectra)
     status_path = config.output_path / f"status_{source.name}.json"
@@ -167,11 +172,12 @@ def live_search(
     ):
         for batch in source.batches(threads * size):
             pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
-            parts, of_pieces = zip(*pool.map(classifiers.pages.classify, pieces), strict=True)
-            probabilities, counts = np.concatenate(parts), sum(of_pieces, counts)
-            results.add_pages(batch.first - source.first_page, decision.classes(probabilities), probabilities)
+            for piece, pages in zip(pieces, pool.map(classified, pieces), strict=True):
+                first = piece.first - source.first_page
+                results.add_pages(first, decision.classes(pages.probabilities), pages.probabilities)
+                results.add_events(merger.add(finder.add(piece, pages), finder.until_s))
+                gated, without_output = gated + pages.gated, without_output + pages.without_output
             monitor.latency_s = time.monotonic() - source.oldest_read
-            results.add_events(merger.add(finder.add(batch, probabilities), finder.until_s))
             bar.update(len(batch))
             bar.set_postfix_str(f"{results.events} events, {monitor.fill[0]} of {monitor.fill[1]} blocks full")
         results.add_events(merger.add(finder.finish(), math.inf))
@@ -180,7 +186,7 @@ def live_search(
     starts = (source.first_page + np.arange(source.n_pages)) * source.grid.n_time
     values = (file.values()[: source.n_pages] for file in (results.predictions, results.probabilities))
     layers = [LayerResult(Layer(source.grid, starts), *values)]
-    numbers = counted(classifiers, counts, [finder]).known()
+    numbers = counted(decision, gated, without_output, [finder]).known()
     summary = replace(source.summary(), events=results.events, **numbers)
     summary = complete_summary(source.name, summary, layers, decision, began)
     files = [*results.files, status_path, write_summary(config.output_path, source.name, summary)]

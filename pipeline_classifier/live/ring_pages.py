@@ -174,10 +174,10 @@ class RingPages:
     def _batch(self, images: bytearray) -> PageBatch:
         pages = np.frombuffer(images, np.float32).reshape(-1, *self.grid.shape)
         if self._descending:
-            pages = np.ascontiguousarray(pages[:, ::-1])
+            pages = pages[:, ::-1]
         first = self.first_page + self.n_pages
         self.n_pages += len(pages)
-        return PageBatch(pages, (first + np.arange(len(pages))) * self.grid.n_time, first)
+        return PageBatch.of_pages(pages, (first + np.arange(len(pages))) * self.grid.n_time, first)
 
     def _blocks(self) -> Iterator[tuple[bytes, bool, bool]]:
         """Yield the bytes of each block, whether its transfer ends with them, and whether another block waits.
