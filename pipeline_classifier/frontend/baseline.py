@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 
+from pipeline_classifier.frontend.cleaning_kernels import bin_statistics, raw_moments, step_means
 from pipeline_classifier.frontend.settings import BIN
 
 TILE = 2048
-"""Samples processed at once. Long tiles mean few calls: concurrent threads slow each other down at every call."""
+"""Samples whose higher moments are computed together."""
 
 CLIP = 3.0
 """Deviation, in sigma, at which one sample or bin is clipped in a mean. Chosen by hand; not tuned on data."""
@@ -23,33 +23,34 @@ class Sums:
 
     Attributes
     ----------
-    centre : (nchans,) tensor
+    centre : (nchans,) ndarray
         A value near the mean or median of each channel, in counts.
-    means : (n // BIN, nchans) tensor
+    means : (n // BIN, nchans) ndarray
         Means over `BIN` samples, minus ``centre``, in counts.
-    variances : (n // BIN, nchans) tensor
+    variances : (n // BIN, nchans) ndarray
         Variance within each bin, in counts squared.
-    level : (nchans,) tensor
+    level : (nchans,) ndarray
         Noise level in counts: root of the mean variance within a bin, each clipped at 2.5 times their median. Zero if
         the channel has no noise.
-    skewness, kurtosis : (nchans,) tensor
+    skewness, kurtosis : (nchans,) ndarray
         Skewness and excess kurtosis, as medians over tiles: a single pulse, however bright, does not change them.
     """
 
-    centre: torch.Tensor
-    means: torch.Tensor
-    variances: torch.Tensor
-    level: torch.Tensor
-    skewness: torch.Tensor
-    kurtosis: torch.Tensor
+    centre: np.ndarray
+    means: np.ndarray
+    variances: np.ndarray
+    level: np.ndarray
+    skewness: np.ndarray
+    kurtosis: np.ndarray
 
 
-def bin_sums(raw: torch.Tensor) -> Sums:
+@np.errstate(over="ignore", invalid="ignore")
+def bin_sums(raw: np.ndarray) -> Sums:
     """Compute the statistics of a block: the first of three passes.
 
     Parameters
     ----------
-    raw : (n, nchans) tensor
+    raw : (n, nchans) ndarray
         Samples as read, of any real dtype; n must be at least `BIN`.
 
     Returns
@@ -57,64 +58,49 @@ def bin_sums(raw: torch.Tensor) -> Sums:
     Sums
         Samples after the last whole bin do not contribute.
     """
+    raw = np.ascontiguousarray(raw)
     n, nchans = len(raw) // BIN * BIN, raw.shape[1]
-    subset = raw[:: max(1, len(raw) // 64)].to(torch.float32)
-    centre = subset.mean(dim=0)
-    std = (subset - centre).square_().mean(dim=0).sqrt_()
+    subset = raw[:: max(1, len(raw) // 64)].astype(np.float32)
+    centre, std = subset.mean(axis=0), subset.std(axis=0)
     # Numbers around another mean, much larger than the noise, would leave no digit of float32 for its variance.
-    middle = subset.median(dim=0).values
-    spread = 1.4826 * (subset - middle).abs_().median(dim=0).values
+    middle = _lower_median(subset)
+    spread = np.float32(1.4826) * _lower_median(np.abs(subset - middle))
     has_outliers = (spread > 0) & (std > OUTLIERS * spread)
-    centre, std = torch.where(has_outliers, middle, centre), torch.where(has_outliers, spread, std)
-    std = torch.where(std > 0, std, 1.0)
-    scale, shift = 1.0 / std, -centre / std
-    n_tiles, bins_per_tile = max(1, n // TILE), min(TILE, n) // BIN
+    centre, std = np.where(has_outliers, middle, centre), np.where(has_outliers, spread, std)
+    std = np.where(std > 0, std, np.float32(1))
+    means, variances = np.empty((2, n // BIN, nchans), np.float32)
+    bin_statistics(raw, centre, std, means, variances)
     # Half of the samples of every second tile are enough for the higher moments.
-    tile_step, half = (2 if n_tiles > 8 else 1), bins_per_tile // 2 * BIN
-    means, squares = torch.empty((2, n // BIN, nchans))
-    cubes, fourth_powers = torch.empty((2, -(-n_tiles // tile_step), nchans))
-    x, y = torch.empty((2, TILE, nchans))
-    for number, first in enumerate(range(0, n, TILE)):
-        rows = raw[first : min(first + TILE, n)]
-        bins = slice(first // BIN, (first + len(rows)) // BIN)
-        tile = x[: len(rows)].copy_(rows)
-        tile.mul_(scale).add_(shift)  # five times as fast as addcmul
-        square = torch.mul(tile, tile, out=y[: len(rows)])
-        torch.sum(tile.view(-1, BIN, nchans), dim=1, out=means[bins])
-        torch.sum(square.view(-1, BIN, nchans), dim=1, out=squares[bins])
-        if number < n_tiles and number % tile_step == 0:
-            square = square[:half]
-            torch.mean(tile[:half].mul_(square), dim=0, out=cubes[number // tile_step])
-            torch.mean(square.mul_(square), dim=0, out=fourth_powers[number // tile_step])
-    means, squares = means.div_(BIN), squares.div_(BIN)
-    tile_means, tile_squares = (
-        sums[: n_tiles * bins_per_tile].view(n_tiles, bins_per_tile, nchans)[::tile_step, : half // BIN].mean(dim=1)
-        for sums in (means, squares)
-    )
-    skewness, kurtosis = _skewness_and_kurtosis(tile_means, tile_squares, cubes, fourth_powers)
-    variances = squares.addcmul_(means, means, value=-1).mul_(BIN / (BIN - 1)).clamp_min_(0)
-    typical = variances[:: max(1, len(variances) // 64)].median(dim=0).values
-    typical = torch.where(typical > 0, typical, variances.mean(dim=0))
-    level = torch.minimum(variances, 2.5 * typical).mean(dim=0).sqrt()
+    n_tiles, half = max(1, n // TILE), min(TILE, n) // BIN // 2 * BIN
+    firsts = range(0, n_tiles * TILE, 2 * TILE if n_tiles > 8 else TILE)
+    moments = np.empty((len(firsts), 4, nchans), np.float32)
+    for first, of_tile in zip(firsts, moments, strict=True):
+        raw_moments(raw[first : first + half], centre, std, of_tile)
+    typical = _lower_median(variances[:: max(1, len(variances) // 64)])
+    typical = np.where(typical > 0, typical, variances.mean(axis=0))
+    level = np.sqrt(np.minimum(variances, np.float32(2.5) * typical).mean(axis=0))
     # Channels that are constant except for a few extreme samples overflow; they have no noise level.
-    usable = (level > 1e-6) & torch.isfinite(level)
-    level = torch.where(usable, level, 0.0)
-    if not usable.all():
-        means, variances = (torch.where(usable, values, 0.0) for values in (means, variances))
-    return Sums(centre, means.mul_(std), variances.mul_(std**2), level * std, skewness, kurtosis)
+    usable = (level > 1e-6 * std) & np.isfinite(level)
+    means[:, ~usable] = variances[:, ~usable] = 0
+    return Sums(centre, means, variances, np.where(usable, level, 0), *_skewness_and_kurtosis(moments))
 
 
-def _skewness_and_kurtosis(
-    mean: torch.Tensor, second: torch.Tensor, third: torch.Tensor, fourth: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Medians over tiles of skewness and excess kurtosis, from the first four raw moments (n_tiles, nchans)."""
-    variance = (second - mean**2).clamp_min(1e-12)
+def _lower_median(values: np.ndarray) -> np.ndarray:
+    """Median of each column, the lower of two."""
+    middle = (len(values) - 1) // 2
+    return np.partition(values, middle, axis=0)[middle]
+
+
+def _skewness_and_kurtosis(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Medians over tiles of skewness and excess kurtosis, from the first four raw moments (n_tiles, 4, nchans)."""
+    mean, second, third, fourth = moments.swapaxes(0, 1)
+    variance = np.maximum(second - mean**2, np.float32(1e-12))
     skewness = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
     kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2 - 3
-    return skewness.median(dim=0).values.nan_to_num_(), kurtosis.median(dim=0).values.nan_to_num_()
+    return np.nan_to_num(_lower_median(skewness)), np.nan_to_num(_lower_median(kurtosis))
 
 
-def running_baseline(sums: Sums, good: torch.Tensor, window: float) -> tuple[int, torch.Tensor]:
+def running_baseline(sums: Sums, good: np.ndarray, window: float) -> tuple[int, np.ndarray]:
     """Compute a running mean of each channel that is robust against interference.
 
     Means over a fifth of the window pass through a running median. Bins are clipped at `CLIP` sigma from that median,
@@ -125,7 +111,7 @@ def running_baseline(sums: Sums, good: torch.Tensor, window: float) -> tuple[int
     ----------
     sums : Sums
         Statistics of the block.
-    good : (nchans,) tensor of bool
+    good : (nchans,) ndarray of bool
         Channels in use.
     window : float
         Length of the running mean in samples; the whole block if below 1 or longer than the block.
@@ -134,81 +120,47 @@ def running_baseline(sums: Sums, good: torch.Tensor, window: float) -> tuple[int
     -------
     step : int
         Samples between two nodes; node k is at sample (k + 1/2) * step.
-    nodes : (n_nodes, nchans) tensor
+    nodes : (n_nodes, nchans) ndarray
         Baseline at the nodes, in counts. A single node applies to the whole block.
     """
     n_bins, nchans = sums.means.shape
     whole_block = not 1 <= window < n_bins * BIN
     step = max(1, n_bins // 5 if whole_block else round(window / 5 / BIN))
     n_steps = n_bins // step
-    bins = sums.means[: n_steps * step].view(n_steps, step, nchans)
-    median = running_median(bins.mean(dim=1))
-    limit = CLIP / BIN**0.5 * sums.level
-    deviation = (bins - median[:, None]).clamp_(-limit, limit)
-    band_deviation = deviation @ (torch.where(good, 1.0 / limit, 0.0) / good.sum().clamp_min(1))
-    deviation *= (band_deviation.abs() <= 0.5)[..., None]
-    nodes = median + deviation.mean(dim=1)
+    bins = sums.means[: n_steps * step]
+    median = running_median(bins.reshape(n_steps, step, nchans).mean(axis=1))
+    limit = np.float32(CLIP / BIN**0.5) * sums.level
+    weight = np.divide(1, limit * max(1, int(good.sum())), out=np.zeros_like(limit), where=good)
+    steps = np.empty_like(median)
+    step_means(bins, median, limit, weight, step, steps)
     if whole_block:
-        nodes = nodes.mean(dim=0, keepdim=True)
+        nodes = steps.mean(axis=0, keepdims=True)
     else:
-        nodes = F.avg_pool1d(nodes.t()[None], 5, 1, padding=2, count_include_pad=False)[0].t()
+        padded = np.pad(steps, ((2, 2), (0, 0)))
+        counts = np.convolve(np.ones(n_steps, np.float32), np.ones(5, np.float32))[2:-2]
+        nodes = sum(padded[shift : shift + n_steps] for shift in range(5)) / counts[:, None]
     return step * BIN, nodes + sums.centre
 
 
-def running_median(values: torch.Tensor) -> torch.Tensor:
+def running_median(values: np.ndarray) -> np.ndarray:
     """Median of five consecutive rows, with the first and last row repeated at the ends."""
-    padded = torch.cat([values[:1], values[:1], values, values[-1:], values[-1:]])
+    padded = np.pad(values, ((2, 2), (0, 0)), mode="edge")
     a, b, c, d, e = (padded[shift : shift + len(values)] for shift in range(5))
-    low = torch.maximum(torch.minimum(a, b), torch.minimum(c, d))
-    high = torch.minimum(torch.maximum(a, b), torch.maximum(c, d))
-    return torch.maximum(torch.minimum(low, high), torch.minimum(torch.maximum(low, high), e))
+    low = np.maximum(np.minimum(a, b), np.minimum(c, d))
+    high = np.minimum(np.maximum(a, b), np.maximum(c, d))
+    return np.maximum(np.minimum(low, high), np.minimum(np.maximum(low, high), e))
 
 
-def residual(sums: Sums, step: int, nodes: torch.Tensor) -> torch.Tensor:
+def residual(sums: Sums, step: int, nodes: np.ndarray) -> np.ndarray:
     """Subtract the baseline from the means of the bins.
 
     Returns
     -------
-    (n_bins, nchans) tensor
+    (n_bins, nchans) ndarray
         In counts. Bins after the last whole step are missing, unless a single node applies to the whole block.
     """
     nodes = nodes - sums.centre
     if len(nodes) == 1:
         return sums.means - nodes
-    bins = sums.means[: len(nodes) * (step // BIN)].view(len(nodes), step // BIN, -1)
-    return (bins - nodes[:, None]).flatten(0, 1)
-
-
-class Interpolation:
-    """Linear interpolation of the baseline between nodes, constant before the first and after the last one.
-
-    Parameters
-    ----------
-    n : int
-        Samples in the block.
-    step : int
-        Samples between two nodes.
-    n_nodes : int
-        Number of nodes.
-
-    Attributes
-    ----------
-    first_node : list of int
-        Index of the first node used in each of the n_tiles tiles of `TILE` samples.
-    weights : (n_tiles, TILE, k) tensor
-        Weights, at every sample, of that node and the next k - 1.
-    """
-
-    def __init__(self, n: int, step: int, n_nodes: int) -> None:
-        n_tiles = -(-n // TILE)
-        position = ((torch.arange(n_tiles * TILE) + 0.5) / step - 0.5).clamp_(0, n_nodes - 1).view(n_tiles, TILE)
-        first, last = position[:, 0].floor(), position[:, -1].ceil()
-        k = int((last - first).max()) + 1
-        first = first.clamp_max(n_nodes - k)
-        self.first_node = first.to(torch.int64).tolist()
-        self.weights = (1 - ((position - first[:, None])[..., None] - torch.arange(k)).abs_()).clamp_min_(0)
-
-    def per_tile(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Gather the nodes (n_nodes, m) that each tile uses: (n_tiles, k, m)."""
-        k = self.weights.shape[2]
-        return torch.stack([nodes[first : first + k] for first in self.first_node])
+    bins = sums.means[: len(nodes) * (step // BIN)].reshape(len(nodes), step // BIN, -1)
+    return (bins - nodes[:, None]).reshape(-1, bins.shape[2])

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from pipeline_classifier.frontend.cleaning_kernels import long_runs
 from pipeline_classifier.frontend.settings import BIN
 
 ORDINARY_SIZES = 2.0**-20, 2.0**20
@@ -81,24 +82,24 @@ def constant_stretches(block: np.ndarray, variances: np.ndarray) -> np.ndarray |
     (n, nchans) ndarray of bool, or None
         None if there are none, or in no channel but those that are constant throughout.
     """
-    candidates = variances <= 0.01 * variances.mean(axis=0)  # the variance of a constant is rounded
-    candidates &= variances.any(axis=0)
-    if not _runs(candidates, SHORTEST_BINS).any():
+    mean = variances.mean(axis=0)
+    noisy = mean > 0
+    candidates = (variances <= 0.01 * mean) & noisy  # the variance of a constant is rounded
+    if not (candidates.any() and long_runs(candidates, SHORTEST_BINS).any()):
         return None
     n_bins, nchans = variances.shape
     bins = block[: n_bins * BIN].reshape(n_bins, BIN, nchans)
     constant = (bins == bins[:, :1]).all(axis=1) & candidates
-    noisy = variances.any(axis=0)
     saturated = bins[:, 0] >= block.max(axis=0)
     constant &= ~saturated | (constant[:, noisy].mean(axis=1) >= WHOLE_BAND)[:, None]
     share = float(constant[:, noisy].mean())
     fewest = max(SHORTEST_BINS, math.ceil(math.log(CHANCE) / math.log(share))) if share else SHORTEST_BINS
-    channels = np.flatnonzero(_runs(constant, fewest).any(axis=0))
+    channels = np.flatnonzero(long_runs(constant, fewest).any(axis=0))
     if not len(channels):
         return None
     values = block[:, channels]
     stretches = np.zeros(values.shape, dtype=bool)
-    stretches[: n_bins * BIN] = np.repeat(_runs(constant[:, channels], fewest), BIN, axis=0)
+    stretches[: n_bins * BIN] = np.repeat(long_runs(constant[:, channels], fewest), BIN, axis=0)
     same = values[1:] == values[:-1]
     for _ in range(BIN):  # a stretch begins and ends within a bin
         stretches[1:] |= stretches[:-1] & same
@@ -106,20 +107,6 @@ def constant_stretches(block: np.ndarray, variances: np.ndarray) -> np.ndarray |
     result = np.zeros(block.shape, dtype=bool)
     result[:, channels] = stretches
     return result
-
-
-def _runs(flags: np.ndarray, fewest: int) -> np.ndarray:
-    """Keep the runs of at least ``fewest`` flags along the first axis of (n, m) bool."""
-    n = len(flags)
-    if n < fewest:
-        return np.zeros_like(flags)
-    counts = np.zeros((n + 1, flags.shape[1]), dtype=np.int32)
-    np.cumsum(flags, axis=0, out=counts[1:])
-    whole = counts[fewest:] - counts[:-fewest] == fewest  # by the first flag of each run of exactly that length
-    counts = np.zeros((n + fewest, flags.shape[1]), dtype=np.int32)
-    np.cumsum(whole, axis=0, out=counts[fewest : len(whole) + fewest])
-    counts[len(whole) + fewest :] = counts[len(whole) + fewest - 1]
-    return counts[fewest : n + fewest] > counts[:n]
 
 
 def filled(block: np.ndarray, unusable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

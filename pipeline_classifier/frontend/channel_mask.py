@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from pipeline_classifier.frontend.settings import BIN
 
@@ -145,15 +143,15 @@ def iqrm(figures: np.ndarray, threshold: float, floors: np.ndarray) -> np.ndarra
     inside = (voter >= 0) & (voter < nchans)
     voter = voter.clip(0, nchans - 1)
     difference = figures[:, None, :] - figures[:, voter]
-    ordered = np.sort(difference, axis=-1)
-    low, middle, high = (ordered[..., quarter * nchans // 4, None] for quarter in (1, 2, 3))
+    quarters = [quarter * nchans // 4 for quarter in (1, 2, 3)]
+    low, middle, high = np.moveaxis(np.partition(difference, quarters)[..., quarters], -1, 0)[..., None]
     votes = inside & (difference - middle > np.maximum(threshold * (high - low) / 1.349, floors[:, None, None]))
     received = votes.sum(axis=1)
     cast = np.stack([np.bincount(voter.ravel(), of_figure.ravel(), nchans) for of_figure in votes])
     return (votes & (cast[:, voter] < received[:, None, :])).any(axis=(0, 1))
 
 
-def kadane_filter(data: torch.Tensor, min_length: int, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def kadane_filter(data: np.ndarray, min_length: int, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find stretches of time in which a channel deviates from zero, as TransientX's kadaneF does.
 
     Kadane's algorithm gives the contiguous range of samples with the largest sum: the largest rise of the cumulative
@@ -161,7 +159,7 @@ def kadane_filter(data: torch.Tensor, min_length: int, threshold: float) -> tupl
 
     Parameters
     ----------
-    data : (n, nchans) float32 tensor
+    data : (n, nchans) ndarray of float32
         Samples of zero mean and unit noise.
     min_length : int
         Samples that a stretch must exceed; chosen longer than any pulse.
@@ -178,33 +176,33 @@ def kadane_filter(data: torch.Tensor, min_length: int, threshold: float) -> tupl
     if length < 1:
         return (np.empty(0, np.int64),) * 3
     n_segments = n // length
-    segments = data[: n_segments * length].view(n_segments, length, nchans)
-    segments = torch.stack([segments, -segments])
-    total = F.pad(segments.cumsum(dim=2), (0, 0, 1, 0))
+    segments = data[: n_segments * length].reshape(n_segments, length, nchans)
+    total = np.zeros((2, n_segments, length + 1, nchans))
+    np.cumsum([segments, -segments], axis=2, out=total[:, :, 1:])
     # Half the mean of the faintest detectable stretch is subtracted, or noise would lengthen a short bright pulse.
-    drift = 0.5 * threshold / np.sqrt(min_length)
-    rising = total - drift * torch.arange(length + 1)[:, None]
-    lowest, where = rising.cummin(dim=2)
-    end = (rising - lowest).argmax(dim=2, keepdim=True)
-    start = where.gather(2, end)
+    position = np.arange(length + 1)[:, None]
+    rising = total - 0.5 * threshold / np.sqrt(min_length) * position
+    lowest = np.minimum.accumulate(rising, axis=2)
+    where = np.maximum.accumulate(np.where(rising == lowest, position, 0), axis=2)
+    end = (rising - lowest).argmax(axis=2, keepdims=True)
+    start = np.take_along_axis(where, end, axis=2)
     width = end - start
-    snr = (total.gather(2, end) - total.gather(2, start)) / width.clamp_min(1).sqrt()
-    found = ((width > min_length) & (snr > threshold)).numpy()
+    rise = np.take_along_axis(total, end, axis=2) - np.take_along_axis(total, start, axis=2)
+    found = (width > min_length) & (rise / np.sqrt(np.maximum(width, 1)) > threshold)
     _, segment, _, channels = np.nonzero(found)
-    starts, ends = (segment * length + edge.numpy()[found] for edge in (start, end))
-    return channels, starts, ends
+    return channels, segment * length + start[found], segment * length + end[found]
 
 
 def narrow_band_signals(
-    residuals: torch.Tensor, good: torch.Tensor, group_size: int, min_bins: int, threshold: float
+    residuals: np.ndarray, good: np.ndarray, group_size: int, min_bins: int, threshold: float
 ) -> list[tuple[slice, slice]]:
     """Find long signals in groups of neighbouring channels.
 
     Parameters
     ----------
-    residuals : (n_bins, nchans) tensor
+    residuals : (n_bins, nchans) ndarray
         Means over `BIN` samples in units of the noise of one sample; 0 in masked channels.
-    good : (nchans,) tensor of bool
+    good : (nchans,) ndarray of bool
         Channels in use.
     group_size : int
         Channels added up.
@@ -219,10 +217,12 @@ def narrow_band_signals(
         Channels and samples of each signal.
     """
     n_bins, nchans = residuals.shape
-    residuals = (residuals - (residuals.sum(dim=1) / good.sum().clamp_min(1))[:, None]) * good * BIN**0.5
-    grouped = F.pad(residuals, (0, -nchans % group_size)).view(n_bins, -1, group_size).sum(dim=2)
-    members = F.pad(good.to(torch.float32), (0, -nchans % group_size)).view(-1, group_size).sum(dim=1)
-    groups, starts, ends = kadane_filter(grouped / members.clamp_min(1).sqrt(), min_bins, threshold)
+    common = residuals.sum(axis=1, keepdims=True) / max(1, int(good.sum()))
+    padding = -nchans % group_size
+    residuals = np.pad((residuals - common) * good * np.float32(BIN**0.5), ((0, 0), (0, padding)))
+    grouped = residuals.reshape(n_bins, -1, group_size).sum(axis=2)
+    members = np.pad(good, (0, padding)).reshape(-1, group_size).sum(axis=1)
+    groups, starts, ends = kadane_filter(grouped / np.sqrt(np.maximum(members, 1)), min_bins, threshold)
     return [
         (slice(group * group_size, (group + 1) * group_size), slice(start * BIN, end * BIN))
         for group, start, end in zip(groups, starts, ends, strict=True)

@@ -3,13 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from pipeline_classifier.frontend import dedispersion
-from pipeline_classifier.frontend.baseline import CLIP, TILE, Interpolation, Sums, bin_sums, residual, running_baseline
+from pipeline_classifier.frontend.baseline import CLIP, Sums, bin_sums, residual, running_baseline
 from pipeline_classifier.frontend.blanking import constant_stretches, filled, in_float_range, out_of_range
 from pipeline_classifier.frontend.channel_mask import ChannelFigures, narrow_band_signals, outlier_channels
+from pipeline_classifier.frontend.cleaning_kernels import quiet_powers, write_samples
+from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, accumulator_dtype
 from pipeline_classifier.frontend.impulses import IMPULSE_THRESHOLD
 from pipeline_classifier.frontend.settings import BIN, Cleaning
 from pipeline_classifier.frontend.zero_dm import ZeroDm, zero_dm_series
@@ -114,35 +113,35 @@ def clean(
     out = np.empty((nchans, n), dtype=np.float32) if out is None else out
     out[:, n:] = 0
     block, _ = in_float_range(block)
-    good = torch.from_numpy(~zapped(frequencies, settings.zaplist))
+    good = ~zapped(frequencies, settings.zaplist)
     bad, constant = out_of_range(block), None
     usable = block
     if bad is not None:
         usable, live = filled(block, bad)
-        good &= torch.from_numpy(live)
-    raw = torch.from_numpy(np.ascontiguousarray(usable))
+        good &= live
+    usable = np.ascontiguousarray(usable)
     if n < FEWEST_SAMPLES:
-        _store(_clean_short(raw, good, settings.zero_dm).t(), out[:, :n])
+        _clean_short(usable, good, settings.zero_dm, out)
     else:
-        sums = bin_sums(raw)
-        constant = constant_stretches(usable, sums.variances.numpy())
+        sums = bin_sums(usable)
+        constant = constant_stretches(usable, sums.variances)
         if constant is not None:
             usable, live = filled(block, constant if bad is None else constant | bad)
-            good &= torch.from_numpy(live)
-            raw = torch.from_numpy(usable)
-            sums = bin_sums(raw)
-        _clean_long(raw, sums, good, frequencies, tsamp, settings, out)
+            good &= live
+            usable = np.ascontiguousarray(usable)
+            sums = bin_sums(usable)
+        _clean_long(usable, sums, good, frequencies, tsamp, settings, out)
     for unusable in (bad, constant):
         if unusable is not None:
             out[:, :n][unusable.T] = 0
     count = (np.zeros(n, np.int32) if each is None else each.sum(axis=1, dtype=np.int32) for each in (bad, constant))
-    return Cleaned(out, good.numpy(), *count)
+    return Cleaned(out, good, *count)
 
 
 def _clean_long(
-    raw: torch.Tensor,
+    raw: np.ndarray,
     sums: Sums,
-    good: torch.Tensor,
+    good: np.ndarray,
     frequencies: np.ndarray,
     tsamp: float,
     settings: Cleaning,
@@ -154,16 +153,17 @@ def _clean_long(
     step, nodes = running_baseline(sums, good, settings.baseline_window_s / tsamp)
     residuals = residual(sums, step, nodes)
     figures = figures_of_merit(sums, residuals, good)
-    outlier = outlier_channels(figures, good.numpy(), settings.zap_threshold, settings.mask_threshold)
-    good &= torch.from_numpy(~outlier)
-    scale = torch.where(good, 1.0 / sums.level, 0.0)
-    interpolation = Interpolation(n, step, len(nodes))
+    good &= ~outlier_channels(figures, good, settings.zap_threshold, settings.mask_threshold)
+    scale = np.divide(1, sums.level, out=np.zeros(nchans, np.float32), where=good)
     if settings.zero_dm and good.any():
-        noise = 1.4826 * float((residuals @ scale).abs().median()) / int(good.sum())
-        zero_dm = zero_dm_series(raw, nodes, interpolation, scale, settings.zero_dm, noise, frequencies)
+        noise = 1.4826 * float(np.median(np.abs(np.einsum("bc,c", residuals, scale)))) / int(good.sum())
+        zero_dm = zero_dm_series(raw, nodes, step, scale, settings.zero_dm, noise, frequencies)
     else:
-        zero_dm = ZeroDm(torch.zeros(n), torch.zeros(nchans), torch.ones(nchans), torch.zeros(n, dtype=torch.bool))
-    _write(raw, nodes, interpolation, scale, zero_dm, out)
+        zero_dm = ZeroDm(np.zeros(n, np.float32), 0 * scale, 0 * scale + 1, np.zeros(n, bool))
+    factor = scale / zero_dm.noise * (LEVELS_PER_SIGMA if out.dtype == np.int8 else 1)
+    coefficient = zero_dm.coefficient * factor * sums.level
+    limit = np.float32(_largest_level(nchans) if out.dtype == np.int8 else 0)
+    write_samples(raw, nodes * factor, step, factor, coefficient, zero_dm.series, zero_dm.blanked, limit, out)
     if settings.kadane_channels:
         min_bins = int(settings.kadane_width_s / tsamp / BIN)
         for channels, samples in narrow_band_signals(
@@ -172,27 +172,32 @@ def _clean_long(
             out[channels, samples] = 0
 
 
-def _clean_short(raw: torch.Tensor, good: torch.Tensor, zero_dm: str | None) -> torch.Tensor:
-    """Normalise and regress a block (n, nchans) too short for a mask: (nchans, n); ``good`` is updated in place."""
-    data = raw.to(torch.float32).t().contiguous()
+def _clean_short(raw: np.ndarray, good: np.ndarray, zero_dm: str | None, out: np.ndarray) -> None:
+    """Normalise and regress a block (n, nchans) too short for a mask; ``good`` and ``out`` are written."""
     # The mean of a constant channel may be rounded, which would leave it with noise.
-    good &= (data != data[:, :1]).any(dim=1)
-    data -= data.mean(dim=1, keepdim=True)
+    good &= (raw != raw[:1]).any(axis=0)
+    data = raw.astype(np.float32)
+    data -= data.mean(axis=0)
     for last in (False, True):
-        noise = data.square().mean(dim=1).sqrt()
+        noise = np.sqrt(np.square(data).mean(axis=0))
         good &= noise > 0
-        data *= torch.where(good, 1.0 / noise, 0.0)[:, None]
+        data *= np.divide(1, noise, out=np.zeros_like(noise), where=good)
         if zero_dm and good.sum() > 1 and not last:
-            series = data.sum(dim=0) / good.sum()
-            if zero_dm == "zdot":
-                coefficient = data @ series / (series @ series).clamp_min(1e-30)
-            else:
-                coefficient = good.to(torch.float32)
-            data.addr_(coefficient, series, alpha=-1.0)
-    return data
+            series = data.sum(axis=1) / int(good.sum())
+            coefficient = series @ data / max(series @ series, 1e-30) if zero_dm == "zdot" else good.astype(np.float32)
+            data -= series[:, None] * coefficient
+    if out.dtype == np.int8:
+        limit = _largest_level(len(out))
+        data = np.rint(data * LEVELS_PER_SIGMA).clip(-limit, limit)
+    out[:, : len(raw)] = data.T
 
 
-def figures_of_merit(sums: Sums, residuals: torch.Tensor, good: torch.Tensor) -> ChannelFigures:
+def _largest_level(nchans: int) -> int:
+    """Limit of the rounded samples: no sum over the channels overflows `accumulator_dtype`."""
+    return min(127, np.iinfo(accumulator_dtype(nchans)).max // nchans)
+
+
+def figures_of_merit(sums: Sums, residuals: np.ndarray, good: np.ndarray) -> ChannelFigures:
     """Compute the figures of merit of all channels.
 
     Bins in which the whole band deviates at once (impulses, drop-outs) are excluded.
@@ -201,65 +206,17 @@ def figures_of_merit(sums: Sums, residuals: torch.Tensor, good: torch.Tensor) ->
     ----------
     sums : Sums
         Statistics of the block.
-    residuals : (n_bins, nchans) tensor
+    residuals : (n_bins, nchans) ndarray
         Means of the bins minus the baseline, in counts.
-    good : (nchans,) tensor of bool
+    good : (nchans,) ndarray of bool
         Channels in use.
     """
-    level = torch.where(good, sums.level, 1.0)
-    power = (residuals / level).square_()
-    weight = good.to(torch.float32) / good.sum().clamp_min(1)
-    # White noise has a mean power of 1 / BIN.
-    quiet = power.clamp(max=CLIP**2) @ weight < 4.0 / BIN + IMPULSE_THRESHOLD**2
-    weight = quiet.to(torch.float32) / quiet.sum().clamp_min(1)
-    within = weight @ sums.variances[: len(residuals)] / level.square()
-    between = weight @ power
-    # The limit discounts a pulse, which fills a few bins however bright it is; a carrier fills many.
-    low_frequency_excess = weight @ power.mul_(BIN).clamp_(max=MAX_BIN_POWER)
-    return ChannelFigures(
-        torch.log(level).numpy(),
-        (within + between).sqrt().numpy(),
-        low_frequency_excess.numpy(),
-        sums.skewness.numpy(),
-        sums.kurtosis.numpy(),
-    )
-
-
-def _write(
-    raw: torch.Tensor,
-    nodes: torch.Tensor,
-    interpolation: Interpolation,
-    scale: torch.Tensor,
-    zero_dm: ZeroDm,
-    out: np.ndarray,
-) -> None:
-    """Subtract baseline and zero-DM signal, normalise, blank and transpose: the third pass over a block."""
-    n, nchans = raw.shape
-    scale = scale / zero_dm.noise
-    coefficient = torch.where(scale > 0, zero_dm.coefficient / zero_dm.noise, 0.0)
-    series = F.pad(zero_dm.series, (0, -n % TILE)).view(-1, TILE, 1)
-    # One matrix product per tile gives the sum of baseline and zero-DM signal.
-    profiles = torch.cat([interpolation.weights, series], dim=2)
-    spectra = interpolation.per_tile(nodes * scale)
-    spectra = torch.cat([spectra, coefficient.expand(len(spectra), 1, nchans)], dim=1)
-    blanked = F.pad(zero_dm.blanked, (0, -n % TILE)).view(-1, TILE)
-    has_blanked = blanked.any(dim=1).tolist()
-    x = torch.empty((TILE, nchans))
-    for number, first in enumerate(range(0, n, TILE)):
-        rows = raw[first : first + TILE]
-        m = len(rows)
-        tile = x[:m].copy_(rows).mul_(scale).addmm_(profiles[number, :m], spectra[number], alpha=-1.0)
-        if has_blanked[number]:
-            tile[blanked[number, :m]] = 0.0
-        _store(tile, out[:, first : first + m])
-
-
-def _store(samples: torch.Tensor, out: np.ndarray) -> None:
-    """Transpose (n, nchans) float32 samples into ``out`` (nchans, n), quantised if that has an integer dtype."""
-    if out.dtype.kind == "i":
-        n, nchans = samples.shape
-        # Rows a power of two apart compete for cache lines; 16 more bytes make the transposition twice as fast.
-        integers = np.empty((n, nchans + 16), out.dtype)[:, :nchans]
-        out[:] = dedispersion.quantise(samples, nchans, integers).T
-    else:
-        out[:] = samples.numpy().T
+    level = np.where(good, sums.level, np.float32(1))
+    weight = np.stack([1 / level**2, good.astype(np.float32) / max(1, int(good.sum()))])
+    # White noise has a mean power of 1 / BIN. The last limit discounts a pulse, which fills a few bins however bright
+    # it is; a carrier fills many.
+    limits = (np.float32(CLIP**2), np.float32(4 / BIN + IMPULSE_THRESHOLD**2), np.float32(MAX_BIN_POWER / BIN))
+    powers = np.empty((3, len(good)), np.float32)
+    quiet_powers(residuals, sums.variances, weight, limits, powers)
+    within, between, limited = powers
+    return ChannelFigures(np.log(level), np.sqrt(within + between), BIN * limited, sums.skewness, sums.kurtosis)

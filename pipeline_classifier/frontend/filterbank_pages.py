@@ -309,9 +309,10 @@ def bandpass_changes(file: Filterbank | JoinedFilterbank, sample: int) -> bool:
     if min(len(side) for side in sides) < FEWEST_SAMPLES:
         return False
     factor = in_float_range(sides[0])[1]
-    before, after = (bin_sums(torch.from_numpy(side * side.dtype.type(factor))) for side in sides)
-    step = (after.centre + after.means.mean(dim=0) - before.centre - before.means.mean(dim=0)) / before.level
-    steps = step[torch.isfinite(step)].numpy()
+    before, after = (bin_sums(side * side.dtype.type(factor)) for side in sides)
+    used = before.level > 0
+    step = after.centre + after.means.mean(axis=0) - before.centre - before.means.mean(axis=0)
+    steps = step[used] / before.level[used]
     if not len(steps):
         return False
     common = float(np.median(steps))

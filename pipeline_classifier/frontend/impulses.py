@@ -1,8 +1,6 @@
 """Undispersed impulses: samples in which most of the band is bright at once, and their distinction from pulses."""
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 IMPULSE_THRESHOLD = 0.75
 """Mean over the channels, in sigma, above which a sample belongs to an undispersed impulse.
@@ -35,14 +33,14 @@ def impulse_threshold(n_good: int) -> float:
     return max(IMPULSE_THRESHOLD, 6.0 / n_good**0.5)
 
 
-def impulse_samples(series: torch.Tensor, impulses: torch.Tensor, n_good: int) -> torch.Tensor:
+def impulse_samples(series: np.ndarray, impulses: np.ndarray, n_good: int) -> np.ndarray:
     """Extend undispersed impulses to their edges.
 
     Parameters
     ----------
-    series : (n,) tensor
+    series : (n,) ndarray
         Zero-DM series in sigma.
-    impulses : (n,) tensor of bool
+    impulses : (n,) ndarray of bool
         Samples whose mean over all channels, each clipped at `CLIP` sigma, exceeds the impulse threshold: most of the
         band is bright at once. A dispersed pulse is in a part of the channels at a time.
     n_good : int
@@ -50,17 +48,17 @@ def impulse_samples(series: torch.Tensor, impulses: torch.Tensor, n_good: int) -
 
     Returns
     -------
-    (n,) tensor of bool
+    (n,) ndarray of bool
         The impulses and the adjacent samples in which the smoothed series exceeds `EDGE_THRESHOLD`.
     """
     if not impulses.any():
         return impulses
-    smooth = F.avg_pool1d(series[None], SMOOTHING, 1, padding=SMOOTHING // 2)[0]
-    high = impulses | (smooth.abs() > EDGE_THRESHOLD / (n_good * SMOOTHING) ** 0.5)
-    run = torch.cumsum(high & ~F.pad(high, (1, 0))[:-1], dim=0)
-    has_impulse = torch.zeros(int(run[-1]) + 1, dtype=torch.bool)
-    has_impulse[run[impulses]] = True
-    return high & has_impulse[run]
+    smooth = np.convolve(series, np.full(SMOOTHING, 1 / SMOOTHING, np.float32), "same")
+    high = impulses | (np.abs(smooth) > EDGE_THRESHOLD / (n_good * SMOOTHING) ** 0.5)
+    found = np.zeros_like(impulses)
+    for first, end in runs_of(high).tolist():
+        found[first:end] = impulses[first:end].any()
+    return found
 
 
 def runs_of(samples: np.ndarray) -> np.ndarray:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from pipeline_classifier.frontend.baseline import CLIP, TILE, Interpolation
+from pipeline_classifier.frontend.baseline import CLIP
+from pipeline_classifier.frontend.cleaning_kernels import band_series, clipped_sums, regression_products
 from pipeline_classifier.frontend.impulses import (
     SHORTEST_SWEEP,
     SUB_BANDS,
@@ -31,27 +30,27 @@ class ZeroDm:
 
     Attributes
     ----------
-    series : (n,) tensor
+    series : (n,) ndarray
         Mean over the good channels, each in units of its noise and, where the mean is significant, clipped.
-    coefficient : (nchans,) tensor
+    coefficient : (nchans,) ndarray
         Factor with which the series is subtracted from each channel.
-    noise : (nchans,) tensor
+    noise : (nchans,) ndarray
         Noise of each channel after the subtraction, in units of the noise before.
-    blanked : (n,) tensor of bool
+    blanked : (n,) ndarray of bool
         Samples to set to zero in all channels.
     """
 
-    series: torch.Tensor
-    coefficient: torch.Tensor
-    noise: torch.Tensor
-    blanked: torch.Tensor
+    series: np.ndarray
+    coefficient: np.ndarray
+    noise: np.ndarray
+    blanked: np.ndarray
 
 
 def zero_dm_series(
-    raw: torch.Tensor,
-    nodes: torch.Tensor,
-    interpolation: Interpolation,
-    scale: torch.Tensor,
+    raw: np.ndarray,
+    nodes: np.ndarray,
+    step: int,
+    scale: np.ndarray,
     kind: str,
     low_frequency_noise: float,
     frequencies: np.ndarray,
@@ -60,13 +59,13 @@ def zero_dm_series(
 
     Parameters
     ----------
-    raw : (n, nchans) tensor
+    raw : (n, nchans) ndarray
         Samples as read.
-    nodes : (n_nodes, nchans) tensor
+    nodes : (n_nodes, nchans) ndarray
         Baseline in counts.
-    interpolation : Interpolation
-        From the nodes to the samples.
-    scale : (nchans,) tensor
+    step : int
+        Samples between two nodes.
+    scale : (nchans,) ndarray
         Reciprocal of the noise level in counts; 0 for masked channels.
     kind : {"zdot", "zero"}
         Regression or plain subtraction.
@@ -91,66 +90,52 @@ def zero_dm_series(
     interference of 0.2 sigma the result has a noise of 1.02.
     """
     n, nchans = raw.shape
-    n_good = int((scale > 0).sum())
-    threshold = impulse_threshold(n_good)
+    n_good = int(np.count_nonzero(scale))
     clip = CLIP * max(low_frequency_noise, n_good**-0.5)
     weight = scale / n_good
-    tile_nodes = interpolation.per_tile((nodes @ weight)[:, None])
-    baseline = torch.bmm(interpolation.weights, tile_nodes)[..., 0]
-    series = torch.zeros_like(baseline)
-    instrument = torch.zeros_like(baseline)
-    product = torch.zeros(nchans)
-    x = torch.empty((TILE, nchans))
-    for first, z, base, u in zip(range(0, n, TILE), series, baseline, instrument, strict=True):
-        rows = raw[first : first + TILE]
-        m = len(rows)
-        tile = x[:m].copy_(rows)
-        torch.mv(tile, weight, out=z[:m]).sub_(base[:m])
-        size = F.max_pool1d(z[None, :m].abs(), 2 * BESIDE_IMPULSES + 1, stride=1, padding=BESIDE_IMPULSES)[0]
-        torch.mul(z[:m].clamp(-clip, clip), size <= threshold, out=u[:m])
-        product.addmv_(tile.t(), u[:m])
-    power = (instrument * series).sum().clamp_min(1e-30)
+    series = np.empty(n, np.float32)
+    band_series(raw, weight, (nodes * weight).sum(axis=1), step, series)
+    large = np.abs(series) > impulse_threshold(n_good)
+    instrument = series.clip(-clip, clip)
+    instrument[np.convolve(large, np.ones(2 * BESIDE_IMPULSES + 1), "same") > 0] = 0
+    product, node_sums = np.empty(nchans), np.empty(len(nodes))
+    regression_products(raw, instrument, step, product, node_sums)
+    power = max(float((instrument * series).sum()), 1e-30)
     # The sum above is over raw samples; here that over the baseline is subtracted.
-    node_weights = torch.bmm(instrument[:, None], interpolation.weights)[:, 0]
-    index = torch.tensor(interpolation.first_node)[:, None] + torch.arange(node_weights.shape[1])
-    product -= torch.zeros(len(nodes)).index_add_(0, index.flatten(), node_weights.flatten()) @ nodes
+    product -= (node_sums[:, None] * nodes).sum(axis=0)
     least_squares = scale * product / power
-    coefficient = least_squares if kind == "zdot" else (scale > 0).to(torch.float32)
-    noise = (1.0 + power / n * coefficient * (coefficient - 2 * least_squares)).clamp_min(0.25).sqrt()
-
-    series = series.flatten()[:n]
-    blanked = _clip_and_find_impulses(raw, series, nodes, interpolation, scale, frequencies)
-    return ZeroDm(series, coefficient, noise, blanked)
+    coefficient = least_squares if kind == "zdot" else (scale > 0).astype(float)
+    noise = np.sqrt(np.maximum(1.0 + power / n * coefficient * (coefficient - 2 * least_squares), 0.25))
+    blanked = _clip_and_find_impulses(raw, series, nodes, step, scale, frequencies)
+    return ZeroDm(series, coefficient.astype(np.float32), noise.astype(np.float32), blanked)
 
 
 def _clip_and_find_impulses(
-    raw: torch.Tensor,
-    series: torch.Tensor,
-    nodes: torch.Tensor,
-    interpolation: Interpolation,
-    scale: torch.Tensor,
+    raw: np.ndarray,
+    series: np.ndarray,
+    nodes: np.ndarray,
+    step: int,
+    scale: np.ndarray,
     frequencies: np.ndarray,
-) -> torch.Tensor:
+) -> np.ndarray:
     """Clip every channel in the significant samples of the series, in place; return the samples to set to zero, (n,).
 
     Without the clipping, a bright pulse would be subtracted from all other channels while it sweeps over the band. The
     impulses are undispersed; dispersed pulses are not among them.
     """
-    n_good = int((scale > 0).sum())
-    significant = (series.abs() > SIGNIFICANT / n_good**0.5).nonzero()[:, 0]
-    weights, tile_nodes = interpolation.weights.flatten(0, 1), interpolation.per_tile(nodes)
+    n_good = int(np.count_nonzero(scale))
+    sub_band = sub_band_of_channel(frequencies)
 
-    def clipped(samples: torch.Tensor) -> torch.Tensor:
-        base = torch.bmm(weights[samples, None], tile_nodes[samples // TILE])[:, 0]
-        return ((raw[samples].to(torch.float32) - base) * scale).clamp_(-CLIP, CLIP)
+    def clipped(samples: np.ndarray) -> np.ndarray:
+        sums = np.empty((len(samples), SUB_BANDS), np.float32)
+        clipped_sums(raw, samples, nodes, step, scale, np.float32(CLIP), sub_band, sums)
+        return sums
 
-    for samples in significant.split(TILE):
-        series[samples] = clipped(samples).sum(dim=1) / n_good
-    blanked = impulse_samples(series, series.abs() > impulse_threshold(n_good), n_good)
-    members = F.one_hot(torch.from_numpy(sub_band_of_channel(frequencies)), SUB_BANDS).to(torch.float32)
-    for first, end in runs_of(blanked.numpy()).tolist():
-        if end - first >= SHORTEST_SWEEP and series[first:end].sum() > 0:
-            parts = [clipped(samples) @ members for samples in torch.arange(first, end).split(TILE)]
-            if is_dispersed(torch.cat(parts).t().contiguous().numpy()):
-                blanked[first:end] = False
+    significant = np.flatnonzero(np.abs(series) > SIGNIFICANT / n_good**0.5)
+    series[significant] = clipped(significant).sum(axis=1) / n_good
+    blanked = impulse_samples(series, np.abs(series) > impulse_threshold(n_good), n_good)
+    for first, end in runs_of(blanked).tolist():
+        bright = end - first >= SHORTEST_SWEEP and series[first:end].sum() > 0
+        if bright and is_dispersed(clipped(np.arange(first, end)).T):
+            blanked[first:end] = False
     return blanked

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
@@ -101,7 +100,7 @@ def counts_per_sigma(windows: Sequence[np.ndarray], header: Header) -> np.ndarra
     -------
     gains : (n_ifs, nchans) ndarray of float32
     """
-    levels = np.stack([bin_sums(torch.from_numpy(window)).level.numpy() for window in windows])
+    levels = np.stack([bin_sums(window).level for window in windows])
     total = levels.sum(axis=0)
     gains = levels * np.sqrt((levels**2).sum(axis=0)) / np.where(total > 0, total, 1)
     if header.nbits < 8:

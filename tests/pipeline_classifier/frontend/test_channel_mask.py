@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline_classifier.frontend.channel_mask import (
     FLOORS,
@@ -125,7 +124,7 @@ def test_fewer_than_four_channels_are_not_compared(in_use):
 
 
 def test_the_kadane_filter_finds_long_signals_and_no_pulse():
-    data = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32))
+    data = np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32)
     data[300:360, 5] += 2.0
     data[600:690, 9] -= 2.0
     data[100:120, 20] += 8.0  # bright, but shorter than the minimum length
@@ -137,7 +136,7 @@ def test_the_kadane_filter_finds_long_signals_and_no_pulse():
 
 
 def test_the_kadane_filter_gives_the_exact_edges_of_a_strong_signal():
-    data = torch.zeros(100, 2)
+    data = np.zeros((100, 2), np.float32)
     data[30:50, 1] = 100.0
     channels, starts, ends = kadane_filter(data, 15, 10.0)
     assert (channels.tolist(), starts.tolist(), ends.tolist()) == ([1], [30], [50])
@@ -145,28 +144,28 @@ def test_the_kadane_filter_gives_the_exact_edges_of_a_strong_signal():
 
 @pytest.mark.parametrize("length, found", [(24, False), (25, True)])
 def test_the_kadane_filter_needs_more_than_the_minimum_length(length, found):
-    data = torch.zeros(400, 1)
+    data = np.zeros((400, 1), np.float32)
     data[100 : 100 + length] = 10.0
     assert (len(kadane_filter(data, 24, 10.0)[0]) == 1) == found
 
 
 @pytest.mark.parametrize("snr, found", [(9.9, False), (10.1, True)])
 def test_the_kadane_filter_has_a_threshold_in_snr(snr, found):
-    data = torch.zeros(400, 1)
+    data = np.zeros((400, 1), np.float32)
     data[100:125] = snr / 5  # 25 samples of unit noise: S/N = 25 level / sqrt(25)
     assert (len(kadane_filter(data, 24, 10.0)[0]) == 1) == found
 
 
 @pytest.mark.parametrize("min_length", [0, 1, 999, 1000, 5000])
 def test_the_kadane_filter_takes_any_minimum_length(min_length):
-    channels, _, _ = kadane_filter(torch.full((1000, 3), 10.0), min_length, 10.0)
+    channels, _, _ = kadane_filter(np.full((1000, 3), 10.0, np.float32), min_length, 10.0)
     assert set(channels.tolist()) == ({0, 1, 2} if min_length in (1, 999) else set())
 
 
 def test_narrow_band_signals_are_found_per_group_of_channels():
     """A signal of S/N 5 in each of three channels is found in their sum; the last group is incomplete."""
-    residuals = torch.zeros(400, 13)
-    good = torch.ones(13, dtype=torch.bool)
+    residuals = np.zeros((400, 13), np.float32)
+    good = np.ones(13, bool)
     good[5] = False
     residuals[100:136, 4:8] = 1.2 / BIN**0.5 * good[4:8]
     residuals[200:236, 12] = 2.0 / BIN**0.5
@@ -179,8 +178,8 @@ def test_narrow_band_signals_are_found_per_group_of_channels():
 
 
 def test_a_signal_in_the_whole_band_is_not_narrow_band():
-    residuals = torch.zeros(400, 16)
-    good = torch.ones(16, dtype=torch.bool)
+    residuals = np.zeros((400, 16), np.float32)
+    good = np.ones(16, bool)
     good[[4, 5, 6, 9]] = False
     residuals[100:200, good] = 5.0
     assert narrow_band_signals(residuals, good, 4, 24, 10.0) == []
