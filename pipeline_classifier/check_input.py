@@ -32,8 +32,7 @@ import numpy as np
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.page_classifier import PageClassifier
-from pipeline_classifier.detection.workers import one_thread_each, prepare_process
-from pipeline_classifier.frontend.threads import map_in_order, thread_count
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
 from pipeline_classifier.evaluation.input_report import (
     NOT_USABLE,
@@ -51,6 +50,7 @@ from pipeline_classifier.frontend.blanking import out_of_range
 from pipeline_classifier.frontend.cleaning import zapped
 from pipeline_classifier.frontend.dedispersion import accumulator_dtype
 from pipeline_classifier.frontend.settings import Cleaning
+from pipeline_classifier.frontend.threads import map_in_order, thread_count
 from pipeline_classifier.options import add_config_option
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.cli import InputError, run_script

@@ -37,13 +37,13 @@ from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout, cutout_images
 from pipeline_classifier.detection.event_finder import PEAKS_PER_PAGE
 from pipeline_classifier.detection.peaks import find_peaks
-from pipeline_classifier.detection.workers import one_thread_each, prepare_process
-from pipeline_classifier.frontend.threads import map_in_order
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.known_events import origin_of
 from pipeline_classifier.evaluation.recovery import Matcher
 from pipeline_classifier.frontend.boxcar import boxcar_search
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.threads import map_in_order
 from pipeline_classifier.options import add_config_option, check_distinct, set_name
 from pipeline_classifier.simulation.observation import known_pulses, truth_path
 from single_pulse_classifier_training.cli import InputError, run_script

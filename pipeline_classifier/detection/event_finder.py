@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.decision import Decision
+from pipeline_classifier.detection.event_merging import GROUP
 from pipeline_classifier.detection.network import NOT_CLASSIFIED
 from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.peaks import Peak, find_peaks
@@ -19,8 +20,6 @@ from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.times import SECONDS_PER_DAY
 
-GROUP = 4
-"""Pages that are measured together: those with the numbers 0 to 3, 4 to 7, and so on. Chosen for speed."""
 LONGEST_REACH = 8
 """Largest context on either side of a group, in pages: longer bow ties are measured in part, so that memory is bounded.
 Chosen by hand."""
@@ -90,6 +89,7 @@ class EventFinder:
         self._reach = min(max(math.ceil(sweep) + n_time // 2, n_time), LONGEST_REACH * n_time)
         self._batches: deque[PageBatch] = deque()
         self._pages = NO_PAGES
+        self._at_edge: list[tuple[int, int]] = []  # centre and width of the last group's peaks
         self._done = 0  # pages of `_pages` whose groups are measured
 
     def add(self, batch: PageBatch, classified: Classified) -> list[Event]:
@@ -157,10 +157,11 @@ class EventFinder:
             self._done = end
             while self._batches and self._batches[0].starts[-1] + self.grid.n_time <= last - self._reach:
                 self._batches.popleft()
-        if self._done:
-            # Pages before the next group in whose margin a peak of that group may lie.
-            beside = int((pages.start[: self._done] + self.grid.n_time + self._margin <= last).sum())
-            self._pages, self._done = pages[beside:], self._done - beside
+        if 0 < self._done < len(pages):
+            # A peak of the next group may lie in the margin of pages before it.
+            ends = pages.start[: self._done] + self.grid.n_time + self._margin
+            dropped = int((ends <= pages.start[self._done]).sum())
+            self._pages, self._done = pages[dropped:], self._done - dropped
         return events
 
     @property
@@ -179,16 +180,20 @@ class EventFinder:
         plane = joined(self._batches, origin, min(self._end, last + self._reach))
         searched = boxcar_search(plane, n_time // 2, self.grid.noise)
         first, last = max(first, int(begins[passed].min())), min(last, int(ends[passed].max()))
-        # A pulse near the edge of a group is found in both groups, and merged later.
-        most = PEAKS_PER_PAGE * n_pages if self.candidates else int(passed.sum())
-        beside = self._margin if self.candidates else 0
-        found = find_peaks(searched, self.grid, first - beside - origin, last + beside - origin, most)
-        peaks = []
-        for peak in found[: None if self.grid.sweeps else most]:
+        # Half a page further, so that the maxima at the limits of the search are not among those that are kept.
+        limits = first - n_time // 2 - origin, last + n_time // 2 - origin
+        most, peaks = PEAKS_PER_PAGE * n_pages if self.candidates else int(passed.sum()), []
+        for peak in find_peaks(searched, self.grid, *limits, most):
             centre = origin + peak.column + (peak.width - 1) // 2
-            is_here = first - peak.width <= centre < last + peak.width
+            # The planes of two groups differ in their noise, so that a pulse on the edge may belong to both or neither.
+            tolerance = 1 + peak.width // 8
+            is_here = first - tolerance <= centre < last + tolerance
+            is_here &= all(abs(centre - other) > (peak.width + width) / 2 for other, width in self._at_edge)
             if is_here and (passed & (begins <= centre) & (centre < ends)).any() and self.decision.is_event(peak.snr):
                 peaks.append(peak)
+        centres = [(origin + peak.column + (peak.width - 1) // 2, peak.width) for peak in peaks]
+        self._at_edge = [(centre, width) for centre, width in centres if centre >= last - 1 - width // 8]
+        peaks = peaks[: None if self.grid.sweeps else most]
         probabilities = self._probabilities(searched, peaks, float(pages.probability[passed].max()))
         return [
             self._event(peak, origin, probability)

@@ -1,24 +1,17 @@
 """Incoherent dedispersion: for every trial DM, the sum over channels delayed by the cold-plasma law."""
 
-import threading
-from contextlib import nullcontext
-from functools import partial
-
 import numpy as np
-import torch
 
 from pipeline_classifier.dispersion import dispersion_delay
-from pipeline_classifier.frontend.compiled_additions import additions
-from pipeline_classifier.frontend.dedispersion_plan import Schedule, plan_tree
+from pipeline_classifier.frontend import kernels
+from pipeline_classifier.frontend.dedispersion_plan import Schedule, plan_sub_bands
 
 LEVELS_PER_SIGMA = 8
 """Quantisation steps per standard deviation of a channel. Rounding adds a variance of 1/12 step^2, 0.13 %."""
 
-STRETCH = 32768
-"""Samples summed at once. Long rows make few calls, which benefits several threads more than the cache would."""
-
-COMPILED_STRETCH = 4096
-"""The same for compiled additions, whose calls have no overhead."""
+STRETCH = 2048
+"""Samples summed at once. Of 512, 1024 and 2048 the fastest in the cases named in `dedispersion_plan.MOST_QUANTA`, on
+a core with 1 MB of L2 cache: shorter rows fit into the cache, but more of their samples are summed twice."""
 
 FINEST_QUANTUM = 1.0
 """Smallest delay quantum in samples; see `delay_quanta`."""
@@ -93,15 +86,15 @@ def accumulator_dtype(nchans: int) -> np.dtype:
     return np.dtype(np.int16 if nchans <= 1024 else np.int32)
 
 
-def quantise(data: torch.Tensor, nchans: int, out: np.ndarray) -> np.ndarray:
+def quantise(data: np.ndarray, nchans: int, out: np.ndarray) -> np.ndarray:
     """Round samples of unit noise to `LEVELS_PER_SIGMA` steps per sigma.
 
     Samples are clipped so that no sum over the channels overflows `accumulator_dtype`.
 
     Parameters
     ----------
-    data : float32 tensor
-        Samples in any order; overwritten.
+    data : float32 ndarray
+        Samples in any order.
     nchans : int
         Channels that will be summed.
     out : int8 ndarray
@@ -113,7 +106,7 @@ def quantise(data: torch.Tensor, nchans: int, out: np.ndarray) -> np.ndarray:
         ``out``.
     """
     limit = min(127, np.iinfo(accumulator_dtype(nchans)).max // nchans)
-    np.copyto(out, data.mul_(LEVELS_PER_SIGMA).round_().clamp_(-limit, limit).numpy(), casting="unsafe")
+    np.copyto(out, np.clip(np.rint(data * np.float32(LEVELS_PER_SIGMA)), -limit, limit), casting="unsafe")
     return out
 
 
@@ -144,8 +137,9 @@ def brute_force(data: np.ndarray, delays: np.ndarray, n: int) -> np.ndarray:
 class DedispersionTree:
     """Dedispersion in which trial DMs share partial sums.
 
-    Adjacent bands of channels are merged in pairs, and each band has only the rows that the DM grid needs: the tree of
-    Taylor (1974, A&AS 15, 367), generalised to the exact cold-plasma delays of any DM grid.
+    The band is divided into sub-bands with a short sweep. In each of them adjacent bands of channels are merged in
+    pairs, and each band has only the rows that the DM grid needs: the tree of Taylor (1974, A&AS 15, 367), generalised
+    to the exact cold-plasma delays of any DM grid.
 
     Parameters
     ----------
@@ -155,53 +149,41 @@ class DedispersionTree:
         Delay quanta in samples, from `delay_quanta`: trial DMs whose sweeps over a band differ by less share its
         partial sum, which sacrifices a little S/N of the shortest pulses for fewer additions. Without quanta the result
         equals `brute_force` over the rounded delays to the bit.
-    device : torch.device or str
-        Device of the additions.
-    stretch : int, optional
-        Samples summed at once. A shorter remainder at the end of a block takes as long as a whole stretch.
-    compiled : bool
-        On a CPU, use additions compiled by a C compiler: faster, with the same result.
-    at_once : int, optional
-        Threads that may sum at the same time; the others wait. Default: no limit.
+    stretch : int
+        Samples summed at once.
 
     Attributes
     ----------
     delays : (n_dm, nchans) ndarray of int64
         Delays that the sums really have.
     max_delay : int
-        Samples needed after the last one of the result.
+        The largest of them.
     additions : int
         Additions of rows per stretch.
+    memory_bytes : int
+        Memory that each thread needs while it sums, besides samples and result.
     """
 
-    def __init__(
-        self,
-        delays: np.ndarray,
-        quanta: np.ndarray | None = None,
-        device: torch.device | str = "cpu",
-        stretch: int | None = None,
-        compiled: bool = False,
-        at_once: int | None = None,
-    ) -> None:
-        wanted = np.rint(delays).astype(np.int64) if quanta is None else delays
-        root, self._row_of_dm = plan_tree(wanted, quanta)
-        self.delays = root.delays[self._row_of_dm]
-        self.max_delay = root.past
-        self.additions = root.additions
-        self.device = torch.device(device)
-        self.stretch = stretch or max(STRETCH, 4 * self.max_delay) * (16 if self.device.type == "cuda" else 1)
-        self.compiled = compiled and self.device.type == "cpu"
-        if self.compiled:
-            self.stretch = min(self.stretch, max(COMPILED_STRETCH, 2 * self.max_delay))
-            additions(accumulator_dtype(delays.shape[1]))
-        self._schedule = Schedule(root, self.stretch)
-        self._turn = threading.BoundedSemaphore(at_once) if at_once else nullcontext()
-        self._free: list[_Workspace] = []
-
-    @property
-    def memory_bytes(self) -> int:
-        """Memory that each thread needs while it sums."""
-        return self._schedule.size * accumulator_dtype(self.delays.shape[1]).itemsize
+    def __init__(self, delays: np.ndarray, quanta: np.ndarray | None = None, stretch: int = STRETCH) -> None:
+        sub_bands = plan_sub_bands(np.rint(delays).astype(np.int64) if quanta is None else delays, quanta)
+        self.delays = np.concatenate([sub_band.delays for sub_band in sub_bands], axis=1)
+        self.max_delay = int(self.delays.max())
+        schedules = [Schedule(sub_band.band, stretch) for sub_band in sub_bands]
+        self._additions = np.concatenate([schedule.additions for schedule in schedules])
+        ends = np.cumsum([len(schedule.additions) for schedule in schedules])
+        self._sub_bands = np.array(
+            [
+                (s.band.lo, s.band.hi, s.band.past, s.shift.min(), s.shift.max(), schedule.pitch, end)
+                for s, schedule, end in zip(sub_bands, schedules, ends, strict=True)
+            ]
+        )
+        self._summands = np.array(
+            [np.column_stack([t.starts[s.row], s.shift]) for s, t in zip(sub_bands, schedules, strict=True)]
+        )
+        self.additions = len(self._additions) + len(sub_bands) * len(delays)
+        self._stretch, self._size = stretch, max(schedule.size for schedule in schedules)
+        self.memory_bytes = self._size * np.dtype(np.int16).itemsize
+        self._free: list[np.ndarray] = []
 
     def __call__(self, data: np.ndarray, n: int, out: np.ndarray | None = None) -> np.ndarray:
         """Dedisperse a block. Several threads may call this at the same time; each uses a separate workspace.
@@ -209,7 +191,7 @@ class DedispersionTree:
         Parameters
         ----------
         data : (nchans, >= n + max_delay) ndarray of int8
-            Samples from `quantise`.
+            Samples from `quantise`; missing ones at the end count as zeros.
         n : int
             Samples to return.
         out : (n_dm, n) ndarray, optional
@@ -220,61 +202,36 @@ class DedispersionTree:
         (n_dm, n) ndarray of `accumulator_dtype`
         """
         if out is None:
-            out = np.empty((len(self._row_of_dm), n), dtype=accumulator_dtype(len(data)))
-        with self._turn:
-            try:
-                workspace = self._free.pop()
-            except IndexError:
-                workspace = _Workspace(self._schedule, accumulator_dtype(len(data)), self.device, self.compiled)
-            self._sum(workspace, data, n, out)
-            self._free.append(workspace)
+            out = np.empty((len(self.delays), n), dtype=accumulator_dtype(len(data)))
+        out[:] = 0
+        self._add(data, out, 0)
         return out
+
+    def add(self, data: np.ndarray, plane: np.ndarray) -> None:
+        """Add the dedispersed samples of one chunk to a plane, which other chunks may overlap.
+
+        ``plane[i, max_delay + t - delays[i, c]] += data[c, t]`` for all trial DMs i, channels c and samples t. Several
+        threads may call this at the same time for separate planes; each uses a separate workspace.
+
+        Parameters
+        ----------
+        data : (nchans, n) ndarray of int8
+            Samples from `quantise`, C-contiguous.
+        plane : (n_dm, max_delay + n) ndarray of int16 or int32
+            Type at least `accumulator_dtype`.
+        """
+        self._add(data, plane, self.max_delay)
 
     def release(self) -> None:
         """Free the workspaces, which are otherwise kept for the next call."""
         self._free.clear()
 
-    def _sum(self, workspace: "_Workspace", data: np.ndarray, n: int, out: np.ndarray) -> None:
-        for start in range(0, n, self.stretch):
-            length = min(self.stretch, n - start)
-            samples = data[:, start : start + length + self.max_delay]
-            workspace.data[:, : samples.shape[1]].copy_(torch.from_numpy(samples))
-            workspace.add_all()
-            rows = workspace.rows[:, :length]
-            # In very fine grids several trial DMs have the same delays and share a row.
-            rows = rows if len(rows) == len(out) else rows[self._row_of_dm]
-            torch.from_numpy(out)[:, start : start + length].copy_(rows)
-
-
-class _Workspace:
-    """Memory for one stretch of samples, and the additions in it."""
-
-    def __init__(self, schedule: Schedule, dtype: np.dtype, device: torch.device, compiled: bool) -> None:
-        kind = torch.from_numpy(np.empty(0, dtype)).dtype
-        memory = torch.zeros(schedule.size, dtype=kind, device=device)
-        self.data, self.rows = (
-            memory.as_strided((place.kept, place.pitch), (place.pitch, 1), place.offset)
-            for place in (schedule.data, schedule.rows)
-        )
-        if compiled:
-            table = schedule.additions
-            self.add_all = partial(additions(dtype), memory.data_ptr(), table.ctypes.data, len(table))
-            return
-        views = []
-        for count, width, *places in schedule.additions.tolist():
-            pairs = zip(places[::2], places[1::2], strict=True)
-            views.append([memory.as_strided((count, width), (step, 1), first) for first, step in pairs])
-        if device.type == "cpu":  # numpy adds short rows faster than torch
-            self.add_all = partial(_add_numpy, [[view.numpy() for view in three] for three in views])
-        else:
-            self.add_all = partial(_add_torch, views)
-
-
-def _add_numpy(views: list[list[np.ndarray]]) -> None:
-    for upper, lower, total in views:
-        np.add(upper, lower, total)
-
-
-def _add_torch(views: list[list[torch.Tensor]]) -> None:
-    for upper, lower, total in views:
-        torch.add(upper, lower, out=total)
+    def _add(self, data: np.ndarray, plane: np.ndarray, origin: int) -> None:
+        """Add to columns ``origin + t - delay`` as far as the plane has them."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.zeros(self._size, np.int16)
+        tables = self._sub_bands, self._additions, self._summands
+        kernels.dedisperse(data, plane, origin, *tables, memory, self._stretch)
+        self._free.append(memory)

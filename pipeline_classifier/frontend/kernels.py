@@ -6,7 +6,6 @@ cache folder of the user where the checkout is not writable. They release the in
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import numba
 import numpy as np

@@ -24,6 +24,7 @@ from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary, counted
 from pipeline_classifier.detection.workers import worker_pool
 from pipeline_classifier.formats.file_names import output_name
+from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.frontend.threads import thread_count

@@ -12,8 +12,8 @@ import signal
 import time
 
 from pipeline_classifier.config import PipelineConfig
-from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.formats.sigproc import Filterbank
+from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.processes import POLL_S, Child
 from single_pulse_classifier_training.cli import InputError
 

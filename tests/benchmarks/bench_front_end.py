@@ -21,13 +21,13 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from pipeline_classifier.detection.workers import one_thread_each, prepare_process
-from pipeline_classifier.frontend.threads import map_in_order
+from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.formats.sigproc import FilterbankWriter, Header
 from pipeline_classifier.frontend import dedispersion
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.pages import to_images
 from pipeline_classifier.frontend.settings import FrontEndSettings
+from pipeline_classifier.frontend.threads import map_in_order
 from tests.benchmarks.measure import measure
 
 DURATION_S = 60

@@ -66,7 +66,7 @@ def pages_per_s(classifier: PageClassifier, pages: np.ndarray) -> float:
     """The best of several passes over the pages, in the classifier's own batches; the first pass does not count."""
     size = classifier.network.batch_size
     starts = np.arange(len(pages))
-    batches = [PageBatch(pages[i : i + size], starts[i : i + size], i) for i in range(0, len(pages), size)]
+    batches = [PageBatch.of_pages(pages[i : i + size], starts[i : i + size], i) for i in range(0, len(pages), size)]
     speeds = []
     for _ in range(N_REPEATS + 1):
         began = time.perf_counter()

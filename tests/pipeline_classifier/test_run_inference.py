@@ -125,7 +125,7 @@ def test_a_batch_of_pages_or_images(pages, tmp_path, layout):
     batch = {
         "float32": pages,
         "channel": pages[:, None],
-        "uint8": to_images(pages, checkpoint["normaliser"], 256)[0].numpy(),
+        "uint8": to_images(pages, checkpoint["normaliser"], 256)[0],
     }[layout]
     np.save(tmp_path / "batch.npy", batch)
     done = run_inference("--pages", tmp_path / "batch.npy", "--output-dir", tmp_path)
@@ -141,7 +141,7 @@ def test_a_batch_of_pages_or_images(pages, tmp_path, layout):
 
 
 def test_images_of_another_scaling_get_the_probabilities_of_their_pages(pages, tmp_path, caplog):
-    for name, batch in (("pages", pages), ("images", to_images(pages, "minmax", 256)[0].numpy())):
+    for name, batch in (("pages", pages), ("images", to_images(pages, "minmax", 256)[0])):
         np.save(tmp_path / f"{name}.npy", batch)
         done = run_inference("--pages", tmp_path / f"{name}.npy", "--output-dir", tmp_path, "--no-plots")
         assert done.returncode == 0, done.stderr

@@ -217,9 +217,9 @@ def sweep_rings(site: Site) -> None:
 
 def expected(site: Site) -> np.ndarray:
     config = load_pipeline_config(site.config, {"device": "cpu"})
-    classifiers, pages = load_classifiers(config), PageBatch(site.images, np.arange(N_PAGES) * SIDE, 0)
+    classifiers, pages = load_classifiers(config), PageBatch.of_pages(site.images, np.arange(N_PAGES) * SIDE, 0)
     decision = decide(config, classifiers, [Layer(PageGrid(np.arange(SIDE), SIDE), np.empty(0, int))])
-    return decision.classes(classifiers.pages.classify(pages)[0])
+    return decision.classes(classifiers.pages.classify(pages).probabilities)
 
 
 @pytest.mark.parametrize("rings", ["own", "dada_db"])

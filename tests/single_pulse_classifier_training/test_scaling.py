@@ -15,7 +15,7 @@ from single_pulse_classifier_training.split import load_splits
 def test_a_config_with_another_normaliser_gives_a_warning(tmp_path, caplog, made, normaliser):
     pages = np.random.default_rng(0).standard_normal((20, 32, 32)).astype(np.float32)
     pages[:10, 15:18, 15:18] += 12
-    np.save(tmp_path / "images.npy", to_images(pages, made, 32)[0].numpy())
+    np.save(tmp_path / "images.npy", to_images(pages, made, 32)[0])
     np.save(tmp_path / "labels.npy", np.repeat(["Pulse", "Artefact"], 10))
     keys = {"files_by_resolution": {"32": "images.npy"}, "labels": "labels.npy", "normaliser": normaliser}
     keys |= {"path_to_files": ".", "resolution": 32, "model_name": "resnet18"}

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
+from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
@@ -36,6 +37,11 @@ def dispersed_pulse(
     return values
 
 
+def classified(probabilities: np.ndarray, snr: float = np.inf) -> Classified:
+    """What is known of pages of these probabilities, all of which pass the gate."""
+    return Classified(probabilities, np.full(len(probabilities), snr, np.float32), 0, 0)
+
+
 def find(
     values: np.ndarray,
     positive: Sequence[int],
@@ -51,8 +57,7 @@ def find(
     finder, events = EventFinder(Layer(grid, np.empty(0, np.int64)), Decision(threshold=0.5)), []
     for first in range(0, len(starts), batch_size):
         chosen = slice(first, first + batch_size)
-        batch = PageBatch(pages[chosen], starts[chosen], first)
-        events += finder.add(batch, probabilities[chosen])
+        events += finder.add(PageBatch.of_pages(pages[chosen], starts[chosen], first), classified(probabilities[chosen]))
     return events + finder.finish()
 
 

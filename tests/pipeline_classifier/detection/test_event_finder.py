@@ -9,11 +9,12 @@ from pipeline_classifier.detection import event_finder
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import merge_duplicates
+from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.peaks import Peak
-from pipeline_classifier.frontend.boxcar import BoxcarSearch, boxcar_search
+from pipeline_classifier.frontend.boxcar import BoxcarSearch, boxcar_search, page_snrs
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.sources import Layer
-from tests.pipeline_classifier.detection.planes import GRID, N_TIME, find, plane
+from tests.pipeline_classifier.detection.planes import GRID, N_TIME, classified, find, plane
 
 LAYER = Layer(GRID, np.empty(0, np.int64))
 
@@ -22,7 +23,7 @@ LAYER = Layer(GRID, np.empty(0, np.int64))
 def test_a_pulse_on_the_edge_of_two_pages_is_one_event(width):
     column = 2 * N_TIME - width // 2
     [event] = find(plane(5, [(20, column, width, 40.0)]), [1, 2], 10)
-    assert (event.first_page, event.last_page) == (1, 2) and event.probability == pytest.approx(0.9)
+    assert (event.first_page, event.last_page) == (1 if width > 1 else 2, 2) and event.probability == pytest.approx(0.9)
     assert event.dm_pc_cm3 == 20.0
     assert event.snr == pytest.approx(40, rel=0.15)
     assert event.time_s == pytest.approx((column + width / 2) * 1e-3, abs=1.1e-3)
@@ -57,7 +58,9 @@ def test_batches_change_no_event(positive, batch_size, seed):
     values = plane(40, pulses, seed)
     events = find(values, positive, batch_size)
     assert events == find(values, positive, 100)
-    assert {event.first_page for event in events} <= set(positive)
+    # The centre of a pulse lies in a page that is positive, or at most a quarter of a page beside it.
+    centres = [event.time_s / GRID.tsamp / N_TIME for event in events]
+    assert all(any(page - 0.3 <= centre <= page + 1.3 for page in positive) for centre in centres)
     assert len(events) >= (len(positive) > 0)
 
 
@@ -71,14 +74,14 @@ def test_batches_change_no_event_of_a_long_run(batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [7, 206])
-def test_a_run_of_200_pages_is_measured_in_pieces_and_every_pulse_found_once(batch_size, monkeypatch):
-    """No plane is longer than 32 pages and one of context on either side, and no page is kept for longer than that."""
-    first_page, longest = 3, 34 * N_TIME
-    # In the middle of a piece, and at its edges: on both sides, and within the quarter of a page searched beyond them.
-    columns = [N_TIME * (first_page + 32 * number) + shift for number, shift in enumerate((20, -1, 0, -12, 12, 300, 0))]
+def test_pages_are_measured_in_groups_and_every_pulse_found_once(batch_size, monkeypatch):
+    """A plane has one group and its context, and no page is kept for longer than that needs."""
+    group = event_finder.GROUP * N_TIME
+    # In the middle of a group, and at its edges: on both sides, and within a quarter of a page beside them.
+    columns = [group * (3 + 6 * number) + shift for number, shift in enumerate((20, -1, 0, -12, 12, 300, 0))]
     pulses = [(3 * number + 5, column, 2, 40.0) for number, column in enumerate(columns)]
     pages = plane(206, pulses).reshape(32, 206, N_TIME).transpose(1, 0, 2)
-    probabilities = np.where((np.arange(206) >= first_page) & (np.arange(206) < first_page + 200), 0.9, 0.1)
+    probabilities = np.where((np.arange(206) >= 3) & (np.arange(206) < 203), 0.9, 0.1)
     lengths = []
 
     def noted_search(values: np.ndarray, widest: int, noise: float) -> BoxcarSearch:
@@ -87,17 +90,42 @@ def test_a_run_of_200_pages_is_measured_in_pieces_and_every_pulse_found_once(bat
 
     monkeypatch.setattr(event_finder, "boxcar_search", noted_search)
     finder, events = EventFinder(LAYER, Decision(threshold=0.5)), []
+    longest = group + 2 * event_finder.LONGEST_REACH * N_TIME
     for first in range(0, 206, batch_size):
-        batch = PageBatch(pages, N_TIME * np.arange(206), 0)[first : first + batch_size]
-        events += finder.add(batch, probabilities[first : first + batch_size])
+        batch = PageBatch.of_pages(pages, N_TIME * np.arange(206), 0)[first : first + batch_size]
+        events += finder.add(batch, classified(probabilities[first : first + batch_size]))
         assert (first + len(batch)) * N_TIME - finder.until_s / GRID.tsamp <= longest + batch_size * N_TIME
     events += finder.finish()
-    assert len(lengths) == 7 and max(lengths) <= longest
-    assert all(event.last_page - event.first_page < 32 for event in events)
-    merged = merge_duplicates(events, GRID)
+    assert len(lengths) == 51 and max(lengths) <= longest
+    merged = merge_duplicates([event for event in events if event.snr > 20], GRID)
     assert [event.dm_pc_cm3 for event in merged] == [row for row, *_ in pulses]
     assert [event.time_s for event in merged] == pytest.approx([(column + 1) * 1e-3 for column in columns], abs=1.1e-3)
     assert [event.snr for event in merged] == pytest.approx([40.0] * 7, rel=0.15)
+
+
+def test_what_is_found_does_not_depend_on_which_other_pages_pass_the_gate():
+    values = plane(40, [(20, 9 * N_TIME + 5, 2, 30.0), (10, 21 * N_TIME, 4, 12.0)])
+    alone, all_pages = find(values, [9, 20, 21], 7), find(values, list(range(40)), 7)
+    bright = [event for event in alone if event.snr > 8]
+    assert [event for event in all_pages if event.snr > 8] == bright and len(bright) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 40])
+@pytest.mark.parametrize("column", [4 * N_TIME - 10, 8 * N_TIME - 10, 13 * N_TIME - 10])
+def test_the_gate_lets_a_pulse_pass_that_is_across_two_pages_or_batches(column, batch_size):
+    """Each page has half of the pulse, whose S/N of 8.4 is below the gate of 6.5 there."""
+    values = plane(16, [(20, column, 20, 8.4)], seed=5)
+    decision = Decision(threshold=0.5, event_threshold=0.5, min_snr=6.0, snr_gate=6.5)
+    finder, events = EventFinder(LAYER, decision, OnlyDm20(0.9)), []
+    starts = N_TIME * np.arange(16)
+    for first in range(0, 16, batch_size):
+        batch = PageBatch(values, starts, starts, N_TIME, 0)[first : first + batch_size]
+        part = PageBatch.of_pages(batch.pages, batch.starts, first)
+        within, beginning, _ = page_snrs(part, GRID.noise)
+        assert (within < 6.5).all()
+        events += finder.add(part, Classified(np.zeros(len(part), np.float32), beginning, 0, 0))
+    [event] = events + finder.finish()
+    assert event.time_s / GRID.tsamp == pytest.approx(column + 10, abs=5) and event.snr > 6
 
 
 @given(batch_size=st.integers(1, 20))
@@ -128,8 +156,8 @@ class OnlyDm20:
         return np.array([self.probability if grid.dms[peak.row] == 20 else 0.01 for peak in peaks])
 
 
-@pytest.mark.parametrize("probability, page_probability, found", [(0.97, 0.4, 1), (0.85, 0.4, 0), (0.97, 0.01, 0)])
-def test_the_candidate_classifier_decides_on_every_peak_of_a_page_that_may_show_a_pulse(
+@pytest.mark.parametrize("probability, page_probability, found", [(0.97, 0.4, 1), (0.85, 0.4, 0), (0.97, 0.01, 1)])
+def test_the_candidate_classifier_decides_on_every_peak_whatever_the_probability_of_its_page(
     probability, page_probability, found
 ):
     """A brighter streak of interference is in the page too: only what is classified as a pulse is an event."""
@@ -137,9 +165,9 @@ def test_the_candidate_classifier_decides_on_every_peak_of_a_page_that_may_show_
     decision = Decision(threshold=0.5, event_threshold=0.9, min_snr=6.0)
     finder = EventFinder(LAYER, decision, OnlyDm20(probability))
     pages = np.stack([values[:, first : first + N_TIME] for first in range(0, 5 * N_TIME, N_TIME)])
-    batch = PageBatch(pages, N_TIME * np.arange(5), 0)
+    batch = PageBatch.of_pages(pages, N_TIME * np.arange(5), 0)
     probabilities = np.array([0, 0, page_probability, 0, 0], np.float32)
-    events = finder.add(batch, probabilities) + finder.finish()
+    events = finder.add(batch, classified(probabilities)) + finder.finish()
     assert [(e.dm_pc_cm3, e.probability) for e in events] == [(20.0, pytest.approx(0.97))] * found
 
 

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.frontend.pages import PageBatch, PageGrid, cut_pages, page_starts, resize, to_images
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid, page_starts, resize, to_images
 
 quick = settings(max_examples=200, deadline=None)
 
@@ -29,7 +28,9 @@ def test_pages_are_scaled_slices_of_the_plane(data, n, n_time, step):
     plane = np.random.default_rng(0).integers(-3000, 3000, (3, n)).astype(np.int16)
     irregular = np.array(data.draw(st.lists(st.integers(0, n - n_time), min_size=1, max_size=30).map(sorted)))
     for columns in (irregular, np.arange(0, n - n_time + 1, step)):
-        pages = cut_pages(plane, columns, n_time, 0.25)
+        batch = PageBatch(plane, columns, columns, n_time, 0, scale=0.25)
+        pages = batch.pages
+        np.testing.assert_array_equal(batch.cut(np.array([len(columns) - 1])), pages[-1:])
         assert pages.dtype == np.float32 and pages.shape == (len(columns), 3, n_time)
         for page, column in zip(pages, columns):
             np.testing.assert_array_equal(page, 0.25 * plane[:, column : column + n_time])
@@ -37,11 +38,18 @@ def test_pages_are_scaled_slices_of_the_plane(data, n, n_time, step):
 
 @given(count=st.integers(1, 9), first=st.integers(0, 100), a=st.integers(0, 8), b=st.integers(0, 12))
 def test_a_part_of_a_batch_knows_its_place(count, first, a, b):
-    batch = PageBatch(np.arange(count), 10 * np.arange(count), first, layer=2)
+    batch = PageBatch.of_pages(np.ones((1, 4)) * np.arange(count)[:, None, None], 10 * np.arange(count), first, layer=2)
     part = batch[a:b]
     assert part.layer == 2 and len(part) == max(0, min(b, count) - min(a, count))
     for number, page, start in zip(range(part.first, part.first + len(part)), part.pages, part.starts):
-        assert number == first + page and start == 10 * page
+        assert (number == first + page).all() and (start == 10 * page).all() and page.shape == (1, 4)
+
+
+def test_images_side_by_side_are_cut_out_again_as_they_were():
+    images = np.random.default_rng(0).integers(0, 255, (3, 5, 8), dtype=np.uint8)
+    batch = PageBatch.of_pages(images, np.array([0, 9, 18]), 0)
+    assert batch.are_images and batch.plane[0, :8].tolist() == images[0, -1].tolist(), "row 0 = lowest DM"
+    np.testing.assert_array_equal(batch.pages, images)
 
 
 def test_the_sweep_of_a_grid():
@@ -58,8 +66,8 @@ def random_pages(count: int = 3, shape: tuple[int, int] = (64, 64)) -> np.ndarra
 def test_minmax_is_the_originals_definition():
     pages = random_pages()
     images, unusable = to_images(pages, "minmax", 64)
-    assert images.dtype == torch.uint8 and not unusable.any()
-    for image, page in zip(images.numpy().astype(int), pages.astype(np.float64)):
+    assert images.dtype == np.uint8 and not unusable.any()
+    for image, page in zip(images.astype(int), pages.astype(np.float64)):
         exact = ((page - page.min()) / (page.max() - page.min()) * 255)[::-1]
         assert image.min() == 0 and image.max() == 255
         # float32 may fall on the other side of a whole number.
@@ -76,18 +84,18 @@ def test_one_hot_pixel_changes_no_other_under_robust():
     pages = random_pages(1)
     hot = pages.copy()
     hot[0, 30, 31] = 1e5
-    plain, changed = (to_images(p, "robust", 64)[0].numpy()[0].astype(int) for p in (pages, hot))
+    plain, changed = (to_images(p, "robust", 64)[0][0].astype(int) for p in (pages, hot))
     assert changed[33, 31] == 255
     others = np.ones((64, 64), dtype=bool)
     others[33, 31] = False
     assert np.abs(plain - changed)[others].max() <= 1
-    assert to_images(hot, "minmax", 64)[0].numpy()[0][others].max() <= 1
+    assert to_images(hot, "minmax", 64)[0][0][others].max() <= 1
 
 
 def test_robust_maps_sigmas_to_levels():
     pages = np.random.default_rng(0).normal(7.0, 3.0, (1, 256, 256)).astype(np.float32)
     pages[0, 10, 10] = 7 + 3 * 10
-    image = to_images(pages, "robust", 256)[0].numpy()[0]
+    image = to_images(pages, "robust", 256)[0][0]
     assert np.median(image) == pytest.approx(51, abs=1)  # 5 of 25 sigmas
     assert image[245, 10] == pytest.approx(255 * 15 / 25, abs=3)
 
@@ -120,7 +128,7 @@ def test_an_unknown_normaliser():
 
 
 def test_resize_averages_and_repeats():
-    image = torch.tensor([[[0, 10, 200, 200], [20, 30, 200, 200], [0, 0, 1, 2], [0, 0, 3, 5]]], dtype=torch.uint8)
+    image = np.array([[[0, 10, 200, 200], [20, 30, 200, 200], [0, 0, 1, 2], [0, 0, 3, 5]]], dtype=np.uint8)
     assert resize(image, 2).tolist() == [[[15, 200], [0, 2]]]
     assert resize(image, 8)[0, ::2, ::2].tolist() == image[0].tolist()
     assert resize(image, 4) is image

@@ -89,19 +89,19 @@ def bow_ties(snrs: tuple[float, ...] = (10, 30, 300)) -> np.ndarray:
 @pytest.mark.parametrize("normaliser", ["minmax", "robust"])
 def test_the_scaling_of_images_is_recognised(normaliser):
     pages = bow_ties()
-    assert scaling_of(to_images(pages, normaliser, 64)[0].numpy()) == normaliser
+    assert scaling_of(to_images(pages, normaliser, 64)[0]) == normaliser
     dead = np.concatenate([pages, np.zeros((3, 64, 64), np.float32)])
-    assert scaling_of(to_images(dead, normaliser, 64)[0].numpy()) == normaliser
-    images = to_images(pages, normaliser, 64)[0].numpy() // 2
+    assert scaling_of(to_images(dead, normaliser, 64)[0]) == normaliser
+    images = to_images(pages, normaliser, 64)[0] // 2
     assert scaling_of(images) is None and scaling_of(images[:0]) is None
-    assert scaling_of(to_images(pages, "robust", 16)[0].numpy()) == "robust", "averaged after scaling"
+    assert scaling_of(to_images(pages, "robust", 16)[0]) == "robust", "averaged after scaling"
 
 
 @pytest.mark.parametrize("made", ["minmax", "robust", "other"])
 @pytest.mark.parametrize("wanted", ["minmax", "robust"])
 def test_images_of_another_scaling_are_scaled_again(tmp_path, caplog, made, wanted):
     pages = bow_ties()
-    images = to_images(pages, "minmax" if made == "other" else made, 64)[0].numpy()
+    images = to_images(pages, "minmax" if made == "other" else made, 64)[0]
     images = images // 2 + 30 if made == "other" else images
     source = ArrayPages(saved(tmp_path / "batch.npy", images), np.arange(64.0), 64)
     source.scale_for(wanted)
@@ -111,7 +111,7 @@ def test_images_of_another_scaling_are_scaled_again(tmp_path, caplog, made, want
         assert batch.pages.dtype == np.uint8 and caplog.text == ""
         return
     assert "trained on images of the normaliser" in caplog.text and f"--normaliser {wanted}" in caplog.text
-    again, whole = to_images(batch.pages, wanted, 64)[0].numpy(), to_images(pages, wanted, 64)[0].numpy()
+    again, whole = to_images(batch.pages, wanted, 64)[0], to_images(pages, wanted, 64)[0]
     # One level of these images is 1.2 sigma where the spot is 300 sigma, and robust cuts off at 20 sigma.
     difference = np.abs(again.astype(int) - whole)[[0, 1, 3, 4, 5]]
     assert difference.max() <= (30 if made == "robust" else 6)

@@ -88,7 +88,7 @@ def change(config: Path, **keys: object) -> Path:
 
 def probabilities(config: Path, count: int) -> np.ndarray:
     classifier = load_classifiers(load_pipeline_config(config, {"device": "cpu"})).pages
-    return classifier.classify(PageBatch(images_of(count), np.arange(count) * SIDE, 0))[0]
+    return classifier.classify(PageBatch.of_pages(images_of(count), np.arange(count) * SIDE, 0)).probabilities
 
 
 @pytest.fixture
