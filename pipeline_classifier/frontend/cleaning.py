@@ -162,7 +162,7 @@ def _clean_long(
         zero_dm = ZeroDm(np.zeros(n, np.float32), 0 * scale, 0 * scale + 1, np.zeros(n, bool))
     factor = scale / zero_dm.noise * (LEVELS_PER_SIGMA if out.dtype == np.int8 else 1)
     coefficient = zero_dm.coefficient * factor * sums.level
-    limit = np.float32(_largest_level(nchans) if out.dtype == np.int8 else 0)
+    limit = np.float32(largest_level(nchans) if out.dtype == np.int8 else 0)
     write_samples(raw, nodes * factor, step, factor, coefficient, zero_dm.series, zero_dm.blanked, limit, out)
     if settings.kadane_channels:
         min_bins = int(settings.kadane_width_s / tsamp / BIN)
@@ -187,12 +187,12 @@ def _clean_short(raw: np.ndarray, good: np.ndarray, zero_dm: str | None, out: np
             coefficient = series @ data / max(series @ series, 1e-30) if zero_dm == "zdot" else good.astype(np.float32)
             data -= series[:, None] * coefficient
     if out.dtype == np.int8:
-        limit = _largest_level(len(out))
+        limit = largest_level(len(out))
         data = np.rint(data * LEVELS_PER_SIGMA).clip(-limit, limit)
     out[:, : len(raw)] = data.T
 
 
-def _largest_level(nchans: int) -> int:
+def largest_level(nchans: int) -> int:
     """Limit of the rounded samples: no sum over the channels overflows `accumulator_dtype`."""
     return min(127, np.iinfo(accumulator_dtype(nchans)).max // nchans)
 
