@@ -180,7 +180,7 @@ class DedispersionTree:
         self._summands = np.array(
             [np.column_stack([t.starts[s.row], s.shift]) for s, t in zip(sub_bands, schedules, strict=True)]
         )
-        self.additions = len(self._additions) + len(sub_bands) * len(delays)
+        self.additions = len(self._additions) + 2 * len(sub_bands) * len(delays)
         self._stretch, self._size = stretch, max(schedule.size for schedule in schedules)
         self.memory_bytes = self._size * np.dtype(np.int16).itemsize
         self._free: list[np.ndarray] = []

@@ -204,14 +204,14 @@ def plan_sub_bands(delays: np.ndarray, quanta: np.ndarray | None) -> list[SubBan
 
 
 def _edges(delays: np.ndarray, quanta: np.ndarray | None) -> list[int]:
-    """First channels of the sub-bands, and the number of channels."""
+    """First channels of the sub-bands, and the number of channels; no sub-band is a part of two channels."""
     nchans, number = delays.shape[1], 1
     while True:
         edges = np.linspace(0, nchans, number + 1).astype(np.int64)
         sweeps = delays[:, edges[1:] - 1] - delays[:, edges[:-1]]
         in_quanta = sweeps if quanta is None else sweeps / quanta[:, None]
         short = sweeps.max() <= LONGEST_SWEEP and in_quanta.max() <= MOST_QUANTA and nchans <= WIDEST * number
-        if short or 2 * number > nchans:
+        if short or 4 * number > nchans:
             return edges.tolist()
         number *= 2
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import torch
 
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
@@ -100,8 +99,7 @@ class FilterbankPages(Source):
         length = block_length(settings.block_samples, len(self.frequencies), math.ceil(sweep), longest_page)
         self._block_length = length - length % coarsest
         stacks = np.array_split(np.asarray(settings.dms), -(-len(settings.dms) // STACK_DMS))
-        stretch = min(self._block_length, self.nsamples) + longest_page
-        self._trees = [self._tree(stack, settings, stretch) for stack in stacks]
+        self._trees = [self._tree(stack, settings) for stack in stacks]
         self.max_delay = max(tree.max_delay for tree in self._trees)
         self.layers = [
             self._layer(number, stack, factor, settings)
@@ -115,14 +113,10 @@ class FilterbankPages(Source):
     def _start_counting(self) -> None:
         self._samples_read = self._channel_samples = self._not_finite = self._constant = 0
 
-    def _tree(self, stack: np.ndarray, settings: FrontEndSettings, stretch: int) -> dedispersion.DedispersionTree:
+    def _tree(self, stack: np.ndarray, settings: FrontEndSettings) -> dedispersion.DedispersionTree:
         return dedispersion.DedispersionTree(
             dedispersion.channel_delays(stack, self.frequencies, self.tsamp),
             None if settings.exact else dedispersion.delay_quanta(stack, self.frequencies, self.tsamp),
-            stretch=stretch,
-            compiled=settings.compiled,
-            # Many short calls: two threads would wait for the interpreter in turns.
-            at_once=None if settings.compiled else 1,
         )
 
     def _layer(self, number: int, stack: np.ndarray, factor: int, settings: FrontEndSettings) -> Layer:
@@ -276,7 +270,7 @@ class FilterbankPages(Source):
         delays = dedispersion.delays_in_samples(np.array([event.dm_pc_cm3]), self.frequencies, self.tsamp)[0]
         spectrum = np.stack([row[delay : delay + end - start] for row, delay in zip(data, delays, strict=True)])
         spectrum[~good] = np.nan
-        integers = dedispersion.quantise(torch.from_numpy(data.copy()), len(data), np.empty(data.shape, np.int8))
+        integers = dedispersion.quantise(data, len(data), np.empty(data.shape, np.int8))
         plane = self._trees[event.dm_stack](integers, end - start)
         noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
         dms = next(layer.grid.dms for layer in self.layers if layer.dm_stack == event.dm_stack)

@@ -92,9 +92,7 @@ def largest_boxcars(
 
 
 @kernel
-def best_boxcars(
-    values: np.ndarray, widths: np.ndarray, total: np.ndarray, snr: np.ndarray, width: np.ndarray
-) -> None:
+def best_boxcars(values: np.ndarray, widths: np.ndarray, total: np.ndarray, snr: np.ndarray, width: np.ndarray) -> None:
     """Find the best boxcar around each sample of every row.
 
     Parameters
@@ -128,3 +126,94 @@ def best_boxcars(
                 better = value > at[j]
                 at[j] = value if better else at[j]
                 width_at[j] = trial if better else width_at[j]
+
+
+@kernel
+def _copy_samples(data: np.ndarray, first: int, width: int, pitch: int, memory: np.ndarray) -> None:
+    """Copy ``width`` samples of each channel from ``first`` on to rows of the memory, with zeros outside the data."""
+    before = min(max(0, -first), width)
+    stop = max(before, min(width, data.shape[1] - first))
+    for channel in range(len(data)):
+        row = memory[channel * pitch : channel * pitch + width]
+        samples = data[channel, first + before : first + stop]
+        row[:before] = 0
+        row[stop:] = 0
+        row = row[before:stop]
+        for j in range(len(samples)):
+            row[j] = samples[j]
+
+
+@kernel
+def _add_rows(memory: np.ndarray, additions: np.ndarray, shorter: int) -> None:
+    """Do the additions of `dedispersion_plan.Schedule`, each of ``shorter`` samples less."""
+    for upper, lower, total, width in additions:
+        width -= shorter
+        a, b, row = memory[upper : upper + width], memory[lower : lower + width], memory[total : total + width]
+        for j in range(width):
+            row[j] = a[j] + b[j]
+
+
+@kernel
+def _add_to_plane(memory: np.ndarray, summands: np.ndarray, column: int, width: int, plane: np.ndarray) -> None:
+    """Add the sum of two rows to each row of a plane, from ``column`` less its shift on."""
+    n = plane.shape[1]
+    for line in range(len(plane)):
+        upper, lower, shift = summands[line]
+        first, stop = max(0, column - shift), min(n, column - shift + width)
+        skipped = first - (column - shift)
+        if stop <= first:
+            continue
+        row = plane[line, first:stop]
+        a, b = memory[upper + skipped : upper + width], memory[lower + skipped : lower + width]
+        for j in range(len(row)):
+            row[j] += a[j] + b[j]
+
+
+@kernel
+def dedisperse(
+    data: np.ndarray,
+    plane: np.ndarray,
+    origin: int,
+    sub_bands: np.ndarray,
+    additions: np.ndarray,
+    summands: np.ndarray,
+    memory: np.ndarray,
+    stretch: int,
+) -> None:
+    """Add samples to a plane of trial DMs: sample t of a channel to column ``origin + t - delay``, where there is one.
+
+    Parameters
+    ----------
+    data : (nchans, n) ndarray of int8
+        Samples.
+    plane : (n_dm, columns) ndarray of int16 or int32
+        Sums.
+    origin : int
+        Column of sample 0 of a channel without delay.
+    sub_bands : (n, 7) ndarray of int64
+        First channel, end, delay inside the sub-band, least and largest shift of the sub-band, pitch of its samples in
+        the memory, and end of its additions.
+    additions : (k, 4) ndarray of int64
+        `dedispersion_plan.Schedule.additions` of all sub-bands.
+    summands : (n, n_dm, 3) ndarray of int64
+        Places in the memory of the two rows that are added to each trial DM, and their shift.
+    memory : ndarray of int16
+        Workspace.
+    stretch : int
+        Samples summed at once.
+    """
+    # The rows of a sub-band begin before the samples by the delay inside it.
+    start = max(-sub_bands[:, 2].max(), -origin)
+    stop = min(data.shape[1], plane.shape[1] - origin + sub_bands[:, 4].max())
+    parts = -(-(stop - start) // stretch)
+    length = -(-(stop - start) // max(1, parts))
+    for part in range(parts):
+        first = start + part * length
+        begin = 0
+        for number in range(len(sub_bands)):
+            lo, hi, past, least, largest, pitch, end = sub_bands[number]
+            if origin + first + length > least and origin + first - largest < plane.shape[1]:
+                _copy_samples(data[lo:hi], first, length + past, pitch, memory)
+                _add_rows(memory, additions[begin:end], stretch - length)
+                _add_to_plane(memory, summands[number], origin + first, length, plane)
+            begin = end

@@ -1,12 +1,10 @@
 """Pages of an observation: they show its pulses, and do not depend on the blocks in which it is read."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline_classifier.detection.peaks import find_peaks
 from pipeline_classifier.events import Event
@@ -90,7 +88,7 @@ def scaled_only(monkeypatch):
         data = np.zeros((block.shape[1], len(block) if out is None else out.shape[1]), np.float32)
         data[:, : len(block)] = (block.T - 100.0) / 10
         good = np.ones(len(data), bool)
-        data = data if out is None else quantise(torch.from_numpy(data), len(data), out)
+        data = data if out is None else quantise(data, len(data), out)
         return Cleaned(data, good, np.zeros(len(block), np.int32), np.zeros(len(block), np.int32))
 
     monkeypatch.setattr(filterbank_pages, "clean", scale)
@@ -175,7 +173,7 @@ def test_exact_dedispersion_is_the_brute_force_sum(observation, scaled_only):
     data = source.cleaned(0, NSAMPLES)[0]
     delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)
     data = np.pad(data, ((0, 0), (0, delays.max())))
-    summed = brute_force(quantise(torch.from_numpy(data), 64, np.empty(data.shape, np.int8)), delays, NSAMPLES)
+    summed = brute_force(quantise(data, 64, np.empty(data.shape, np.int8)), delays, NSAMPLES)
     np.testing.assert_array_equal(stream(source), np.float32(1 / 64) * summed.astype(np.float32))
 
 
@@ -267,14 +265,6 @@ def test_one_of_two_ifs_is_searched_or_their_sum(tmp_path):
             stream(FilterbankPages(tmp_path / "two.fil", FrontEndSettings(DMS, ifs=ifs))), one
         )
     assert (stream(FilterbankPages(tmp_path / "two.fil", FrontEndSettings(DMS))) != one).any()
-
-
-@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-def test_compiled_dedispersion_gives_the_same_pages(observation):
-    plain, compiled = (
-        FilterbankPages(observation, FrontEndSettings(DMS, block_samples=4096, compiled=c)) for c in (False, True)
-    )
-    np.testing.assert_array_equal(stream(plain), stream(compiled))
 
 
 def test_the_memory_of_a_block_is_bounded(observation, monkeypatch):
