@@ -96,7 +96,7 @@ class PageBatch:
     plane : (n_dm, n) ndarray
         Row 0 = lowest DM: integer sums or float32 values, or uint8 for images that are normalised already.
     columns : (B,) ndarray of int64
-        First column of each page in the plane.
+        First column of each page in the plane; those of adjoining pages are as far apart as their starts.
     starts : (B,) ndarray of int64
         First sample of each page.
     n_time : int

@@ -52,12 +52,12 @@ def find(
     """Find the events on the pages ``positive`` of a plane; the pages are classified in batches."""
     n_time = grid.n_time
     starts = np.arange(0, values.shape[1], n_time) if starts is None else starts
-    pages = np.stack([values[:, start : start + n_time] for start in starts])
     probabilities = np.where(np.isin(np.arange(len(starts)), positive), 0.9, 0.1).astype(np.float32)
     finder, events = EventFinder(Layer(grid, np.empty(0, np.int64)), Decision(threshold=0.5)), []
     for first in range(0, len(starts), batch_size):
         chosen = slice(first, first + batch_size)
-        events += finder.add(PageBatch.of_pages(pages[chosen], starts[chosen], first), classified(probabilities[chosen]))
+        batch = PageBatch(values, starts[chosen], starts[chosen], n_time, first)
+        events += finder.add(batch, classified(probabilities[chosen]))
     return events + finder.finish()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.detection.event_merging import EventMerger, merge_duplicates
+from pipeline_classifier.detection.event_merging import GROUP, EventMerger, merge_duplicates
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageGrid
 from tests.pipeline_classifier.detection.planes import FREQUENCIES, GRID, N_TIME, dispersed_pulse, event, find
@@ -129,8 +129,8 @@ def belongs_to(event: Event, brighter: Event, grid: PageGrid) -> bool:
         if event.snr < fraction * brighter.snr and abs(apart) - 6 * brighter_s <= own_widths * width_s:
             return True
     margin = 2 * brighter_s + width_s
-    run, brighter_run = ((e.first_page, e.last_page, e.time_downsample, e.dm_stack) for e in (event, brighter))
-    if run == brighter_run or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
+    group, brighter_group = ((e.first_page // GROUP, e.time_downsample, e.dm_stack) for e in (event, brighter))
+    if group == brighter_group or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
         return False
     smeared = brighter.snr * np.sqrt(brighter_s / (brighter_s + abs(reach)))
     return abs(apart) <= margin or event.snr <= 1.5 * smeared
@@ -194,7 +194,7 @@ def test_a_response_at_the_very_edge_of_the_bow_tie_is_merged():
 
 def test_an_event_waits_for_the_longest_boxcars_of_all_layers():
     """Those of the second layer are 512 ms long, and a faint residual lies up to ten of them away."""
-    pulse, residual = event(10.0, 50.0, 50.0, width_ms=512.0), event(13.9, 50.0, 8.0, 1, width_ms=512.0)
+    pulse, residual = event(10.0, 50.0, 50.0, width_ms=512.0), event(13.9, 50.0, 8.0, 4, width_ms=512.0)
     merger = EventMerger(*LAYERS)
     assert merger.reach_s == pytest.approx(10 * 0.512 + 4e-3)
     assert merger.add([pulse], 13.9) == []

@@ -63,7 +63,8 @@ def test_one_pulse_is_one_event_and_two_are_two(nchans, classifiers, tmp_path):
     write_observation(tmp_path / "a.fil", nchans)
     events, pulses = events_of(tmp_path / "a.fil", classifiers), PULSES + PAIRS
     assert [event.time_s for event in events] == pytest.approx([pulse.time_s for pulse in pulses], abs=8e-3)
-    assert [event.dm_pc_cm3 for event in events] == pytest.approx([pulse.dm_pc_cm3 for pulse in pulses], abs=10)
+    uncertainty = 15 if nchans == 4 else 10  # four channels hardly constrain the DM of a pulse of S/N 16
+    assert [event.dm_pc_cm3 for event in events] == pytest.approx([p.dm_pc_cm3 for p in pulses], abs=uncertainty)
 
 
 def test_one_pulse_in_two_channels_is_at_most_one_event(classifiers, tmp_path):

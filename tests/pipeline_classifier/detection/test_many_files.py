@@ -192,7 +192,8 @@ def test_a_model_replaced_by_one_of_the_same_size_is_searched_anew(short, search
     checkpoint["state_dict"]["fc.bias"][1] -= 1000  # no image is a pulse for this network
     torch.save(checkpoint, path)
     assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns > before.st_mtime_ns
-    assert resume(short) == [] and searched == ["short"] * 2
+    # The page classifier gives the predictions, and has no part in what is an event.
+    assert resume(short) == ([] if name == "candidate_classifier.pth" else THE_PULSE) and searched == ["short"] * 2
 
 
 def test_a_search_that_fails_half_way_is_not_finished(short, searched, monkeypatch):
