@@ -60,7 +60,7 @@ class Band:
 
 
 def plan_tree(
-    wanted: np.ndarray, quanta: np.ndarray | None, lo: int = 0, is_root: bool = True
+    wanted: np.ndarray, quanta: np.ndarray | None, lo: int = 0, is_root: bool = True, in_time: bool = False
 ) -> tuple[Band, np.ndarray]:
     """Plan the sums of a band and all bands below it.
 
@@ -75,6 +75,8 @@ def plan_tree(
         First channel of the band.
     is_root : bool
         Whether the band is a whole tree, in which every delay has a separate row if there are quanta.
+    in_time : bool
+        Whether the delays of the band must be right as they are, rather than up to a shift common to all channels.
 
     Returns
     -------
@@ -98,7 +100,7 @@ def plan_tree(
     upper, upper_row = plan_tree(parts[0] - parts[0][:, :1], quanta, lo, is_root=False)
     lower, lower_row = plan_tree(parts[1] - parts[1][:, :1], quanta, lo + nchans // 2, is_root=False)
     near = 0 if quanta is None else 1
-    rows = _matched(parts, (upper.delays, lower.delays), (upper_row, lower_row), near)
+    rows = _matched(parts, (upper.delays, lower.delays), (upper_row, lower_row), near, in_time)
     rows[:, :, 1] -= rows[:, :, 1].min(axis=1, keepdims=True)
     delays = [half.delays[rows[:, k, 0]] + rows[:, k, 1:] for k, half in enumerate((upper, lower))]
     return Band(lo, lo + nchans, (upper, lower), rows, np.concatenate(delays, axis=1)), row_of
@@ -121,6 +123,7 @@ def _matched(
     delays: tuple[np.ndarray, np.ndarray],
     row: tuple[np.ndarray, np.ndarray],
     near: int,
+    in_time: bool,
 ) -> np.ndarray:
     """Find the row and the shift of either half that together best match each required sweep.
 
@@ -132,6 +135,8 @@ def _matched(
         Delays of the rows of either half.
     row : tuple of (n,) ndarray
         Row planned for each sweep; rows up to ``near`` away from it are tried too.
+    in_time : bool
+        Whether the delays must be right as they are, rather than up to a shift common to both halves.
 
     Returns
     -------
@@ -143,7 +148,8 @@ def _matched(
     The cost is the sum over channels of the squared error of the delays, up to a shift common to the whole band, which
     the band above corrects. The scatter of the errors within each half adds to it directly. The mean errors of the
     halves differ by r, after the best whole shift between them: with n_u and n_l channels, that costs
-    r^2 n_u n_l / (n_u + n_l).
+    r^2 n_u n_l / (n_u + n_l). If both halves must be in time, the squared mean error of each costs n_u or n_l times as
+    much.
     """
     offsets = np.array(sorted(range(-near, near + 1), key=abs))
     rows = [np.clip(meant[:, None] + offsets, 0, len(d) - 1) for meant, d in zip(row, delays, strict=True)]
@@ -151,8 +157,13 @@ def _matched(
     means = [r.mean(axis=2) for r in rest]
     scatter = [r.var(axis=2) * r.shape[2] for r in rest]
     apart = means[1][:, None, :] - means[0][:, :, None]
-    weight = 1.0 / sum(1.0 / part.shape[1] for part in parts)
-    cost = scatter[0][:, :, None] + scatter[1][:, None, :] + weight * (apart - np.rint(apart)) ** 2
+    if in_time:
+        scatter = [s + part.shape[1] * (m - np.rint(m)) ** 2 for s, m, part in zip(scatter, means, parts, strict=True)]
+        cost = scatter[0][:, :, None] + scatter[1][:, None, :]
+        apart = np.rint(means[1])[:, None, :] - np.rint(means[0])[:, :, None]
+    else:
+        weight = 1.0 / sum(1.0 / part.shape[1] for part in parts)
+        cost = scatter[0][:, :, None] + scatter[1][:, None, :] + weight * (apart - np.rint(apart)) ** 2
     every = np.arange(len(cost))
     upper, lower = np.unravel_index(cost.reshape(len(cost), -1).argmin(axis=1), cost.shape[1:])
     shift = np.rint(means[0][every, upper])
@@ -194,7 +205,8 @@ def plan_sub_bands(delays: np.ndarray, quanta: np.ndarray | None) -> list[SubBan
         As for `plan_tree`.
     """
     edges = _edges(delays, quanta)
-    parts = [(lo, *plan_tree(delays[:, lo:hi] - delays[:, [lo]], quanta, lo)) for lo, hi in pairwise(edges)]
+    several = len(edges) > 2
+    parts = [(lo, *plan_tree(delays[:, lo:hi], quanta, lo, in_time=several)) for lo, hi in pairwise(edges)]
     error = [delays[:, lo : band.hi] - band.delays[row] for lo, band, row in parts]
     shifts = np.array([np.rint(e.mean(axis=1)) for e in error]).astype(np.int64)
     # Nothing may arrive before the top channel. Starting late does not change the relative delays.

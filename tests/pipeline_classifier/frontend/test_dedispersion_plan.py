@@ -82,8 +82,8 @@ def test_sub_bands_have_short_sweeps_and_the_delays_of_the_band(nchans, exact):
         np.testing.assert_array_equal(planned, wanted)
         return
     error = planned - delays
-    assert (error.std(axis=1) <= 0.6 * quanta).all()
-    assert (np.abs(error - error.mean(axis=1, keepdims=True)).max(axis=1) <= 1.75 * quanta).all()
+    assert (error.std(axis=1) <= 0.5 * quanta).all()
+    assert (np.abs(error - error.mean(axis=1, keepdims=True)).max(axis=1) <= 1.5 * quanta).all()
 
 
 def overlaps(schedule: Schedule) -> bool:
