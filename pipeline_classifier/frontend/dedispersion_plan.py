@@ -99,7 +99,7 @@ def plan_tree(
     parts = patterns[:, : nchans // 2], patterns[:, nchans // 2 :]
     upper, upper_row = plan_tree(parts[0] - parts[0][:, :1], quanta, lo, is_root=False)
     lower, lower_row = plan_tree(parts[1] - parts[1][:, :1], quanta, lo + nchans // 2, is_root=False)
-    near = 0 if quanta is None else 1
+    near = 0 if quanta is None or nchans == 2 else 1
     rows = _matched(parts, (upper.delays, lower.delays), (upper_row, lower_row), near, in_time)
     rows[:, :, 1] -= rows[:, :, 1].min(axis=1, keepdims=True)
     delays = [half.delays[rows[:, k, 0]] + rows[:, k, 1:] for k, half in enumerate((upper, lower))]
@@ -155,7 +155,7 @@ def _matched(
     rows = [np.clip(meant[:, None] + offsets, 0, len(d) - 1) for meant, d in zip(row, delays, strict=True)]
     rest = [part[:, None] - d[r] for part, d, r in zip(parts, delays, rows, strict=True)]
     means = [r.mean(axis=2) for r in rest]
-    scatter = [r.var(axis=2) * r.shape[2] for r in rest]
+    scatter = [np.square(r - mean[:, :, None]).sum(axis=2) for r, mean in zip(rest, means, strict=True)]
     apart = means[1][:, None, :] - means[0][:, :, None]
     if in_time:
         scatter = [s + part.shape[1] * (m - np.rint(m)) ** 2 for s, m, part in zip(scatter, means, parts, strict=True)]
