@@ -81,22 +81,22 @@ def bin_sums(raw: np.ndarray) -> Sums:
     level = np.sqrt(np.minimum(variances, np.float32(2.5) * typical).mean(axis=0))
     # Channels that are constant except for a few extreme samples overflow; they have no noise level.
     usable = (level > 1e-6 * std) & np.isfinite(level)
-    means[:, ~usable] = variances[:, ~usable] = 0
+    if not usable.all():
+        means[:, ~usable] = variances[:, ~usable] = 0
     return Sums(centre, means, variances, np.where(usable, level, 0), *_skewness_and_kurtosis(moments))
 
 
 def _lower_median(values: np.ndarray) -> np.ndarray:
     """Median of each column, the lower of two."""
-    middle = (len(values) - 1) // 2
-    return np.partition(values, middle, axis=0)[middle]
+    return np.sort(values, axis=0)[(len(values) - 1) // 2]
 
 
 def _skewness_and_kurtosis(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Medians over tiles of skewness and excess kurtosis, from the first four raw moments (n_tiles, 4, nchans)."""
     mean, second, third, fourth = moments.swapaxes(0, 1)
     variance = np.maximum(second - mean**2, np.float32(1e-12))
-    skewness = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
-    kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2 - 3
+    skewness = (third - mean * (3 * second - 2 * mean**2)) / (variance * np.sqrt(variance))
+    kurtosis = (fourth - mean * (4 * third - mean * (6 * second - 3 * mean**2))) / variance**2 - 3
     return np.nan_to_num(_lower_median(skewness)), np.nan_to_num(_lower_median(kurtosis))
 
 

@@ -143,8 +143,8 @@ def iqrm(figures: np.ndarray, threshold: float, floors: np.ndarray) -> np.ndarra
     inside = (voter >= 0) & (voter < nchans)
     voter = voter.clip(0, nchans - 1)
     difference = figures[:, None, :] - figures[:, voter]
-    quarters = [quarter * nchans // 4 for quarter in (1, 2, 3)]
-    low, middle, high = np.moveaxis(np.partition(difference, quarters)[..., quarters], -1, 0)[..., None]
+    ordered = np.sort(difference, axis=-1)
+    low, middle, high = (ordered[..., quarter * nchans // 4, None] for quarter in (1, 2, 3))
     votes = inside & (difference - middle > np.maximum(threshold * (high - low) / 1.349, floors[:, None, None]))
     received = votes.sum(axis=1)
     cast = np.stack([np.bincount(voter.ravel(), of_figure.ravel(), nchans) for of_figure in votes])

@@ -193,7 +193,7 @@ def band_series(raw: np.ndarray, weight: np.ndarray, nodes: np.ndarray, step: in
         row, total = raw[sample], np.float32(0)
         for j in range(len(weight)):
             total += np.float32(row[j]) * weight[j]
-        series[sample] = total - ((np.float32(1) - late) * nodes[before] + late * nodes[after])
+        series[sample] = total - (nodes[before] + late * (nodes[after] - nodes[before]))
 
 
 @kernel
@@ -268,7 +268,7 @@ def clipped_sums(
         sample = samples[number]
         before, after, late = _nodes_around(sample, step, len(nodes))
         for j in range(len(scale)):
-            base = (np.float32(1) - late) * nodes[before, j] + late * nodes[after, j]
+            base = nodes[before, j] + late * (nodes[after, j] - nodes[before, j])
             value = (np.float32(raw[sample, j]) - base) * scale[j]
             sums[number, group[j]] += min(max(value, -limit), limit)
 
@@ -279,16 +279,10 @@ def _cleaned_row(
     coefficient: np.ndarray, signal: np.float32, limit: np.float32, out: np.ndarray,
 ) -> None:  # fmt: skip
     """Normalise one sample of all channels, and round it if there is a limit."""
-    early = np.float32(1) - late
-    if limit > 0:
-        for j in range(len(scale)):
-            base = early * before[j] + late * after[j]
-            value = np.float32(row[j]) * scale[j] - base - signal * coefficient[j]
-            out[j] = np.rint(min(max(value, -limit), limit))
-    else:
-        for j in range(len(scale)):
-            base = early * before[j] + late * after[j]
-            out[j] = np.float32(row[j]) * scale[j] - base - signal * coefficient[j]
+    for j in range(len(scale)):
+        base = before[j] + late * (after[j] - before[j])
+        value = np.float32(row[j]) * scale[j] - base - signal * coefficient[j]
+        out[j] = np.rint(min(max(value, -limit), limit)) if limit > 0 else value
 
 
 @kernel

@@ -1,5 +1,7 @@
 """Cleaning gives unit noise, removes bad channels and undispersed impulses, and preserves dispersed pulses."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -488,3 +490,13 @@ def test_strong_slow_undispersed_noise_gives_finite_samples(zero_dm):
 def test_a_block_without_a_single_good_channel_is_all_zero():
     data, good = cleaned(np.full((1000, 256), 7, np.uint8))
     assert not good.any() and (data == 0).all()
+
+
+def test_no_copy_of_the_block_in_a_wider_type_is_made():
+    block, out = np.repeat(observe(noise(4096)).astype(np.uint8), 4, axis=0), np.empty((256, N), np.int8)
+    clean(block, FREQUENCIES, TSAMP, Cleaning(), out)
+    tracemalloc.start()
+    clean(block, FREQUENCIES, TSAMP, Cleaning(), out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * block.nbytes

@@ -1,10 +1,13 @@
 """The torch cleaning gives the masks and the samples of the compiled loops."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline_classifier.frontend import cleaning
+from pipeline_classifier.frontend import baseline, cleaning
+from pipeline_classifier.frontend.gpu import cleaning as gpu
 from pipeline_classifier.frontend.gpu.cleaning import clean
 from pipeline_classifier.frontend.settings import Cleaning
 
@@ -80,3 +83,23 @@ def test_short_blocks_and_other_windows(device, n, window):
 def test_few_channels_and_none(device):
     compare(observation(5000, "")[:, :3].copy(), device, FREQUENCIES[:3])
     assert not compare(np.full((1000, NCHANS), 7, np.uint8), device).good.any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n", [300, 20_011])
+def test_the_statistics_of_the_channels(device, n):
+    block, good = observation(n, "dead"), np.ones(NCHANS, bool)
+    good[[7, 30, 31, 32]] = False
+    expected = baseline.bin_sums(block)
+    result = gpu.bin_statistics(torch.from_numpy(block).to(device))
+    np.testing.assert_array_equal(result.level.cpu() == 0, expected.level == 0)
+    for ours, theirs in zip(result, astuple(expected), strict=True):
+        np.testing.assert_allclose(ours.cpu(), theirs, rtol=1e-4, atol=1e-3)
+    step, nodes = baseline.running_baseline(expected, good, 1000.0)
+    same, torch_nodes = gpu.running_baseline(result, good, 1000.0)
+    assert same == step
+    np.testing.assert_allclose(torch_nodes.cpu(), nodes, atol=1e-3)
+    figures = cleaning.figures_of_merit(expected, baseline.residual(expected, step, nodes), good)
+    torch_figures = gpu.figures_of_merit(result, gpu.residual(result, step, torch_nodes), good)
+    for ours, theirs in zip(astuple(torch_figures), astuple(figures), strict=True):
+        np.testing.assert_allclose(ours[good], theirs[good], rtol=1e-3, atol=1e-3)
