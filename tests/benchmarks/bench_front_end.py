@@ -3,7 +3,7 @@
 60 s of noise, 256 channels from 1210 to 1510 MHz, 8 bit, 256 trial DMs from 0 to 127.5 pc cm^-3, all cores. Each row is
 a process of its own. Prints a table.
 
-  dedispersion     alone, in memory, with the fast tree, with its additions compiled, and with the exact sum
+  dedispersion     alone, in memory, in chunks, with the fast tree and with the exact sum
   .fil to pages    read, clean, dedisperse, cut, normalise
   memory           peak of ".fil to pages", also for a file ten times as long
 """
@@ -32,6 +32,7 @@ from tests.benchmarks.measure import measure
 
 DURATION_S = 60
 REPETITIONS = 3
+CHUNK = 16384
 DMS = 0.5 * np.arange(256)
 FREQUENCIES = 1510 - (np.arange(256) + 0.5) * 300 / 256
 
@@ -45,28 +46,21 @@ def write_observation(path: Path, tsamp: float, duration_s: float) -> None:
             file.write(second)
 
 
-def dedisperse(tsamp: float, exact: bool, compiled: bool) -> float:
-    """Seconds for the whole observation."""
+def dedisperse(tsamp: float, exact: bool) -> float:
+    """Seconds for the whole observation, in chunks whose planes are not added to each other."""
     delays = dedispersion.channel_delays(DMS, FREQUENCIES, tsamp)
-    tree = dedispersion.DedispersionTree(
-        delays, None if exact else dedispersion.delay_quanta(DMS, FREQUENCIES, tsamp), compiled=compiled
-    )
-    n = round(DURATION_S / tsamp)
-    data = np.random.default_rng(0).integers(-30, 30, (256, n + tree.max_delay), np.int8)
-    out = np.empty((256, n), np.int16)
-    edges = np.append(np.arange(0, n, tree.stretch), n)
-
-    def piece(number: int) -> None:
-        start, end = edges[number], edges[number + 1]
-        tree(data[:, start : end + tree.max_delay], end - start, out[:, start:end])
-
-    return best_of(lambda: list(map_in_order(piece, range(len(edges) - 1))))
+    tree = dedispersion.DedispersionTree(delays, None if exact else dedispersion.delay_quanta(DMS, FREQUENCIES, tsamp))
+    chunks = round(DURATION_S / tsamp / CHUNK)
+    data = np.random.default_rng(0).integers(-30, 30, (chunks, 256, CHUNK), np.int8)
+    planes = np.zeros((chunks, 256, tree.max_delay + CHUNK), np.int16)
+    seconds = best_of(lambda: list(map_in_order(lambda number: tree.add(data[number], planes[number]), range(chunks))))
+    return seconds * DURATION_S / (chunks * CHUNK * tsamp)
 
 
-def to_pages(path: Path, compiled: bool, repetitions: int = REPETITIONS) -> float:
+def to_pages(path: Path, repetitions: int = REPETITIONS) -> float:
     """Seconds from the file to normalised images."""
     prepare_process()
-    source = FilterbankPages(path, FrontEndSettings(DMS, compiled=compiled))
+    source = FilterbankPages(path, FrontEndSettings(DMS))
 
     def images(block) -> None:
         for batch in source.pages(block):
@@ -100,12 +94,11 @@ def table() -> None:
         for tsamp in (128e-6, 54.6e-6):
             path = Path(folder) / "a.fil"
             write_observation(path, tsamp, DURATION_S)
-            for name, options in {"fast tree": [], "compiled": ["--compiled"], "exact": ["--exact"]}.items():
+            for name, options in {"fast tree": [], "exact": ["--exact"]}.items():
                 rows.setdefault(f"dedispersion, {name}", []).append(run_child("--tsamp", tsamp, *options)[0])
-            for name, options in {"": [], ", compiled": ["--compiled"]}.items():
-                speed, memory = run_child("--file", path, *options)
-                rows.setdefault(f".fil to pages{name}", []).append(speed)
-                rows.setdefault(f"peak memory{name}, MB", []).append(memory)
+            speed, memory = run_child("--file", path)
+            rows.setdefault(".fil to pages", []).append(speed)
+            rows.setdefault("peak memory, MB", []).append(memory)
         for name, values in rows.items():
             print(f"| {name} | " + " | ".join(f"{value:.0f}" for value in values) + " |")
         write_observation(path, 128e-6, 10 * DURATION_S)
@@ -117,14 +110,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tsamp", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--exact", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.tsamp:
-        print(DURATION_S / dedisperse(args.tsamp, args.exact, args.compiled))
+        print(DURATION_S / dedisperse(args.tsamp, args.exact))
     elif args.file:
-        print(DURATION_S / to_pages(args.file, args.compiled, 1 if args.once else REPETITIONS))
+        print(DURATION_S / to_pages(args.file, 1 if args.once else REPETITIONS))
     else:
         table()
 
