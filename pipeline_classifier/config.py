@@ -197,7 +197,7 @@ class PipelineConfig(ConfigFile):
     event_threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     candidate_classifier: Name | None = str(DEFAULT_CONFIG.with_name("models") / "candidate_classifier.pth")
-    min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
+    min_snr: float = Field(default=6.0, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
     snr_gate: float | None = Field(default=None, ge=0, le=LARGEST_THRESHOLD)
     page_samples: int = Field(default=256, ge=16, le=65536)
@@ -206,6 +206,7 @@ class PipelineConfig(ConfigFile):
     exact_dedispersion: bool = False
     compile: bool = False
     block_samples: int = Field(default=BLOCK_SAMPLES, ge=2048, le=1 << 24)
+    max_plots: int | None = Field(default=100, ge=0)
     ifs: Annotated[int, Field(ge=0)] | Literal["sum"] = "sum"
     dms: float | None = Field(default=None, ge=0, le=1e5)
     ddm: float | None = Field(default=None, ge=1e-6, le=1e4)

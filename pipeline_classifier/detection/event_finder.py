@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.decision import Decision
-from pipeline_classifier.detection.event_merging import GROUP
+from pipeline_classifier.detection.event_merging import GROUP, MEASURED_BESIDE
 from pipeline_classifier.detection.network import NOT_CLASSIFIED
 from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.peaks import Peak, find_peaks
@@ -180,9 +180,11 @@ class EventFinder:
         plane = joined(self._batches, origin, min(self._end, last + self._reach))
         searched = boxcar_search(plane, n_time // 2, self.grid.noise)
         first, last = max(first, int(begins[passed].min())), min(last, int(ends[passed].max()))
-        # Half a page further, so that the maxima at the limits of the search are not among those that are kept.
-        limits = first - n_time // 2 - origin, last + n_time // 2 - origin
-        most, peaks = PEAKS_PER_PAGE * n_pages if self.candidates else int(passed.sum()), []
+        # Further than the group, so that a pulse beside it is told apart from those in it, and the maxima at the limits
+        # of the search are not among those that are kept.
+        beside = math.ceil(MEASURED_BESIDE * n_time)
+        limits = first - beside - origin, last + beside - origin
+        most, peaks = PEAKS_PER_PAGE * (n_pages + 2) if self.candidates else int(passed.sum()), []
         for peak in find_peaks(searched, self.grid, *limits, most):
             centre = origin + peak.column + (peak.width - 1) // 2
             # The planes of two groups differ in their noise, so that a pulse on the edge may belong to both or neither.

@@ -11,6 +11,9 @@ from pipeline_classifier.frontend.pages import PageGrid
 
 GROUP = 4
 """Pages that are measured together: those with the numbers 0 to 3, 4 to 7, and so on. Chosen for speed."""
+MEASURED_BESIDE = 1.5
+"""Pages on either side of a group whose pulses are measured with those of the group: as far as one of them reaches whose
+width is half a page, the longest boxcar."""
 RESIDUAL_SNR = 0.4
 """Fraction of the S/N of a pulse below which anything close to it is a residual of the cleaning. Chosen by hand."""
 RESIDUAL_REACH = 6
@@ -124,8 +127,8 @@ def links(events: Sequence[Event], first: int, grid: PageGrid) -> np.ndarray:
         return np.empty((0, 2), np.int64)
     times, dms, snrs, widths_ms = np.array([(e.time_s, e.dm_pc_cm3, e.snr, e.width_ms) for e in events]).T
     widths_s = widths_ms / 1e3
-    keys: dict[tuple[int, int, int], int] = {}
-    groups = np.array([keys.setdefault(_group(event), len(keys)) for event in events])
+    group, *layer = np.array([(e.first_page // GROUP, e.time_downsample, e.dm_stack) for e in events]).T
+    beside_s = MEASURED_BESIDE * grid.n_time * grid.tsamp
     window_s = largest_reach_s(grid, dms, widths_s.max()) + grid.tsamp
     by_time = np.argsort(times, kind="stable")
     low = np.searchsorted(times[by_time], times[first:] - window_s)
@@ -145,7 +148,10 @@ def links(events: Sequence[Event], first: int, grid: PageGrid) -> np.ndarray:
         apart_s = times[pair[0]] - times[pair[1]]
         reach_s = grid.sweep(dms[pair[1]] - dms[pair[0]]) * grid.tsamp
         in_channel = fraction_in_a_channel(grid) * snrs[pair[1]]
-        linked = _may_belong(apart_s, reach_s, snrs[pair], in_channel, widths_s[pair], groups[pair[0]] == groups[pair[1]])
+        together = (group[pair[0]] == group[pair[1]]) | (np.abs(apart_s) <= beside_s)
+        for number in layer:
+            together &= number[pair[0]] == number[pair[1]]
+        linked = _may_belong(apart_s, reach_s, snrs[pair], in_channel, widths_s[pair], together)
         found.append(pair[:, linked].T)
     return np.concatenate(found)
 
@@ -169,7 +175,7 @@ def _may_belong(
     An event does if it lies in the bow tie of the brighter one and its S/N is at most that of a pulse smeared over the
     difference in sweep, which falls with the square root of width / (width + sweep) (Cordes & McLaughlin 2003, ApJ 596,
     1142), or that of one channel of the pulse; or if it is close and much fainter, as the residuals of the cleaning
-    beside a bright pulse. Events of one group of pages were separated when they were measured.
+    beside a bright pulse. Events that were measured together were separated then.
 
     Parameters
     ----------
@@ -182,7 +188,7 @@ def _may_belong(
     in_channel : (n,) ndarray
         Largest S/N of one channel of the brighter event.
     together : (n,) ndarray of bool
-        Whether both were measured in the same group of pages.
+        Whether both were measured together: in the same group of pages, or close to each other.
     """
     (snr, brighter_snr), (width_s, brighter_s) = snrs, widths_s
     beside_s = np.abs(apart_s) - RESIDUAL_REACH * brighter_s
@@ -193,11 +199,6 @@ def _may_belong(
     smeared = SMEARED * (brighter_snr * np.sqrt(brighter_s / (brighter_s + np.abs(reach_s))))
     response = (np.abs(apart_s) <= margin) | (snr <= np.maximum(smeared, in_channel))
     return residual | (~together & in_bow_tie & response)
-
-
-def _group(event: Event) -> tuple[int, int, int]:
-    """Key that is equal for events measured together."""
-    return event.first_page // GROUP, event.time_downsample, event.dm_stack
 
 
 def _merged(events: Sequence[Event]) -> Event:

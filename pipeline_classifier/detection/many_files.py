@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
     "candidate_classifier", "output_dir", "threads", "key_input", "key_output", "input_buffer_size",
     "path_to_pulsarx_singularity_image", "path_to_tensorflow_psrdada_singularity_image", "threads_for_transientx",
     "use_multiprocessing", "workers_for_pytorch", "max_latency_s", "idle_timeout_s", "stop_at_end_of_data",
-    "make_rings_with",
+    "make_rings_with", "max_plots",
 }  # fmt: skip
 """Keys of the config that do not change the results of a file; the contents of models and TransientX file count."""
 HEADER_BYTES, BLOCK_BYTES, BLOCKS = 1 << 16, 1 << 12, 32

@@ -14,12 +14,12 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageGrid
 from tests.pipeline_classifier.detection.planes import FREQUENCIES, GRID, N_TIME, dispersed_pulse, event, find
 
-WIDE_GRID = PageGrid(np.arange(0.0, 200.0), N_TIME, tsamp=1e-3, f_top=1500.0, f_bottom=1400.0)
+WIDE_GRID = PageGrid(np.arange(0.0, 200.0), N_TIME, tsamp=1e-4, f_top=1500.0, f_bottom=1400.0)
 LIVE_GRID = PageGrid(0.5 * np.arange(256), 256, 1e-3, 59000.0, 1530.0, 1210.0)
 
 
 def test_a_pulse_in_the_bow_tie_of_another_one_is_kept_if_it_is_too_bright_for_a_response():
-    reach = float(WIDE_GRID.sweep(100.0)) * 1e-3
+    reach = float(WIDE_GRID.sweep(100.0)) * 1e-4
     pulse, other = event(1.0, 50.0, 30.0, page=15), event(1.0 - 0.9 * reach, 150.0, 25.0, page=14)
     assert len(merge_duplicates([pulse, other], WIDE_GRID)) == 2
 
@@ -33,7 +33,7 @@ def test_residuals_of_the_cleaning_beside_a_bright_pulse_are_merged_with_it():
 
 def test_a_response_in_the_bow_tie_is_merged_and_another_pulse_is_not():
     # At a trial DM 100 too high, the bottom channel of the pulse falls sweep(100) samples too early.
-    reach = float(WIDE_GRID.sweep(100.0)) * 1e-3
+    reach = float(WIDE_GRID.sweep(100.0)) * 1e-4
     assert reach == pytest.approx(4148.808 * 100 * (1400.0**-2 - 1500.0**-2))
     pulse = event(1.0, 50.0, 80.0, page=4 * 15)
     response = event(1.0 - 0.9 * reach, 150.0, 12.0, page=4 * 13)
@@ -52,7 +52,7 @@ def test_a_response_in_the_bow_tie_is_merged_and_another_pulse_is_not():
 def test_one_channel_of_a_pulse_is_merged_with_it(nchans, snr, merged):
     """At a wrong trial DM, one of four channels has half of the S/N of 40, or a little more; 0 channels: not known."""
     grid = replace(WIDE_GRID, nchans=nchans)
-    reach = float(grid.sweep(100.0)) * 1e-3
+    reach = float(grid.sweep(100.0)) * 1e-4
     pulse, channel = event(1.0, 50.0, 40.0, page=4 * 15), event(1.0 - 0.9 * reach, 150.0, snr, page=4 * 14)
     assert len(merge_duplicates([pulse, channel], grid)) == (1 if merged else 2)
 
@@ -130,7 +130,8 @@ def belongs_to(event: Event, brighter: Event, grid: PageGrid) -> bool:
             return True
     margin = 2 * brighter_s + width_s
     group, brighter_group = ((e.first_page // GROUP, e.time_downsample, e.dm_stack) for e in (event, brighter))
-    if group == brighter_group or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
+    together = group == brighter_group or (group[1:] == brighter_group[1:] and abs(apart) <= 1.5 * N_TIME * grid.tsamp)
+    if together or not min(reach, 0) - margin <= apart <= max(reach, 0) + margin:
         return False
     smeared = brighter.snr * np.sqrt(brighter_s / (brighter_s + abs(reach)))
     return abs(apart) <= margin or event.snr <= 1.5 * smeared
@@ -250,14 +251,14 @@ def test_the_pages_of_an_event_wait_for_a_later_one_that_takes_a_residual():
 
 
 def test_an_event_is_returned_as_soon_as_no_later_one_can_reach_it():
-    merger = EventMerger(LIVE_GRID)
-    assert 1.28 < merger.reach_s < 1.29, "ten boxcars of half a page: more than the sweep of DM 127.5 and three"
+    merger = EventMerger(replace(LIVE_GRID, tsamp=5e-5))
+    assert 0.15 < merger.reach_s < 0.16, "the sweep of DM 127.5 and three boxcars of half a page"
     bright, response, other = (
         event(time_s, dm, snr, page)
-        for time_s, dm, snr, page in [(10, 60, 50, 39), (10.02, 40, 9, 40), (12, 60, 9, 46)]
+        for time_s, dm, snr, page in [(10, 60, 50, 39), (10.045, 10, 9, 43), (12, 60, 9, 186)]
     )
     assert merger.add([bright], 10.1) == [], "a response to it may come"
-    assert merger.add([response], 10.5) == []
+    assert merger.add([response], 10.15) == []
     [merged] = merger.add([other], 12.0)
-    assert (merged.time_s, merged.first_page, merged.last_page) == (10.0, 39, 40)
-    assert merger.add([], 13.0) == [] and merger.add([], 13.3) == [other] and merger.add([], np.inf) == []
+    assert (merged.time_s, merged.first_page, merged.last_page) == (10.0, 39, 43)
+    assert merger.add([], 12.1) == [] and merger.add([], 12.2) == [other] and merger.add([], np.inf) == []
