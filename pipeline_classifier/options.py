@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -112,26 +112,40 @@ class OutputOptions:
     Attributes
     ----------
     plots : bool
-        A picture of each event.
+        Pictures of events.
     report : bool
         One HTML page with all results.
     saliency : bool
         In the pictures, the parts of the page that the network reacted to.
+    max_plots : int or None
+        Largest number of pictures; None for that of the config.
+    all_plots : bool
+        A picture of each event, however many there are.
     """
 
     plots: bool = True
     report: bool = False
     saliency: bool = False
+    max_plots: int | None = None
+    all_plots: bool = False
 
     @staticmethod
-    def add_plots_to(parser: argparse.ArgumentParser) -> None:
+    def add_plots_to(parser: argparse._ActionsContainer) -> None:
         """Add ``--no-plots``."""
         parser.add_argument("--no-plots", action="store_true", help="draw no pictures")
 
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Add all options to a parser."""
-        cls.add_plots_to(parser)
+        plots = parser.add_mutually_exclusive_group()
+        cls.add_plots_to(plots)
+        plots.add_argument(
+            "--max-plots",
+            type=int,
+            metavar="N",
+            help="draw at most N pictures, those of the most probable and brightest events (default: the config's)",
+        )
+        plots.add_argument("--all-plots", action="store_true", help="draw a picture of every event")
         parser.add_argument("--report", action="store_true", help="also write report_<name>.html")
         parser.add_argument(
             "--saliency",
@@ -147,11 +161,19 @@ class OutputOptions:
                 raise InputError(f"--{option} must be used with a file, got a ring, which cannot be read again")
         if args.saliency and args.no_plots:
             raise InputError("only one of --saliency and --no-plots may be given, got both")
-        return cls(not args.no_plots, args.report, args.saliency)
+        if args.max_plots is not None and args.max_plots < 0:
+            raise InputError(f"--max-plots must be 0 or more, got {args.max_plots}")
+        return cls(not args.no_plots, args.report, args.saliency, args.max_plots, args.all_plots)
 
     def names(self) -> list[str]:
         """Return the names of the outputs that are asked for."""
-        return [name for name, asked in asdict(self).items() if asked]
+        return [name for name in ("plots", "report", "saliency") if getattr(self, name)]
+
+    def most_plots(self, config: PipelineConfig) -> int | None:
+        """Return the largest number of pictures, None for all."""
+        if not self.plots or self.all_plots:
+            return None if self.plots else 0
+        return config.max_plots if self.max_plots is None else self.max_plots
 
 
 def check_distinct(paths: Sequence[str | Path]) -> None:

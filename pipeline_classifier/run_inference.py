@@ -28,8 +28,10 @@ if the search is stopped:
   candidates_<name>.csv      one row per event: time_s, mjd (top channel), dm_pc_cm3, snr, width_ms, probability, ...
   candidates_<name>.cands, heimdall_<name>.csv   the same events in the columns of TransientX and heimdall
   summary_<name>.json        the run summary
-  event_<name>_NNNN.png      one picture per event (--no-plots: none; --saliency: with the evidence for a pulse)
+  event_<name>_NNNN.png      a picture of each of the most probable and brightest events (--no-plots: none;
+                             --max-plots N, --all-plots: of N, of all; --saliency: with the evidence for a pulse)
   report_<name>.html         with --report: one self-contained page with all results
+--plots-only draws the missing pictures of an earlier search from its list of candidates, without a search.
 The run summary and the table of events are printed on standard output. If no page could be classified, or the models
 have no finite output, the results are written, and the exit code is 2.
 """
@@ -60,7 +62,7 @@ from pipeline_classifier.frontend.sources import ArrayPages
 from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
-from pipeline_classifier.output.results import report, search_and_write
+from pipeline_classifier.output.results import draw_later, report, search_and_write
 from pipeline_classifier.output.run_files import InUse, check_names, lock, remove_unfinished
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder, use_gpu
@@ -83,6 +85,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--pages", help="one .npy batch of dedispersed pages or images")
     parser.add_argument("--joined", action="store_true", help="the filterbank files are one observation, without gaps")
+    parser.add_argument(
+        "--plots-only", action="store_true", help="draw the missing pictures of an earlier search; nothing is searched"
+    )
     parser.add_argument("--resume", action="store_true", help="skip filterbank files whose results exist")
     return parser
 
@@ -97,6 +102,8 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         raise InputError("only one of --joined and --resume may be given, got both")
     options = SearchOptions.of(args)
     config = options.load_config()
+    if args.plots_only:
+        return draw_only(args, config, output)
     if ring:
         result = search_ring(config)
         print(report(result))
@@ -120,6 +127,28 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     print(report(result))
     check_classified(source.files[0], result.summary, config)
     return result
+
+
+def draw_only(args: argparse.Namespace, config: PipelineConfig, output: OutputOptions) -> list[SearchResult]:
+    """Draw the missing pictures of earlier searches; there are no results."""
+    if args.pages is None and args.filterbank is None:
+        raise InputError("--plots-only must be used with a file, got a ring, which cannot be read again")
+    for option in ("resume", "report", "saliency", "no_plots"):
+        if getattr(args, option):
+            raise InputError(f"only one of --plots-only and --{option.replace('_', '-')} may be given, got both")
+    part = part_of_this_process()
+    if args.pages is not None:
+        sources = [args.pages]
+    else:
+        files = many_files.expand(args.filterbank) or [config.filterbank_path]
+        sources = [files] if args.joined else files
+    for path in part.of(sources):
+        if args.pages is not None:
+            source: FilterbankPages | ArrayPages = ArrayPages(path, config.trial_dms(), config.page_samples)
+        else:
+            source = FilterbankPages(path, config.front_end())
+        draw_later(source, config, output)
+    return []
 
 
 def search_ring(config: PipelineConfig) -> SearchResult:

@@ -44,9 +44,9 @@ def bin_statistics(
     scale, reference = np.float32(1) / std, np.empty(len(std), np.float32)
     for number in range(len(means)):
         first, second = means[number], variances[number]
-        reference[:] = raw[number * BIN]
-        first[:] = 0
-        second[:] = 0
+        for j in range(len(std)):
+            reference[j] = raw[number * BIN, j]
+            first[j] = second[j] = 0
         for sample in range(number * BIN, (number + 1) * BIN, 4):
             _add_four(raw[sample : sample + 4], reference, scale, first, second)
         for j in range(len(std)):
@@ -109,7 +109,8 @@ def step_means(
     factor = np.float32(1 / step)
     for number in range(len(median)):
         middle, node = median[number], nodes[number]
-        node[:] = middle
+        for j in range(len(limit)):
+            node[j] = middle[j]
         for row in range(number * step, (number + 1) * step):
             values, total = bins[row], np.float32(0)
             for j in range(len(limit)):

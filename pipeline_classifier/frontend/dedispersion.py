@@ -10,7 +10,7 @@ LEVELS_PER_SIGMA = 8
 """Quantisation steps per standard deviation of a channel. Rounding adds a variance of 1/12 step^2, 0.13 %."""
 
 STRETCH = 2048
-"""Samples summed at once. Of 512, 1024 and 2048 the fastest in the cases named in `dedispersion_plan.MOST_QUANTA`, on
+"""Samples summed at once. Of 512, 1024 and 2048 the fastest in the cases named in `dedispersion_plan.MOST_ROWS`, on
 a core with 1 MB of L2 cache: shorter rows fit into the cache, but more of their samples are summed twice."""
 
 FINEST_QUANTUM = 1.0

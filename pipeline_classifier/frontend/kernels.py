@@ -4,10 +4,13 @@ They are compiled for the machine when they are first called, and kept in numba'
 cache folder of the user where the checkout is not writable. They release the interpreter lock and use no threads.
 """
 
+import functools
 import logging
+import threading
 from collections.abc import Callable
+from types import FunctionType
+from typing import Any
 
-import numba
 import numpy as np
 
 logger = logging.getLogger(__name__)
@@ -20,13 +23,68 @@ GATE_TILE = 1024
 """Columns that `largest_boxcars` processes at once: their sums stay in the cache. Fastest of 256 to 2048."""
 
 
-def kernel(function: Callable) -> Callable:
+class Kernel:
+    """A loop that is compiled when it is first called; numba is imported then, too."""
+
+    def __init__(self, function: FunctionType) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._lock = threading.RLock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.compiled(*arguments)
+
+    @property
+    def compiled(self) -> Callable:
+        """The function of numba, which compiles for each combination of types."""
+        with self._lock:
+            return self._njit
+
+    @functools.cached_property
+    def _njit(self) -> Callable:
+        import numba
+
+        _announce_compilation()
+        function, options = self._function, {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy"}
+        names = {name: value for name, value in function.__globals__.items() if name in function.__code__.co_names}
+        called = {name: value.compiled for name, value in names.items() if isinstance(value, Kernel)}
+        copy = FunctionType(function.__code__, function.__globals__ | called, function.__name__)
+        functools.update_wrapper(copy, function)
+        try:
+            return numba.njit(cache=True, **options)(copy)
+        except RuntimeError:  # numba found no folder for its cache
+            _warn_without_cache()
+            return numba.njit(**options)(copy)
+
+
+@functools.cache
+def _announce_compilation() -> None:
+    """Log when numba begins to compile: the first time in this process in which the cache lacks a loop."""
+    from numba.core import event
+
+    class Announcement(event.Listener):
+        has_begun = False
+
+        def on_start(self, _: object) -> None:
+            if not self.has_begun:
+                logger.info("the loops of the front end are compiled for this machine once, for some ten seconds")
+            self.has_begun = True
+
+        def on_end(self, _: object) -> None:
+            pass
+
+    event.register("numba:compile", Announcement())
+
+
+@functools.cache
+def _warn_without_cache() -> None:
+    message = "no folder for compiled loops is writable (NUMBA_CACHE_DIR names one): every process compiles them again"
+    logger.warning(message)
+
+
+def kernel(function: FunctionType) -> Kernel:
     """Compile a loop when it is first called; without a writable cache, in every process again."""
-    options = {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba found no folder for its cache
-        return numba.njit(**options)(function)
+    return Kernel(function)
 
 
 @kernel

@@ -3,14 +3,16 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline_classifier.events import Event
+from pipeline_classifier.formats.csv_table import read_csv
 from pipeline_classifier.formats.file_names import safe_field
 from pipeline_classifier.frontend.pages import PageGrid
+from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
 HEIMDALL_COLUMNS = ("snr", "sample", "time_s", "filter", "dm_trial", "dm", "members", "begin", "end")
@@ -40,6 +42,37 @@ def candidate_lines(events: Sequence[Event], heading: bool = False) -> str:
 def write_candidates(path: Path, events: Sequence[Event]) -> None:
     """Write events as CSV; the file is complete or absent."""
     _write(path, candidate_lines(events, heading=True))
+
+
+def as_written(events: Sequence[Event]) -> list[Event]:
+    """Round events to the digits that are written."""
+    return [
+        replace(event, **{key: float(format(getattr(event, key), digits)) for key, digits in FORMATS.items()})
+        for event in events
+    ]
+
+
+def read_candidates(path: Path) -> list[Event]:
+    """Return the events of a list that `write_candidates` wrote.
+
+    Raises
+    ------
+    InputError
+        If it is not such a list.
+    """
+    columns = {field.name: field for field in fields(Event)}
+    names, rows = read_csv(path, [name for name, field in columns.items() if field.default is MISSING])
+    events = []
+    for line, row in rows:
+        texts = {name: text for name, text in zip(names, row, strict=True) if name in columns}
+        try:
+            values = {
+                name: int(text) if columns[name].type is int else float(text or "nan") for name, text in texts.items()
+            }
+        except ValueError:
+            raise InputError(f"{path}, line {line}: every field must be a number, got {','.join(row)!r}") from None
+        events.append(Event(**values))  # type: ignore[arg-type]
+    return events
 
 
 def write_transientx(

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -21,16 +21,21 @@ from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Source
 from pipeline_classifier.options import OutputOptions
 from pipeline_classifier.output.candidate_lists import (
+    as_written,
     candidate_lines,
+    read_candidates,
     write_candidates,
     write_heimdall,
     write_transientx,
 )
+from pipeline_classifier.output.event_picture import EventPicture, Saliency
 from pipeline_classifier.output.html_report import write_report
 from pipeline_classifier.output.input_record import InputFiles, check_input, describe, has_changed, recorded
-from pipeline_classifier.output.plots import MOST_PICTURES, brightest, event_picture, plot_event
-from pipeline_classifier.output.run_files import publish, unfinished_folder
+from pipeline_classifier.output.picture_workers import PictureTask, PictureWorkers
+from pipeline_classifier.output.plots import event_picture, foremost
+from pipeline_classifier.output.run_files import lock, publish, unfinished_folder
 from pipeline_classifier.output.saliency import saliency_of_events
+from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer, save_npy
 
 logger = logging.getLogger(__name__)
@@ -57,10 +62,19 @@ def search_and_write(
         keep = has_changed(recorded(config.output_path, source.name), inputs)
         with growing_results(folder, source) as add:
             result = search(source, classifiers, decision, config.threads, add)
-        write_lists(result, source, folder, config.n_spectra, options.plots)
+        drawn = foremost(as_written(result.events), options.most_plots(config))
+        write_lists(result, source, folder, config.n_spectra, drawn)
         result.files.append(write_summary(folder, source.name, result.summary, inputs))
         if options.plots:
-            write_pictures(result, source, folder, classifiers if options.saliency else None)
+            if len(drawn) < len(result.events):
+                logger.warning(
+                    "%d events: pictures are drawn of %d, the most probable and brightest (max_plots); the same "
+                    "command with --plots-only --all-plots draws the others",
+                    len(result.events),
+                    len(drawn),
+                )
+            shown = saliency_of_events(source, result, classifiers.pages, drawn) if options.saliency else None
+            result.files += write_pictures(result.events, drawn, source, folder, config.threads, shown)
         if options.report:
             result.files.append(write_report(folder, result, source, classifiers, config.model_path.name))
         if keep:
@@ -108,7 +122,7 @@ def _write(file: BinaryIO, content: bytes) -> None:
         raise
 
 
-def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: int | None, plots: bool) -> None:
+def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: int | None, drawn: Sequence[int]) -> None:
     """Write predictions, probabilities and lists of events; each file is complete or absent.
 
     Parameters
@@ -119,8 +133,8 @@ def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: i
     folder : Path
     n_spectra : int or None
         Expected number of pages. Missing ones are -1; all pages of a source with more are written.
-    plots : bool
-        Whether pictures will be drawn; the TransientX list has their file names.
+    drawn : sequence of int
+        Numbers, from 1, of the events that get a picture; the TransientX list has their file names.
     """
     name = source.name
     missing = max(0, (n_spectra or 0) - source.n_pages)
@@ -138,7 +152,7 @@ def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: i
     result.files.append(path)
     if np.isfinite(source.grid.tsamp):
         images = [""] * len(result.events)
-        for number in brightest(result.events, MOST_PICTURES if plots else 0):
+        for number in drawn:
             images[number - 1] = event_picture(name, number)
         path = folder / f"candidates_{name}.cands"
         write_transientx(path, result.events, source.grid, name, images)
@@ -157,27 +171,70 @@ def write_summary(folder: Path, name: str, summary: RunSummary, inputs: InputFil
     return path
 
 
-def write_pictures(result: SearchResult, source: Source, folder: Path, saliency: Classifiers | None = None) -> None:
-    """Draw the events, at most the `MOST_PICTURES` brightest ones.
+def write_pictures(
+    events: Sequence[Event],
+    numbers: Sequence[int],
+    source: Source,
+    folder: Path,
+    threads: int | None = None,
+    saliency: Iterable[tuple[int, Saliency]] | None = None,
+) -> list[Path]:
+    """Draw events as they are in the list of candidates, and return the paths.
 
     Parameters
     ----------
-    result : SearchResult
-        The paths are added to its files.
+    events : sequence of Event
+    numbers : sequence of int
+        Those to draw, counted from 1.
     source : Source
     folder : Path
-    saliency : Classifiers, optional
-        Show which parts of the page are evidence for a pulse.
+    threads : int, optional
+        Largest number of processes that draw; one per core by default.
+    saliency : iterable of (int, Saliency), optional
+        Number and saliency of each event to draw, in any order.
     """
-    numbers = brightest(result.events, MOST_PICTURES)
-    if len(numbers) < len(result.events):
-        logger.warning("%d events: pictures are drawn of the %d brightest", len(result.events), len(numbers))
-    numbered = ((number, result.events[number - 1], None) for number in numbers)
-    shown = saliency_of_events(source, result, saliency.pages, numbers) if saliency else numbered
-    for number, event, map_of_page in tqdm(shown, total=len(numbers), unit="plot", desc="plots", disable=None):
-        path = folder / event_picture(source.name, number)
-        plot_event(path, event, source, map_of_page)
-        result.files.append(path)
+    if not numbers:
+        return []
+    events = as_written(events)
+
+    def task(number: int, of_page: Saliency | None = None) -> PictureTask:
+        event = events[number - 1]
+
+        def make() -> EventPicture:
+            return EventPicture(source.name, event, source.cutout(event), source.grid.tsamp, of_page)
+
+        return folder / event_picture(source.name, number), make
+
+    tasks = map(task, numbers) if saliency is None else (task(*shown) for shown in saliency)
+    with PictureWorkers(len(numbers), threads) as workers:
+        drawn = workers.draw(tasks)
+        return list(tqdm(drawn, total=len(numbers), unit="plot", desc="plots", disable=None))
+
+
+def draw_later(source: Source, config: PipelineConfig, options: OutputOptions) -> list[Path]:
+    """Draw the pictures that the search of a source did not, from its list of candidates; return their paths.
+
+    Raises
+    ------
+    InputError
+        If there are no results of this source in the output folder, or it has changed since.
+    """
+    folder, name = config.output_path, source.name
+    path = folder / f"candidates_{name}.csv"
+    with lock(folder, name):
+        if not path.is_file():
+            raise InputError(f"{path}: must be the list of an earlier search, got no such file")
+        check_input(folder, name, source.files)
+        if has_changed(recorded(folder, name), describe(source.files)):
+            raise InputError(f"{source.files[0]}: must be the file that was searched, got one that has changed since")
+        events = read_candidates(path)
+        if beyond := {event.dm_stack for event in events} - {layer.dm_stack for layer in source.layers}:
+            raise InputError(f"{path}: the trial DMs must be those of the config, got events of stack {max(beyond)}")
+        wanted = foremost(events, options.most_plots(config))
+        missing = [number for number in wanted if not (folder / event_picture(name, number)).exists()]
+        drawn = write_pictures(events, missing, source, folder, config.threads)
+    logger.info("%s: %d pictures of %d events drawn, %d existed", path, len(drawn), len(events), len(wanted) - len(drawn))
+    return drawn
 
 
 def report(result: SearchResult) -> str:

@@ -5,7 +5,6 @@ Zeiler & Fergus 2014 (arXiv:1311.2901, section 4.2).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,30 +12,10 @@ import torch
 from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.detection.search import LayerResult, SearchResult
 from pipeline_classifier.events import Event
-from pipeline_classifier.frontend.sources import Layer, Source
+from pipeline_classifier.frontend.sources import Source
+from pipeline_classifier.output.event_picture import Saliency
 
 PATCHES = 16  # along each side of the image; each is hidden together with half of its neighbours
-
-
-@dataclass(frozen=True)
-class Saliency:
-    """Saliency of the page of an event.
-
-    Attributes
-    ----------
-    layer : Layer
-    page : int
-        Number of the page in the layer.
-    image : (resolution, resolution) ndarray of uint8
-        Input of the network; row 0 = highest DM.
-    drop : (resolution, resolution) ndarray of float32
-        Decrease of the log-odds of a pulse when that part is hidden.
-    """
-
-    layer: Layer
-    page: int
-    image: np.ndarray
-    drop: np.ndarray
 
 
 def occlusion(classifier: PageClassifier, image: torch.Tensor) -> np.ndarray:
@@ -83,8 +62,8 @@ def page_of(event: Event, result: LayerResult) -> int:
 
 def saliency_of_events(
     source: Source, result: SearchResult, classifier: PageClassifier, numbers: Sequence[int]
-) -> Iterator[tuple[int, Event, Saliency]]:
-    """Yield number (from 1), event and saliency of some events of a search, block by block of its source.
+) -> Iterator[tuple[int, Saliency]]:
+    """Yield number (from 1) and saliency of some events of a search, block by block of its source.
 
     The source is read again. The pages are made from the same blocks as in the search, and are therefore
     bit-identical to those that the network got.
@@ -102,6 +81,7 @@ def saliency_of_events(
             batch = batches[layer]
             image = classifier.images(batch.pages[page - batch.first][None])[0][0]
             drop = occlusion(classifier, image)
-            saliency = Saliency(result.layers[layer].layer, page, image.cpu().numpy(), drop)
+            of = result.layers[layer].layer
+            saliency = Saliency(of.grid, int(of.starts[page]), page, image.cpu().numpy(), drop)
             for number, event in wanted[layer, page]:
                 yield number, event, saliency

@@ -255,7 +255,7 @@ def test_an_event_is_returned_as_soon_as_no_later_one_can_reach_it():
     assert 0.15 < merger.reach_s < 0.16, "the sweep of DM 127.5 and three boxcars of half a page"
     bright, response, other = (
         event(time_s, dm, snr, page)
-        for time_s, dm, snr, page in [(10, 60, 50, 39), (10.045, 10, 9, 43), (12, 60, 9, 186)]
+        for time_s, dm, snr, page in [(10.0, 60, 50, 39), (10.045, 10, 9, 43), (12.0, 60, 9, 186)]
     )
     assert merger.add([bright], 10.1) == [], "a response to it may come"
     assert merger.add([response], 10.15) == []
