@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +47,11 @@ def write_candidates(path: Path, events: Sequence[Event]) -> None:
 
 def as_written(events: Sequence[Event]) -> list[Event]:
     """Round events to the digits that are written."""
-    return [
-        replace(event, **{key: float(format(getattr(event, key), digits)) for key, digits in FORMATS.items()})
-        for event in events
-    ]
+    written = []
+    for event in events:
+        values: dict[str, Any] = {key: float(format(getattr(event, key), digits)) for key, digits in FORMATS.items()}
+        written.append(replace(event, **values))
+    return written
 
 
 def read_candidates(path: Path) -> list[Event]:

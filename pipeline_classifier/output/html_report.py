@@ -147,6 +147,11 @@ def event_table(result: SearchResult, output_dir: Path, source: Source) -> Itera
     note += ", and on a picture to enlarge it." if pictures else "."
     if n > MOST_ROWS:
         note += f" The {MOST_ROWS:,} brightest of {n:,} events are listed; candidates_{source.name}.csv has all."
+    if 0 < len(pictures) < n:
+        note += (
+            f" {n - len(pictures):,} events were not drawn: the most probable and brightest come first (max_plots). "
+        )
+        note += "The same command with --plots-only --all-plots instead of --report draws the others."
     if len(pictures) > len(shown):
         note += f" Pictures of the {len(shown)} brightest events are included; others are beside this page."
     yield f'<p class="note">{text(note)}</p>\n'

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline_classifier.events import Event
 
+
 def event_picture(name: str, number: int) -> str:
     """File name of the picture of an event, counted from 1."""
     return f"event_{name}_{number:04d}.png"

@@ -122,7 +122,9 @@ def _write(file: BinaryIO, content: bytes) -> None:
         raise
 
 
-def write_lists(result: SearchResult, source: Source, folder: Path, n_spectra: int | None, drawn: Sequence[int]) -> None:
+def write_lists(
+    result: SearchResult, source: Source, folder: Path, n_spectra: int | None, drawn: Sequence[int]
+) -> None:
     """Write predictions, probabilities and lists of events; each file is complete or absent.
 
     Parameters
@@ -233,7 +235,9 @@ def draw_later(source: Source, config: PipelineConfig, options: OutputOptions) -
         wanted = foremost(events, options.most_plots(config))
         missing = [number for number in wanted if not (folder / event_picture(name, number)).exists()]
         drawn = write_pictures(events, missing, source, folder, config.threads)
-    logger.info("%s: %d pictures of %d events drawn, %d existed", path, len(drawn), len(events), len(wanted) - len(drawn))
+    logger.info(
+        "%s: %d pictures of %d events drawn, %d existed", path, len(drawn), len(events), len(wanted) - len(drawn)
+    )
     return drawn
 
 

@@ -63,25 +63,26 @@ def page_of(event: Event, result: LayerResult) -> int:
 def saliency_of_events(
     source: Source, result: SearchResult, classifier: PageClassifier, numbers: Sequence[int]
 ) -> Iterator[tuple[int, Saliency]]:
-    """Yield number (from 1) and saliency of some events of a search, block by block of its source.
+    """Yield number (from 1) and saliency of some events of a search, in the order of its pages.
 
-    The source is read again. The pages are made from the same blocks as in the search, and are therefore
+    The source is read again. The pages are made in the same way as in the search, and are therefore
     bit-identical to those that the network got.
     """
     layers = [(layer.layer.time_downsample, layer.layer.dm_stack) for layer in result.layers]
-    wanted: dict[tuple[int, int], list[tuple[int, Event]]] = {}
+    wanted: dict[tuple[int, int], list[int]] = {}
     for number in numbers:
         event = result.events[number - 1]
-        layer = layers.index((event.time_downsample, event.dm_stack))
-        wanted.setdefault((layer, page_of(event, result.layers[layer])), []).append((number, event))
-    for block in source.blocks():
-        here = [key for key in wanted if block.pages[key[0]][0] <= key[1] < block.pages[key[0]][1]]
-        batches = {batch.layer: batch for batch in source.pages(block)} if here else {}
-        for layer, page in here:
-            batch = batches[layer]
-            image = classifier.images(batch.pages[page - batch.first][None])[0][0]
+        of = layers.index((event.time_downsample, event.dm_stack))
+        wanted.setdefault((of, page_of(event, result.layers[of])), []).append(number)
+    for batch in source.planes():
+        of = batch.layer
+        here = [page for layer, page in wanted if layer == of and batch.first <= page < batch.first + len(batch)]
+        for page in here:
+            image = classifier.images(batch.cut(np.array([page - batch.first])))[0][0]
             drop = occlusion(classifier, image)
-            of = result.layers[layer].layer
-            saliency = Saliency(of.grid, int(of.starts[page]), page, image.cpu().numpy(), drop)
-            for number, event in wanted[layer, page]:
-                yield number, event, saliency
+            grid, start = result.layers[of].layer.grid, int(result.layers[of].layer.starts[page])
+            saliency = Saliency(grid, start, page, image.cpu().numpy(), drop)
+            for number in wanted.pop((of, page)):
+                yield number, saliency
+        if not wanted:
+            break
