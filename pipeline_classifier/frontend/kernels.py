@@ -24,11 +24,12 @@ GATE_TILE = 1024
 
 
 class Kernel:
-    """A loop that is compiled when it is first called; numba is imported then, too."""
+    """A loop that is compiled when it is first called, which is also when numba is imported."""
 
-    def __init__(self, function: FunctionType) -> None:
+    def __init__(self, function: Callable) -> None:
         functools.update_wrapper(self, function)
-        self._function = function
+        self._function: Any = function
+        self._compiled: Callable | None = None
         self._lock = threading.RLock()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -36,17 +37,20 @@ class Kernel:
 
     @property
     def compiled(self) -> Callable:
-        """The function of numba, which compiles for each combination of types."""
+        """The function of numba, which is compiled for each combination of types."""
         with self._lock:
-            return self._njit
+            if self._compiled is None:
+                self._compiled = self._compile()
+            return self._compiled
 
-    @functools.cached_property
-    def _njit(self) -> Callable:
+    def _compile(self) -> Callable:
         import numba
 
         _announce_compilation()
-        function, options = self._function, {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy"}
-        names = {name: value for name, value in function.__globals__.items() if name in function.__code__.co_names}
+        function = self._function
+        options: dict[str, Any] = {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy"}
+        # numba knows only functions of its own by their names.
+        names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
         called = {name: value.compiled for name, value in names.items() if isinstance(value, Kernel)}
         copy = FunctionType(function.__code__, function.__globals__ | called, function.__name__)
         functools.update_wrapper(copy, function)
@@ -57,18 +61,19 @@ class Kernel:
             return numba.njit(**options)(copy)
 
 
+def kernel(function: Callable) -> Kernel:
+    """Compile a loop when it is first called; without a writable cache, in every process again."""
+    return Kernel(function)
+
+
 @functools.cache
 def _announce_compilation() -> None:
-    """Log when numba begins to compile: the first time in this process in which the cache lacks a loop."""
+    """Log when numba compiles for the first time in this process; from its cache it only loads."""
     from numba.core import event
 
     class Announcement(event.Listener):
-        has_begun = False
-
         def on_start(self, _: object) -> None:
-            if not self.has_begun:
-                logger.info("the loops of the front end are compiled for this machine once, for some ten seconds")
-            self.has_begun = True
+            _log_compilation()
 
         def on_end(self, _: object) -> None:
             pass
@@ -77,14 +82,14 @@ def _announce_compilation() -> None:
 
 
 @functools.cache
+def _log_compilation() -> None:
+    logger.info("the loops of the front end are compiled for this machine once, which takes some ten seconds")
+
+
+@functools.cache
 def _warn_without_cache() -> None:
-    message = "no folder for compiled loops is writable (NUMBA_CACHE_DIR names one): every process compiles them again"
+    message = "no folder for compiled loops is writable: they are compiled in every process; NUMBA_CACHE_DIR sets one"
     logger.warning(message)
-
-
-def kernel(function: FunctionType) -> Kernel:
-    """Compile a loop when it is first called; without a writable cache, in every process again."""
-    return Kernel(function)
 
 
 @kernel

@@ -1,5 +1,10 @@
 """Compiled loops against a reference in numpy."""
 
+import importlib
+import logging
+import sys
+
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,3 +53,40 @@ def test_samples_outside_the_data_are_zeros(first, width):
     for channel in range(2):
         np.testing.assert_array_equal(memory[15 * channel :][:width], padded[channel])
     assert (memory[15 + width :] == 99).all() and (memory[width:15] == 99).all()
+
+
+LOOP = """from pipeline_classifier.frontend.kernels import kernel
+
+@kernel
+def twice(x):
+    return 2 * x
+
+@kernel
+def four_times(x):
+    return 2 * twice(x)
+"""
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_compilation_is_announced_once_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog, is_writable):
+    """A cached loop is loaded without a word; without a cache it is compiled again, with a warning."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loop_of_test.py").write_text(LOOP)
+    if not is_writable:
+        (tmp_path / "__pycache__").touch()
+    caplog.set_level(logging.INFO)
+    said = []
+    for _ in range(2):
+        kernels._log_compilation.cache_clear()  # as in a new process
+        kernels._warn_without_cache.cache_clear()
+        caplog.clear()
+        loops = importlib.import_module("loop_of_test")
+        assert not caplog.records and loops.four_times(3) == 12 and loops.twice(3) == 6
+        said.append([record.message for record in caplog.records])
+        del sys.modules["loop_of_test"]
+    compiled = [message for message in said[0] if "are compiled for this machine" in message]
+    warned = [message for message in said[0] if "NUMBA_CACHE_DIR" in message]
+    assert (len(compiled), len(warned)) == (1, not is_writable)
+    assert said[1] == ([] if is_writable else said[0])
