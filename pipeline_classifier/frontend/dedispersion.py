@@ -10,8 +10,8 @@ LEVELS_PER_SIGMA = 8
 """Quantisation steps per standard deviation of a channel. Rounding adds a variance of 1/12 step^2, 0.13 %."""
 
 STRETCH = 2048
-"""Samples summed at once. Of 512, 1024 and 2048 the fastest in the cases named in `dedispersion_plan.MOST_ROWS`, on
-a core with 1 MB of L2 cache: shorter rows fit into the cache, but more of their samples are summed twice."""
+"""Samples summed at once. Of 512, 1024, 2048 and 4096 the fastest in most of the cases named at
+`dedispersion_plan.MOST_ROWS`, on a core with 1 MB of L2 cache: of shorter rows, more samples are summed twice."""
 
 FINEST_QUANTUM = 1.0
 """Smallest delay quantum in samples; see `delay_quanta`."""
@@ -207,20 +207,23 @@ class DedispersionTree:
         self._add(data, out, 0)
         return out
 
-    def add(self, data: np.ndarray, plane: np.ndarray) -> None:
+    def add(self, data: np.ndarray, plane: np.ndarray, origin: int | None = None) -> None:
         """Add the dedispersed samples of one chunk to a plane, which other chunks may overlap.
 
-        ``plane[i, max_delay + t - delays[i, c]] += data[c, t]`` for all trial DMs i, channels c and samples t. Several
-        threads may call this at the same time for separate planes; each uses a separate workspace.
+        ``plane[i, origin + t - delays[i, c]] += data[c, t]`` for all trial DMs i, channels c and samples t, as far as the
+        plane has such columns. Several threads may call this at the same time for separate planes; each uses a separate
+        workspace.
 
         Parameters
         ----------
         data : (nchans, n) ndarray of int8
             Samples from `quantise`, C-contiguous.
-        plane : (n_dm, max_delay + n) ndarray of int16 or int32
-            Type at least `accumulator_dtype`.
+        plane : (n_dm, columns) ndarray of int16 or int32
+            Type at least `accumulator_dtype`; C-contiguous.
+        origin : int, optional
+            Column of the first sample without delay; by default `max_delay`, for planes of max_delay + n columns.
         """
-        self._add(data, plane, self.max_delay)
+        self._add(data, plane, self.max_delay if origin is None else origin)
 
     def release(self) -> None:
         """Free the workspaces, which are otherwise kept for the next call."""
