@@ -210,9 +210,9 @@ class DedispersionTree:
     def add(self, data: np.ndarray, plane: np.ndarray, origin: int | None = None) -> None:
         """Add the dedispersed samples of one chunk to a plane, which other chunks may overlap.
 
-        ``plane[i, origin + t - delays[i, c]] += data[c, t]`` for all trial DMs i, channels c and samples t, as far as the
-        plane has such columns. Several threads may call this at the same time for separate planes; each uses a separate
-        workspace.
+        ``plane[i, origin + t - delays[i, c]] += data[c, t]`` for all trial DMs i, channels c and samples t for which
+        the plane has this column. Several threads may call this at the same time for separate planes; each uses a
+        separate workspace.
 
         Parameters
         ----------

@@ -145,15 +145,18 @@ def test_the_planes_of_successive_chunks_add_up_to_that_of_the_whole(
         tree = DedispersionTree(delays, None if exact else delay_quanta(dms, frequencies, 2e-3), stretch)
     n, past = sum(lengths), tree.max_delay
     data = np.random.default_rng(seed).integers(-127, 128, (nchans, n)).astype(np.int8)
-    total = np.zeros((n_dm, past + n), np.int16)
+    total, in_place = np.zeros((2, n_dm, past + n), np.int16)
     start = 0
     for length in lengths:
         plane = np.zeros((n_dm, past + length), np.int16)
-        tree.add(np.ascontiguousarray(data[:, start : start + length]), plane)
+        chunk = np.ascontiguousarray(data[:, start : start + length])
+        tree.add(chunk, plane)
+        tree.add(chunk, in_place, past + start)
         total[:, start : start + past + length] += plane
         start += length
     padded = np.pad(data, ((0, 0), (past, past)))
     np.testing.assert_array_equal(total, brute_force(padded, tree.delays, past + n))
+    np.testing.assert_array_equal(total, in_place)
     np.testing.assert_array_equal(total[:, past:], tree(padded[:, past:], n))
 
 
