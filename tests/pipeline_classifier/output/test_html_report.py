@@ -156,18 +156,18 @@ def test_candidates_without_times_and_more_events_than_pictures(observation, tmp
 @pytest.mark.parametrize("saliency", [[], ["--saliency"]], ids=["", "saliency"])
 def test_pictures_rows_and_lines_are_bounded(observation, saliency, tmp_path, monkeypatch, caplog):
     """Of three events the two brightest, number 1 and 3, are drawn and in the report; the first one is printed."""
-    monkeypatch.setattr(results, "MOST_PICTURES", 2)
     monkeypatch.setattr(html_report, "MOST_ROWS", 2)
     monkeypatch.setattr(results, "MOST_LINES", 1)
-    result = run_inference("--filterbank", observation, "--output-dir", tmp_path, "--report", *saliency)
+    result = run_inference("--filterbank", observation, "--output-dir", tmp_path, "--report", "--max-plots", 2, *saliency)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"event_{NAME}_{n}.png" for n in ("0001", "0003")]
-    assert "3 events: pictures are drawn of the 2 brightest" in caplog.text
+    assert "3 events: pictures are drawn of 2, the most probable and brightest (max_plots)" in caplog.text
     lists = [(tmp_path / f"candidates_{NAME}.{kind}").read_text().splitlines() for kind in ("csv", "cands")]
     assert len(lists[0]) == 1 + 3
     assert [line.split("\t")[8] for line in lists[1]] == [f"event_{NAME}_0001.png", "", f"event_{NAME}_0003.png"]
     page = Page(tmp_path / f"report_{NAME}.html")
     assert [row[0] for row in page.rows[0][1:]] == ["1", "3"] and len(page.images) == 1 + 2
     assert f"The 2 brightest of 3 events are listed; candidates_{NAME}.csv has all." in page.text
+    assert "1 events were not drawn" in page.text
     assert "3 events in 2.2 s" in page.text
     *_, first, rest = results.report(result).splitlines()
     assert first.split()[0] == f"{result.events[0].time_s:.4f}" and rest.startswith("and 2 more events")
