@@ -313,8 +313,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def main() -> None:
-    prepare_process()
-    run_script(get_parser(), run)
+    run_script(get_parser(), run, prepare_process)
 
 
 if __name__ == "__main__":

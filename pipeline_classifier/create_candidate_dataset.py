@@ -159,8 +159,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def main() -> None:
-    prepare_process()
-    run_script(get_parser(), run)
+    run_script(get_parser(), run, prepare_process)
 
 
 if __name__ == "__main__":

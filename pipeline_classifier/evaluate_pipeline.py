@@ -68,7 +68,6 @@ from pipeline_classifier.simulation.observation import (
 from pipeline_classifier.simulation.pulses import Pulse
 from pipeline_classifier.simulation.random_observation import pulse_free_observations
 from single_pulse_classifier_training.calibration import hours_needed, threshold_for_rate
-from single_pulse_classifier_training.checkpoint import update_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
@@ -318,6 +317,8 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
     measured : dict
         Content of false_events.json.
     """
+    from single_pulse_classifier_training.checkpoint import update_checkpoint
+
     path, rate = config.candidate_classifier_path, args.max_false_per_hour
     if path is None:
         raise InputError("--pulse-free must be used with a candidate classifier; evaluate.py measures rates of pages")
@@ -392,8 +393,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    prepare_process()
-    run_script(get_parser(), run)
+    run_script(get_parser(), run, prepare_process)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.false_rate import count_false_events
 from pipeline_classifier.simulation.random_observation import random_observation
 from single_pulse_classifier_training.calibration import false_rate_thresholds, rate_text, threshold_for_rate
-from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.labelled_set import write_json
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
@@ -171,6 +170,8 @@ def install(
     pair: dict[str, str | float] | None = None,
 ) -> Path:
     """Install a checkpoint with its thresholds and the pair of their measurement, and its training config beside it."""
+    from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint
+
     checkpoint = load_checkpoint(trained, "cpu")
     checkpoint.thresholds, checkpoint.measured_pair = thresholds, pair
     checkpoint.threshold, _ = threshold_for_rate(thresholds, rate)
@@ -221,8 +222,7 @@ def run(args: argparse.Namespace) -> list[Path]:
 
 
 def main() -> None:
-    prepare_process()
-    run_script(get_parser(), run)
+    run_script(get_parser(), run, prepare_process)
 
 
 if __name__ == "__main__":

@@ -257,8 +257,7 @@ def some_of(paths: Sequence[Path]) -> str:
 
 
 def main() -> None:
-    prepare_process()
-    run_script(get_parser(), run)
+    run_script(get_parser(), run, prepare_process)
 
 
 if __name__ == "__main__":

@@ -214,8 +214,7 @@ def run(args: argparse.Namespace) -> SearchResult:
 
 
 def main() -> None:
-    prepare_process()
-    run_script(get_parser(), run)
+    run_script(get_parser(), run, prepare_process)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from single_pulse_classifier_training.cli import InputError
 
@@ -33,6 +32,8 @@ def pulse_probability(logits: np.ndarray, temperature: float = 1.0) -> np.ndarra
     -------
     probability : (N,) ndarray of float32
     """
+    import torch
+
     return torch.softmax(torch.from_numpy(logits) / temperature, dim=1)[:, 1].numpy()
 
 

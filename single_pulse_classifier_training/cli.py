@@ -19,7 +19,11 @@ def quiet_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], object]) -> None:
+def run_script(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], object],
+    prepare: Callable[[], None] | None = None,
+) -> None:
     """Parse the command line and call ``run(args)``; exit with code 2 and one sentence if the input has an error.
 
     An ``InputError`` or ``OSError`` (missing file, no permission, disk full) is an error that the user can correct. Any
@@ -30,6 +34,8 @@ def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     parser : argparse.ArgumentParser
     run : callable
         The work of the script.
+    prepare : callable, optional
+        Called before, but not for ``--help`` and errors of the command line.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +45,8 @@ def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     args = parser.parse_args()
     try:
+        if prepare:
+            prepare()
         run(args)
     except InputError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")

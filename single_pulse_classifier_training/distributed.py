@@ -1,11 +1,7 @@
 """Training of one network by several processes: `torchrun --nproc-per-node=N training.py config.json`."""
 
-import ctypes
 import gc
 import os
-import signal
-import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +10,6 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import nn
-
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -71,21 +65,6 @@ class Ranks:
             return model
         device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
-
-
-def end_with_launcher() -> None:
-    """Let this process end when the torchrun that started it dies, even by SIGKILL (Linux; no effect elsewhere)."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # torchrun may have died before that; the store that it keeps for its processes is then gone.
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        try:
-            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 10).close()
-        except ConnectionRefusedError:
-            sys.exit("torchrun, which started this process, has ended")
-        except OSError:
-            pass  # a network that does not answer proves nothing
 
 
 @contextmanager

@@ -1,14 +1,18 @@
-"""Device, random seed, output folders and atomic writes.
+"""Device, random seed, life of a process, output folders and atomic writes.
 
 torch is imported inside the functions that need it, so that scripts without a network start quickly.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import platform
 import random
 import re
+import signal
+import socket
+import sys
 import tempfile
 import time
 import zlib
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # .<name>.<machine>-<process>.tmp; the machine is missing in names of version 0.1
 TEMPORARY = re.compile(r"\..+\.(?:(?P<machine>[0-9a-f]{4})-)?\d+\.tmp")
 ABANDONED_S = 3600.0
@@ -70,6 +75,21 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def end_with_launcher() -> None:
+    """Let this process end when the torchrun that started it dies, even by SIGKILL (Linux; no effect elsewhere)."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # torchrun may have died before that; the store that it keeps for its processes is then gone.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 10).close()
+        except ConnectionRefusedError:
+            sys.exit("torchrun, which started this process, has ended")
+        except OSError:
+            pass  # a network that does not answer proves nothing
 
 
 def make_output_folder(path: Path, key: str) -> Path:

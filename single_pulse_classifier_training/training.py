@@ -46,7 +46,7 @@ from single_pulse_classifier_training.checkpoint import Checkpoint, load_initial
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.dataset import TrainingBatches, build_loader, ordered_batches
-from single_pulse_classifier_training.distributed import Ranks, end_with_launcher, process_group
+from single_pulse_classifier_training.distributed import Ranks, process_group
 from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.metrics import ConfusionCounts
 from single_pulse_classifier_training.optimisation import Learner, build_learner
@@ -55,6 +55,7 @@ from single_pulse_classifier_training.runtime import (
     DEVICES,
     atomic_writer,
     choose_device,
+    end_with_launcher,
     make_output_folder,
     set_seed,
 )

@@ -1,17 +1,21 @@
 """The candidate classifier: a network that decides from the cutout of a peak whether it is a pulse."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pipeline_classifier.detection.candidate_cutouts import NORMALISER, SIDE, cutout, cutout_images
 from pipeline_classifier.detection.network import Network
 from pipeline_classifier.detection.peaks import Peak
 from pipeline_classifier.frontend.boxcar import BoxcarSearch
 from pipeline_classifier.frontend.pages import PageGrid
-from single_pulse_classifier_training.checkpoint import Checkpoint
 from single_pulse_classifier_training.cli import InputError
+
+if TYPE_CHECKING:
+    from single_pulse_classifier_training.checkpoint import Checkpoint
 
 BATCH_SIZE = 4
 """Cutouts that the network gets at once: most runs of pages have fewer than five peaks."""
@@ -38,10 +42,11 @@ class CandidateClassifier:
                 f"models/candidate_classifier.pth) or null, got a {checkpoint.model_name} "
                 f"(resolution {checkpoint.resolution}, normaliser {checkpoint.normaliser})"
             )
+        import torch
+
         self.checkpoint = checkpoint
         self._network = Network(checkpoint, torch.device("cpu"), BATCH_SIZE)
 
-    @torch.inference_mode()
     def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: Sequence[Peak]) -> np.ndarray:
         """Return the candidate probability of each peak of a plane, (n,) float32.
 
@@ -49,5 +54,7 @@ class CandidateClassifier:
         """
         if not peaks:
             return np.empty(0, dtype=np.float32)
+        import torch
+
         images = torch.from_numpy(cutout_images(np.stack([cutout(searched, grid, peak) for peak in peaks])))
         return torch.cat([self._network.probabilities(part) for part in images.split(BATCH_SIZE)]).numpy()

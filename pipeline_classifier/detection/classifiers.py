@@ -1,19 +1,25 @@
 """The two classifiers of a search, loaded from the checkpoints that the config names."""
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.page_classifier import PageClassifier
+from pipeline_classifier.detection.workers import one_thread_each
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS
-from single_pulse_classifier_training.checkpoint import Checkpoint, load_checkpoint, weights_checksum
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import choose_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from single_pulse_classifier_training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ class Classifiers:
 
         The temperature of the candidate classifier is not part of it, because thresholds are moved together with it.
         """
+        from single_pulse_classifier_training.checkpoint import weights_checksum
+
         if self.candidates is None:
             return None
         pages = self.pages.checkpoint
@@ -59,7 +67,13 @@ class Classifiers:
 def load_page_model(
     path: str | Path, device: torch.device | str, model_name: str | None = None, resolution: int | None = None
 ) -> Checkpoint:
-    """Load a checkpoint as `load_checkpoint` does; raise InputError if it is not a network for pages."""
+    """Load a checkpoint as `load_checkpoint` does; raise InputError if it is not a network for pages.
+
+    From now on torch uses no threads of its own in the calling thread: the cores are busy with the pages.
+    """
+    from single_pulse_classifier_training.checkpoint import load_checkpoint
+
+    one_thread_each()
     checkpoint = load_checkpoint(path, device, model_name, resolution)
     if checkpoint.normaliser not in PAGE_NORMALISERS:
         raise InputError(
@@ -83,6 +97,8 @@ def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) 
     InputError
         If a model is missing or damaged, or one for candidates is given for pages or vice versa.
     """
+    from single_pulse_classifier_training.checkpoint import load_checkpoint
+
     candidates = None
     if path := config.candidate_classifier_path:
         candidates = CandidateClassifier(load_checkpoint(path, "cpu"))

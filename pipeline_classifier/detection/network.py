@@ -1,11 +1,14 @@
 """The network of a checkpoint, prepared for inference: the same bits for an image, whatever else is in its batch."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from single_pulse_classifier_training.checkpoint import Checkpoint
-from single_pulse_classifier_training.training_models import fuse_for_inference
+    from single_pulse_classifier_training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,10 @@ class Network:
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, batch_size: int, precision: str = "float32"
     ) -> None:
+        import torch
+
+        from single_pulse_classifier_training.training_models import fuse_for_inference
+
         self.device = device
         self.batch_size = batch_size
         self._temperature = checkpoint.temperature
@@ -38,17 +45,21 @@ class Network:
         self._bf16 = precision == "bf16"
         self._name, self._has_warned = checkpoint.model_name, False
 
-    @torch.inference_mode()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, 2) float32, divided by the temperature, of at most ``batch_size`` images (B, side, side) uint8."""
-        full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
-        full[: len(images), 0] = images
-        with torch.autocast(self.device.type, torch.bfloat16, self._bf16):
-            logits = self._model(full)
-        return logits[: len(images)].float() / self._temperature
+        import torch
+
+        with torch.inference_mode():
+            full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
+            full[: len(images), 0] = images
+            with torch.autocast(self.device.type, torch.bfloat16, self._bf16):
+                logits = self._model(full)
+            return logits[: len(images)].float() / self._temperature
 
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Probability (B,) of a pulse, of at most ``batch_size`` images; -1 where it is not finite."""
+        import torch
+
         probabilities = torch.softmax(self.logits(images), dim=1)[:, self._pulse]
         finite = torch.isfinite(probabilities)
         if finite.all():

@@ -1,14 +1,19 @@
 """From pages to probabilities: the network of a checkpoint, on images made by the checkpoint's own normaliser."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
 from pipeline_classifier.detection.network import NOT_CLASSIFIED, Network
 from pipeline_classifier.frontend.boxcar import page_snrs
 from pipeline_classifier.frontend.pages import PageBatch, resize, to_images
-from single_pulse_classifier_training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from single_pulse_classifier_training.checkpoint import Checkpoint
 
 
 class Classified(NamedTuple):
@@ -32,7 +37,7 @@ class Classified(NamedTuple):
     gated: int
     without_output: int
 
-    def part(self, pages: slice) -> "Classified":
+    def part(self, pages: slice) -> Classified:
         """Return what is known of some of the pages, with the same counts."""
         return self._replace(probabilities=self.probabilities[pages], snrs=self.snrs[pages])
 
@@ -62,7 +67,6 @@ class PageClassifier:
         self.checkpoint = checkpoint
         self.network = Network(checkpoint, device, batch_size, precision)
 
-    @torch.inference_mode()
     def classify(self, batch: PageBatch, gate: float = 0.0, noise: float = 0.0) -> Classified:
         """Classify a batch of any length; several threads may call.
 
@@ -106,6 +110,8 @@ class PageClassifier:
 
 def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """Copy values to ``device``; a copy to a GPU is asynchronous."""
+    import torch
+
     tensor = torch.from_numpy(values)
     if device.type == "cuda":
         tensor = tensor.pin_memory()

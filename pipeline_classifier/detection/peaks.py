@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.ndimage
 
 from pipeline_classifier.frontend.boxcar import BoxcarSearch, best_boxcar, boxcar_snr, boxcar_widths
 from pipeline_classifier.frontend.pages import PageGrid
@@ -155,6 +154,8 @@ def stands_apart(
     connected : (rows, columns) ndarray of bool
         Samples of the window above the valley that are connected with the maximum.
     """
+    from scipy.ndimage import label
+
     snr, reach = float(searched.snr[row, centre]), APART_REACH * int(searched.width[row, centre])
     n_dm, n = searched.snr.shape
     rows = n_dm
@@ -164,7 +165,7 @@ def stands_apart(
     start, stop = max(0, centre - reach), min(n, centre + reach + 1)
     window = slice(low, high), slice(start, stop)
     values = searched.snr[window]
-    numbers, _ = scipy.ndimage.label(values >= valley(snr))
+    numbers, _ = label(values >= valley(snr))
     connected = numbers == numbers[row - low, centre - start]
     borders = [(connected[0], low > 0), (connected[-1], high < n_dm)]
     borders += [(connected[:, 0], start > 0), (connected[:, -1], stop < n)]

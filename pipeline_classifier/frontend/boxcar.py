@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline_classifier.frontend import kernels
 from pipeline_classifier.frontend.pages import PageBatch, robust_noise
 
 LEAST_NOISE = 0.95
@@ -20,6 +21,9 @@ Beside a gap the noise is that of the source; where every channel has gaps it is
 simulated observations in strong interference (1092 pulses of S/N 5 to 50), 922, 922 and 919 pulses are found with 0.7,
 0.75 and 0.8, and 918 with `LEAST_NOISE` for the whole plane; false events are 38, 38, 35 and 32.
 """
+QUIET_PAGE = 0.9
+"""Noise of a page, in units of that of its source, below which samples that were set to zero have lowered it; that of a
+page is measured to 3 per cent."""
 
 
 def boxcar_widths(longest: int) -> np.ndarray:
@@ -129,8 +133,6 @@ def boxcar_search(plane: np.ndarray, longest: int, noise: float = 0.0) -> Boxcar
     noise : float
         Noise of the values where no sample was set to zero (`PageGrid.noise`), 0 if not known.
     """
-    from pipeline_classifier.frontend import kernels  # the simulation uses this module, and starts without numba
-
     n_dm, n = plane.shape
     values = np.nan_to_num(plane - np.partition(plane, n // 2, axis=1)[:, n // 2, None])
     values /= plane_noise(values, noise)
@@ -170,8 +172,6 @@ def page_snrs(batch: PageBatch, noise: float = 0.0) -> PageSnrs:
     noise : float
         Noise of the values where no sample was set to zero, 0 if not known: then that of each page is measured.
     """
-    from pipeline_classifier.frontend import kernels
-
     n, n_time = batch.plane.shape[1], batch.n_time
     n_widths = max(1, int(math.log2(n_time // 2)) + 1)
     highest, lowest, total = np.empty((n_widths, n), np.float32), *np.empty((2, n), np.float32)
@@ -184,7 +184,8 @@ def page_snrs(batch: PageBatch, noise: float = 0.0) -> PageSnrs:
     median, sigma = robust_noise(batch.sampled())
     if noise:
         # A wide pulse raises the median of its page, but nothing lowers it that lowers a pulse.
-        median, sigma = np.minimum(median, 0), np.clip(sigma, QUIETEST * noise, noise)
+        median = np.minimum(median, 0)
+        sigma = np.where(sigma < QUIET_PAGE * noise, np.maximum(sigma, QUIETEST * noise), np.float32(noise))
     within = beginning = np.full(len(batch), -np.inf, np.float32)
     follows = np.append(np.diff(batch.columns) <= n_time, False)
     with np.errstate(invalid="ignore", divide="ignore"):

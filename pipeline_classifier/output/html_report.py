@@ -19,7 +19,6 @@ from pipeline_classifier.output.plots import brightest, event_picture, plot_over
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.calibration import rate_for_page_length
 from single_pulse_classifier_training.runtime import atomic_writer
-from single_pulse_classifier_training.training_models import current_name
 
 MOST_ROWS = 5000  # those of the brightest events; with more, browsers take seconds to show or sort the table
 MOST_PICTURES = 500  # those of the brightest events
@@ -82,6 +81,8 @@ def facts(source: Source) -> list[tuple[str, str]]:
 
 def summary(result: SearchResult, source: Source, classifiers: Classifiers, model: str) -> str:
     """One line: events, duration, models, and threshold and false positives of the classifier that decided."""
+    from single_pulse_classifier_training.training_models import current_name
+
     run, checkpoint = result.summary, classifiers.pages.checkpoint
     assert run.threshold is not None
     model += f" ({checkpoint.model_name} at {checkpoint.resolution})"

@@ -4,16 +4,21 @@ Parts of the image are hidden one after the other, and the change of the network
 Zeiler & Fergus 2014 (arXiv:1311.2901, section 4.2).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.detection.search import LayerResult, SearchResult
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.sources import Source
 from pipeline_classifier.output.event_picture import Saliency
+
+if TYPE_CHECKING:
+    import torch
 
 PATCHES = 16  # along each side of the image; each is hidden together with half of its neighbours
 
@@ -35,6 +40,8 @@ def occlusion(classifier: PageClassifier, image: torch.Tensor) -> np.ndarray:
     (resolution, resolution) ndarray of float32
         Positive where the image is evidence for a pulse.
     """
+    import torch
+
     resolution = len(image)
     pixels = (torch.arange(resolution, device=image.device) + 0.5) * PATCHES / resolution
     distance = (pixels - torch.arange(PATCHES, device=image.device)[:, None] - 0.5).abs()  # (PATCHES, resolution)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import erfcx, ndtr
 
 from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
 from pipeline_classifier.frontend.boxcar import best_boxcar
@@ -108,6 +107,8 @@ def pulse_extent(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> tuple[i
 
 def _scattered_cdf(t: np.ndarray, sigma: np.ndarray, tau: np.ndarray) -> np.ndarray:
     """Cumulative distribution of a Gaussian of standard deviation sigma convolved with an exponential of mean tau."""
+    from scipy.special import erfcx, ndtr
+
     z = (sigma / tau - t / sigma) / np.sqrt(2)
     # Two forms of the same term; each is used only where its exponent is negative and cannot overflow.
     rising = 0.5 * np.exp(-0.5 * (t / sigma) ** 2) * erfcx(np.maximum(z, 0))
