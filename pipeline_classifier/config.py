@@ -206,6 +206,7 @@ class PipelineConfig(ConfigFile):
     exact_dedispersion: bool = False
     compile: bool = False
     block_samples: int = Field(default=BLOCK_SAMPLES, ge=2048, le=1 << 24)
+    max_memory_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_plots: int | None = Field(default=100, ge=0)
     ifs: Annotated[int, Field(ge=0)] | Literal["sum"] = "sum"
     dms: float | None = Field(default=None, ge=0, le=1e5)
@@ -286,6 +287,7 @@ class PipelineConfig(ConfigFile):
             self.compile,
             self.ifs,
             self.block_samples,
+            self.max_memory_mb,
         )
 
     def warn_of_unused_settings(self) -> None:

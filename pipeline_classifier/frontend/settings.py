@@ -8,7 +8,7 @@ import numpy as np
 BIN = 16
 """Samples per bin; noise and baseline are measured from the sums over bins."""
 BLOCK_SAMPLES = 24576
-"""Default length of the blocks in which an observation is read, in samples."""
+"""Largest length of the chunks in which an observation is read, in samples, unless the config has another."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,10 @@ class FrontEndSettings:
     ifs : int or "sum"
         Which IF is searched, or the sum of all.
     block_samples : int
-        Length of a block, in samples; blocks are longer if the largest delay or a page is. Memory grows with it.
+        Largest length of the chunks in which an observation is read, in samples. Memory grows with it.
+    max_memory_mb : float, optional
+        Memory of the whole process in MiB, from which the length of the chunks and the number of those that are
+        processed at the same time follow; by default a quarter of the machine's memory, at most 2048.
     """
 
     dms: np.ndarray
@@ -88,3 +91,4 @@ class FrontEndSettings:
     compiled: bool = False
     ifs: int | str = "sum"
     block_samples: int = BLOCK_SAMPLES
+    max_memory_mb: float | None = None

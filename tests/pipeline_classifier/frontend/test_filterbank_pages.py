@@ -1,4 +1,4 @@
-"""Pages of an observation: they show its pulses, and do not depend on the blocks in which it is read."""
+"""Pages of an observation: they show its pulses, and do not depend on the chunks in which it is read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_pages_are_in_units_of_noise_and_show_the_pulse(observation):
 
 
 @pytest.mark.parametrize("block_samples", [2048, 5000, 1 << 20])
-def test_the_block_length_does_not_matter(observation, block_samples):
+def test_the_chunk_length_does_not_matter(observation, block_samples):
     expected = peak_of(FilterbankPages(observation, FrontEndSettings(DMS)))
     dm, time_s, snr = peak_of(FilterbankPages(observation, FrontEndSettings(DMS, block_samples=block_samples)))
     assert (
@@ -82,7 +82,7 @@ def test_the_block_length_does_not_matter(observation, block_samples):
 
 @pytest.fixture
 def scaled_only(monkeypatch):
-    """Cleaning without statistics: the result does not depend on the blocks."""
+    """Cleaning without statistics: the result does not depend on the chunks."""
 
     def scale(block, frequencies, tsamp, settings, out=None):
         data = np.zeros((block.shape[1], len(block) if out is None else out.shape[1]), np.float32)
@@ -95,19 +95,102 @@ def scaled_only(monkeypatch):
 
 
 @pytest.mark.parametrize("block_samples", [2048, 3001, 8192])
-def test_dedispersion_continues_across_block_edges(observation, scaled_only, block_samples):
+def test_dedispersion_continues_across_chunk_edges(observation, scaled_only, block_samples):
     whole = stream(FilterbankPages(observation, FrontEndSettings(DMS, block_samples=NSAMPLES)))
     source = FilterbankPages(observation, FrontEndSettings(DMS, block_samples=block_samples))
-    assert len(list(source.blocks())) > 1
+    assert len(source.chunk_edges()) > 2
     np.testing.assert_array_equal(stream(source), whole)
 
 
-BLOCK = 2305  # the page that begins at sample 2304 begins in the last column of the first block
+LONG_SWEEPS = 40.0 * np.arange(64)
+"""The largest sweep is longer than three of the shortest chunks."""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sums_over_several_chunks_are_the_brute_force_sums(observation, scaled_only, threads):
+    source = FilterbankPages(observation, FrontEndSettings(LONG_SWEEPS, exact=True, block_samples=2048))
+    assert source.max_delay > 3 * 2048 and len(source.chunk_edges()) == 1 + 10
+    pages = np.concatenate([batch.pages for batch in source.planes(threads)])
+    np.testing.assert_array_equal(
+        pages[:-1], whole_sums(source)[:, : -(NSAMPLES % 256)].reshape(64, -1, 256).swapaxes(0, 1)
+    )
+
+
+def whole_sums(source: FilterbankPages) -> np.ndarray:
+    """Brute-force sums of all samples, in units of the noise of 64 channels: (n_dm, nsamples)."""
+    data = source.cleaned(0, NSAMPLES)[0]
+    delays = delays_in_samples(source.grid.dms, HEADER.frequencies, HEADER.tsamp)
+    data = np.pad(data, ((0, 0), (0, delays.max())))
+    summed = brute_force(quantise(data, 64, np.empty(data.shape, np.int8)), delays, NSAMPLES)
+    return np.float32(1 / 64) * summed.astype(np.float32)
+
+
+def test_pages_do_not_depend_on_the_number_of_threads(observation):
+    """Bit for bit, with stacks, time resolutions and masks that differ from chunk to chunk."""
+    settings = FrontEndSettings(2.0 * np.arange(300), time_downsample=(1, 4), overlap=0.3, block_samples=2048)
+    source = FilterbankPages(observation, settings)
+    one, three = (list(source.planes(threads)) for threads in (1, 3))
+    assert len({batch.scale for batch in one if batch.layer == 0}) > 1
+    for a, b in zip(one, three, strict=True):
+        assert (a.layer, a.first, a.scale) == (b.layer, b.first, b.scale)
+        np.testing.assert_array_equal(a.plane, b.plane)
+
+
+def test_less_memory_gives_shorter_chunks_and_the_same_sums(observation, scaled_only):
+    settings = FrontEndSettings(LONG_SWEEPS, block_samples=NSAMPLES)
+    ample, scarce = (FilterbankPages(observation, replace(settings, max_memory_mb=mb)) for mb in (2000, 406))
+    assert scarce.plan.length < ample.plan.length // 4 and scarce.plan.workers < ample.plan.workers
+    assert scarce.plan.memory_bytes(64) <= 406 << 20
+    np.testing.assert_array_equal(stream(scarce), stream(ample))
+
+
+def test_too_little_memory_is_refused_with_what_is_needed(observation):
+    settings = FrontEndSettings(LONG_SWEEPS, max_memory_mb=100.0)
+    with pytest.raises(
+        InputError, match="a.fil: max_memory_mb must be at least .* for 64 .* to 2520, got 100"
+    ) as error:
+        FilterbankPages(observation, settings)
+    needed = float(str(error.value).split("at least ")[1].split()[0])
+    assert 400 < needed <= 406
+    FilterbankPages(observation, replace(settings, max_memory_mb=needed))
+
+
+def test_every_sample_is_read_and_counted_once(observation, monkeypatch):
+    source = FilterbankPages(observation, FrontEndSettings(LONG_SWEEPS, block_samples=2048, overlap=0.5))
+    read, cleaned = [], source.cleaned
+    monkeypatch.setattr(source, "cleaned", lambda start, n, out: (read.append((start, n)), cleaned(start, n, out))[1])
+    list(source.planes(1))
+    edges = source.chunk_edges()
+    assert read == list(zip(edges[:-1].tolist(), np.diff(edges).tolist()))
+    assert source.summary().samples_read == NSAMPLES
+
+
+def test_the_scale_is_that_of_the_channels_that_are_summed(observation, monkeypatch):
+    """Half of the channels are masked in the third of several chunks; its samples reach the columns before it."""
+
+    def half_masked(block, frequencies, tsamp, settings, out=None):
+        good = np.arange(64) < (32 if block[0, 0] else 64)
+        out[:] = 0
+        return Cleaned(out, good, np.zeros(len(block), np.int32), np.zeros(len(block), np.int32))
+
+    monkeypatch.setattr(filterbank_pages, "clean", half_masked)
+    source = FilterbankPages(observation, FrontEndSettings(DMS, block_samples=2048))
+    read = source.observation.read
+    monkeypatch.setattr(source.observation, "read", lambda start, n: 0 * read(start, n) + (start == 4096))
+    channels = [1 / (8 * batch.scale) ** 2 for batch in source.planes(2)]
+    delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)[32]
+    late = source.max_delay - delays[32:]  # samples of the lower half in the columns that a chunk completes
+    assert channels[:2] == pytest.approx([64, 64]) and channels[4:] == pytest.approx([64] * len(channels[4:]))
+    assert channels[2] == pytest.approx(64 - (2048 - late).sum() / 2048, abs=0.2)
+    assert channels[3] == pytest.approx(64 - late.sum() / 2048, abs=0.2)
+
+
+BLOCK = 2305  # the page that begins at sample 2304 begins in the last column of the first chunk
 
 
 @pytest.fixture(scope="module", params=[0, 240], ids="{} samples after the edges".format)
 def pulses_at_edges(request, tmp_path_factory) -> tuple[Path, list[int]]:
-    """An observation of four blocks, the last one short, with a pulse at each edge or in a page that reaches past it."""
+    """An observation of four chunks, the last one short, with a pulse at each edge or in a page that reaches past it."""
     path = tmp_path_factory.mktemp("edges") / "edges.fil"
     columns = [number * BLOCK + request.param for number in (1, 2, 3)]
     pulses = [Pulse((column + 0.5) * HEADER.tsamp, 110.0, 40.0, 2.0) for column in columns]
@@ -115,10 +198,10 @@ def pulses_at_edges(request, tmp_path_factory) -> tuple[Path, list[int]]:
     return path, columns
 
 
-def test_a_pulse_at_a_block_edge_has_its_dm_time_snr_and_width(pulses_at_edges):
+def test_a_pulse_at_a_chunk_edge_has_its_dm_time_snr_and_width(pulses_at_edges):
     path, columns = pulses_at_edges
     source = FilterbankPages(path, FrontEndSettings(DMS, block_samples=BLOCK))
-    assert np.diff(source.block_edges()).tolist() == [BLOCK, BLOCK, BLOCK, 1200] and source.max_delay > 256
+    assert np.diff(source.chunk_edges()).tolist() == [BLOCK, BLOCK, BLOCK, 1200] and source.max_delay > 256
     plane = stream(source)
     peaks = find_peaks(boxcar_search(plane, 128), source.grid, 0, plane.shape[1], most=3)
     assert [DMS[peak.row] for peak in peaks] == pytest.approx([110.0] * 3, abs=4)
@@ -147,34 +230,32 @@ def empty_file(path: Path, nsamples: int) -> Path:
         (4 * 2048, [2048, 2048, 2048, 2048]),
     ],
 )
-def test_blocks_have_one_length_and_the_last_one_is_at_least_half_as_long(tmp_path, nsamples, lengths):
+def test_chunks_have_one_length_and_the_last_one_is_at_least_half_as_long(tmp_path, nsamples, lengths):
     source = FilterbankPages(empty_file(tmp_path / "a.fil", nsamples), FrontEndSettings(DMS, block_samples=2048))
-    assert source.block_edges()[0] == 0 and np.diff(source.block_edges()).tolist() == lengths
+    assert source.chunk_edges()[0] == 0 and np.diff(source.chunk_edges()).tolist() == lengths
 
 
 @pytest.mark.parametrize("block_samples", [2048, BLOCK])
 @pytest.mark.parametrize("overlap", [0.0, 0.3])
-def test_a_page_belongs_to_the_block_in_which_it_begins(tmp_path, block_samples, overlap):
-    """Also if it begins with the first or in the last sample of a block; no page is missing or in two blocks."""
+def test_every_page_comes_once_with_the_chunk_that_completes_it(tmp_path, block_samples, overlap):
+    """Also if the last sample that may be delayed into it is the first or the last one of a chunk."""
     path = empty_file(tmp_path / "a.fil", 12000)
     settings = FrontEndSettings(DMS, block_samples=block_samples, overlap=overlap, time_downsample=(1, 2))
     source = FilterbankPages(path, settings)
-    blocks = list(source.blocks())
+    batches = list(source.planes(1))
     for number, layer in enumerate(source.layers):
-        ranges = [block.pages[number] for block in blocks]
-        assert [page for pages in ranges for page in range(*pages)] == list(range(len(layer.starts)))
-        for block, (first, last) in zip(blocks, ranges):
-            samples = layer.starts[first:last] * layer.time_downsample
-            assert ((samples >= block.start) & (samples < block.end)).all()
+        starts = np.concatenate([batch.starts for batch in batches if batch.layer == number])
+        np.testing.assert_array_equal(starts, layer.starts)
+        edges = source.chunk_edges()
+        last = np.minimum((starts + 256) * layer.time_downsample + source.max_delay, 12000) - 1
+        chunk = np.searchsorted(edges, last, side="right")
+        sizes = [len(batch) for batch in batches if batch.layer == number]
+        assert sizes == np.unique(chunk, return_counts=True)[1].tolist()
 
 
 def test_exact_dedispersion_is_the_brute_force_sum(observation, scaled_only):
     source = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
-    data = source.cleaned(0, NSAMPLES)[0]
-    delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)
-    data = np.pad(data, ((0, 0), (0, delays.max())))
-    summed = brute_force(quantise(data, 64, np.empty(data.shape, np.int8)), delays, NSAMPLES)
-    np.testing.assert_array_equal(stream(source), np.float32(1 / 64) * summed.astype(np.float32))
+    np.testing.assert_array_equal(stream(source), whole_sums(source))
 
 
 def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only):
@@ -183,9 +264,8 @@ def test_layers_of_time_resolution_are_sums_of_columns(observation, scaled_only)
     )
     assert [layer.suffix for layer in source.layers] == ["", "_x4", "_x16"]
     pages = [[], [], []]
-    for block in source.blocks():
-        for batch in source.pages(block):
-            pages[batch.layer].append(batch)
+    for batch in source.planes():
+        pages[batch.layer].append(batch)
     fine = stream(FilterbankPages(observation, FrontEndSettings(DMS, n_time=128)))
     for layer, batches, factor in zip(source.layers, pages, (1, 4, 16)):
         assert layer.grid.tsamp == pytest.approx(factor * HEADER.tsamp)
@@ -206,11 +286,11 @@ def test_stacks_of_trial_dms_are_the_rows_of_one_grid(observation, scaled_only, 
     source = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
     assert [len(layer.grid.dms) for layer in source.layers] == [22, 21, 21]
     assert [layer.suffix for layer in source.layers] == ["", "_dms1", "_dms2"]
-    [block, *_] = source.blocks()
-    stacked = np.concatenate([batch.pages for batch in source.pages(block)], axis=1)
+    stacked = [np.concatenate([b.pages for b in source.planes() if b.layer == layer]) for layer in range(3)]
     monkeypatch.setattr(filterbank_pages, "STACK_DMS", 64)
     whole = FilterbankPages(observation, FrontEndSettings(DMS, exact=True))
-    np.testing.assert_array_equal(stacked, whole.pages(next(whole.blocks()))[0].pages)
+    pages = np.concatenate([batch.pages for batch in whole.planes()])
+    np.testing.assert_array_equal(np.concatenate(stacked, axis=1), pages)
 
 
 def test_no_stack_has_a_single_trial_dm(observation, monkeypatch):
@@ -235,7 +315,7 @@ def test_a_sweep_that_needs_too_much_memory_is_refused(tmp_path):
     header = Header(nchans=64, nbits=8, tsamp=1e-9, fch1=10.0, foff=-0.1)
     with FilterbankWriter(tmp_path / "a.fil", header) as file:
         file.write(np.zeros((100, 64), dtype=np.uint8))
-    with pytest.raises(InputError, match="a.fil: the sweep of the highest trial DM must be below .* for DM 126"):
+    with pytest.raises(InputError, match="a.fil: max_memory_mb must be at least .* for 64 trial DMs to 126, got"):
         FilterbankPages(tmp_path / "a.fil", FrontEndSettings(DMS))
 
 
@@ -265,14 +345,6 @@ def test_one_of_two_ifs_is_searched_or_their_sum(tmp_path):
             stream(FilterbankPages(tmp_path / "two.fil", FrontEndSettings(DMS, ifs=ifs))), one
         )
     assert (stream(FilterbankPages(tmp_path / "two.fil", FrontEndSettings(DMS))) != one).any()
-
-
-def test_the_memory_of_a_block_is_bounded(observation, monkeypatch):
-    monkeypatch.setattr(filterbank_pages, "BLOCK_BYTES", 4 * 64 * 4000)
-    source = FilterbankPages(observation, FrontEndSettings(DMS))
-    edges = source.block_edges()
-    assert edges[0] == 0 and edges[-1] == NSAMPLES and (np.diff(edges) > 0).all()
-    assert np.diff(edges)[:-1].max() + source.max_delay <= 4000
 
 
 def test_batches_are_the_same_pages(observation):
