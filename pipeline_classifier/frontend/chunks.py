@@ -188,10 +188,10 @@ def schedule(edges: np.ndarray, layers: Sequence[Layer], max_delays: Sequence[in
         complete[-1] = len(page_ends)
         next_page = np.append(first_samples, np.iinfo(np.int64).max)[complete[:-1]]
         pending[layer.dm_stack] = np.minimum(pending[layer.dm_stack], next_page)
-        last_columns[layer.dm_stack, -1] = max(last_columns[layer.dm_stack, -1], *page_ends[-1:])
+        last_columns[layer.dm_stack, -1] = max([last_columns[layer.dm_stack, -1], *page_ends[-1:]])
     first_columns = np.where(pending < last_columns, np.minimum(pending, starts), last_columns)
 
-    needed = (first_columns < last_columns).any(axis=0)
+    needed: np.ndarray = (first_columns < last_columns).any(axis=0)
     for number in np.flatnonzero((np.diff(done) > 0).any(axis=0)).tolist():
         needed[np.searchsorted(ends, starts[number] - max(max_delays), side="right") : number] = True
     for number in np.flatnonzero(needed).tolist():

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.detection.search import LayerResult, SearchResult
 from pipeline_classifier.events import Event
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.sources import Source
 from pipeline_classifier.output.event_picture import Saliency
 
@@ -72,8 +73,8 @@ def saliency_of_events(
 ) -> Iterator[tuple[int, Saliency]]:
     """Yield number (from 1) and saliency of some events of a search, in the order of its pages.
 
-    The source is read again. The pages are made in the same way as in the search, and are therefore
-    bit-identical to those that the network got.
+    The parts of an observation with these pages are read again. They are divided into chunks as in the search, so that
+    the pages are bit-identical to those that the network got.
     """
     layers = [(layer.layer.time_downsample, layer.layer.dm_stack) for layer in result.layers]
     wanted: dict[tuple[int, int], list[int]] = {}
@@ -81,15 +82,18 @@ def saliency_of_events(
         event = result.events[number - 1]
         of = layers.index((event.time_downsample, event.dm_stack))
         wanted.setdefault((of, page_of(event, result.layers[of])), []).append(number)
+    if isinstance(source, FilterbankPages):
+        pages = [sorted(page for layer, page in wanted if layer == of) for of in range(len(layers))]
+        starts = [each.layer.starts[chosen] for each, chosen in zip(result.layers, pages, strict=True)]
+        source = source.with_starts(*starts)
+    else:
+        pages = [list(range(len(each.layer.starts))) for each in result.layers]
     for batch in source.planes():
-        of = batch.layer
-        here = [page for layer, page in wanted if layer == of and batch.first <= page < batch.first + len(batch)]
-        for page in here:
-            image = classifier.images(batch.cut(np.array([page - batch.first])))[0][0]
-            drop = occlusion(classifier, image)
-            grid, start = result.layers[of].layer.grid, int(result.layers[of].layer.starts[page])
-            saliency = Saliency(grid, start, page, image.cpu().numpy(), drop)
-            for number in wanted.pop((of, page)):
-                yield number, saliency
-        if not wanted:
-            break
+        for place, page in enumerate(pages[batch.layer][batch.first : batch.first + len(batch)]):
+            if (batch.layer, page) in wanted:
+                image = classifier.images(batch.cut(np.array([place])))[0][0]
+                drop = occlusion(classifier, image)
+                layer = result.layers[batch.layer].layer
+                saliency = Saliency(layer.grid, int(layer.starts[page]), page, image.cpu().numpy(), drop)
+                for number in wanted[batch.layer, page]:
+                    yield number, saliency

@@ -394,6 +394,19 @@ def test_chosen_starts_and_overlap(observation):
     np.testing.assert_array_equal(stream(half), plane)
 
 
+def test_single_pages_of_any_layer_are_those_of_the_whole_observation(observation):
+    """To the bit, with masks that differ from chunk to chunk; only the chunks that they need are read."""
+    settings = FrontEndSettings(2.0 * np.arange(300), time_downsample=(1, 4), block_samples=2048)
+    source = FilterbankPages(observation, settings)
+    pages = [np.concatenate([b.pages for b in source.planes() if b.layer == layer]) for layer in range(4)]
+    for layer, page in [(0, 0), (0, 8), (0, 40), (1, 9), (2, 76), (3, 19), (3, 5), (2, 30)]:
+        starts = [each.starts[[page] if number == layer else []] for number, each in enumerate(source.layers)]
+        chosen = source.with_starts(*starts)
+        [batch] = chosen.planes()
+        assert batch.layer == layer and chosen.summary().samples_read < NSAMPLES // 2
+        np.testing.assert_array_equal(batch.pages[0], pages[layer][page])
+
+
 def test_the_zaplist_reduces_the_channels_of_the_run_summary(observation):
     source = FilterbankPages(observation, FrontEndSettings(DMS, cleaning=Cleaning(zaplist=((1400.0, 1480.0),))))
     list(source.batches(64))
