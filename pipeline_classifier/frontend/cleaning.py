@@ -8,7 +8,7 @@ from pipeline_classifier.frontend.baseline import CLIP, Sums, bin_sums, residual
 from pipeline_classifier.frontend.blanking import constant_stretches, filled, in_float_range, out_of_range
 from pipeline_classifier.frontend.channel_mask import ChannelFigures, narrow_band_signals, outlier_channels
 from pipeline_classifier.frontend.cleaning_kernels import quiet_powers, write_samples
-from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, accumulator_dtype
+from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, accumulator_dtype, quantise
 from pipeline_classifier.frontend.impulses import IMPULSE_THRESHOLD
 from pipeline_classifier.frontend.settings import BIN, Cleaning
 from pipeline_classifier.frontend.zero_dm import ZeroDm, zero_dm_series
@@ -159,7 +159,7 @@ def _clean_long(
         noise = 1.4826 * float(np.median(np.abs(np.einsum("bc,c", residuals, scale)))) / int(good.sum())
         zero_dm = zero_dm_series(raw, nodes, step, scale, settings.zero_dm, noise, frequencies)
     else:
-        zero_dm = ZeroDm(np.zeros(n, np.float32), 0 * scale, 0 * scale + 1, np.zeros(n, bool))
+        zero_dm = ZeroDm(np.zeros(n, np.float32), np.zeros_like(scale), np.ones_like(scale), np.zeros(n, bool))
     factor = scale / zero_dm.noise * (LEVELS_PER_SIGMA if out.dtype == np.int8 else 1)
     coefficient = zero_dm.coefficient * factor * sums.level
     limit = np.float32(largest_level(nchans) if out.dtype == np.int8 else 0)
@@ -187,13 +187,13 @@ def _clean_short(raw: np.ndarray, good: np.ndarray, zero_dm: str | None, out: np
             coefficient = series @ data / max(series @ series, 1e-30) if zero_dm == "zdot" else good.astype(np.float32)
             data -= series[:, None] * coefficient
     if out.dtype == np.int8:
-        limit = largest_level(len(out))
-        data = np.rint(data * LEVELS_PER_SIGMA).clip(-limit, limit)
-    out[:, : len(raw)] = data.T
+        quantise(data.T, len(out), out[:, : len(raw)])
+    else:
+        out[:, : len(raw)] = data.T
 
 
 def largest_level(nchans: int) -> int:
-    """Limit of the rounded samples: no sum over the channels overflows `accumulator_dtype`."""
+    """Limit of the rounded samples, as in `quantise`."""
     return min(127, np.iinfo(accumulator_dtype(nchans)).max // nchans)
 
 
