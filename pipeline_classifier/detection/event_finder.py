@@ -23,18 +23,22 @@ from pipeline_classifier.times import SECONDS_PER_DAY
 LONGEST_REACH = 8
 """Largest context on either side of a group, in pages: longer bow ties are measured in part, so that memory is bounded.
 Chosen by hand."""
+SHORTEST_REACH, BRIGHT_PAGE = 2, 10.0
+"""Context in pages where no page within the long reach has this S/N: what bow ties there may be are short and faint."""
 PEAKS_PER_PAGE = 3  # chosen by hand; not tuned on data
 
 
 @dataclass
 class _Pages:
-    """Pages of a stretch without gaps whose groups are not all measured, in order of time, and the page before them.
+    """Pages of a stretch without gaps whose groups are not all measured, in order of time, and those before them.
 
     Attributes
     ----------
     number, start : (n,) ndarray of int64
         Number in the layer, and first sample.
     probability : (n,) ndarray of float32
+    snr : (n,) ndarray of float32
+        `PageSnrs.beginning`.
     passed : (n,) ndarray of bool
         Pages in which peaks are searched.
     """
@@ -42,10 +46,11 @@ class _Pages:
     number: np.ndarray
     start: np.ndarray
     probability: np.ndarray
+    snr: np.ndarray
     passed: np.ndarray
 
     def __getitem__(self, part: slice) -> "_Pages":
-        return _Pages(self.number[part], self.start[part], self.probability[part], self.passed[part])
+        return _Pages(*(values[part] for values in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.number)
@@ -55,7 +60,7 @@ class _Pages:
         return _Pages(*(np.concatenate(pair) for pair in pairs))
 
 
-NO_PAGES = _Pages(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, bool))
+NO_PAGES = _Pages(*np.empty((2, 0), np.int64), *np.empty((2, 0), np.float32), np.empty(0, bool))
 
 
 class EventFinder:
@@ -130,7 +135,7 @@ class EventFinder:
         elif self._batches and self._is_bright_across(self._batches[-1], batch):
             self._pages.passed[-1] = True
         numbers = batch.first + np.arange(len(batch))
-        self._pages = self._pages.and_then(_Pages(numbers, batch.starts, classified.probabilities, passed))
+        self._pages = self._pages.and_then(_Pages(numbers, batch.starts, classified.probabilities, classified.snrs, passed))
         self._batches.append(batch)
         return self._measure_groups(final=False)
 
@@ -158,9 +163,8 @@ class EventFinder:
             while self._batches and self._batches[0].starts[-1] + self.grid.n_time <= last - self._reach:
                 self._batches.popleft()
         if 0 < self._done < len(pages):
-            # A peak of the next group may lie in the margin of pages before it.
-            ends = pages.start[: self._done] + self.grid.n_time + self._margin
-            dropped = int((ends <= pages.start[self._done]).sum())
+            ends = pages.start[: self._done] + self.grid.n_time
+            dropped = int((ends <= pages.start[self._done] - self._reach).sum())
             self._pages, self._done = pages[dropped:], self._done - dropped
         return events
 
@@ -176,8 +180,12 @@ class EventFinder:
         passed = pages.passed & (begins < last) & (ends > first)
         if not passed.any():
             return []
-        origin = max(int(self._batches[0].starts[0]), first - self._reach)
-        plane = joined(self._batches, origin, min(self._end, last + self._reach))
+        reach = self._reach
+        near = (begins < last + reach) & (ends > first - reach)
+        if (pages.snr[near] < BRIGHT_PAGE).all():
+            reach = min(reach, SHORTEST_REACH * n_time)
+        origin = max(int(self._batches[0].starts[0]), first - reach)
+        plane = joined(self._batches, origin, min(self._end, last + reach))
         searched = boxcar_search(plane, n_time // 2, self.grid.noise)
         first, last = max(first, int(begins[passed].min())), min(last, int(ends[passed].max()))
         # Further than the group, so that a pulse beside it is told apart from those in it, and the maxima at the limits

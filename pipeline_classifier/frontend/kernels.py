@@ -107,7 +107,7 @@ def _scaled_row(
 
 @kernel
 def _sums_of_pairs(row: np.ndarray, late: np.ndarray, sums: np.ndarray, best: np.ndarray) -> None:
-    """Add a row to itself, shifted, and keep the maximum of each of its first columns."""
+    """Add a row to another one, and keep the maximum of each of its first columns."""
     for j in range(len(late)):
         sums[j] = row[j] + late[j]
     for j in range(min(len(late), len(best))):
@@ -118,7 +118,7 @@ def _sums_of_pairs(row: np.ndarray, late: np.ndarray, sums: np.ndarray, best: np
 def largest_boxcars(
     plane: np.ndarray, scale: np.float32, highest: np.ndarray, lowest: np.ndarray, total: np.ndarray
 ) -> None:
-    """Find the largest sum, over all rows, of the 1, 2, 4, ... samples that begin in each column.
+    """Find the largest sum, over all rows, of the 1, 2, 3, 4, 6, 8, 12, ... samples that begin in each column.
 
     Parameters
     ----------
@@ -127,13 +127,14 @@ def largest_boxcars(
     scale : float32
         Factor of the values.
     highest : (n_widths, n) ndarray of float32
-        Gets the largest sums of 2**k samples, -inf where they pass the end of the plane.
+        Gets the largest sums of each width, -inf where they pass the end of the plane.
     lowest, total : (n,) ndarray of float32
         Get the smallest value and the sum of each column; the sum is not finite if a value is not.
     """
     n_widths, n = highest.shape
-    longest = 2 ** (n_widths - 1)
+    longest = 2 ** (n_widths // 2 + 1)
     rows = np.empty((2, GATE_TILE + longest), np.float32)
+    sums_of_three = np.empty(GATE_TILE + longest, np.float32)
     highest[:] = -np.inf
     lowest[:] = np.inf
     total[:] = 0
@@ -145,38 +146,54 @@ def largest_boxcars(
                 plane[line, first:end], scale, rows[0], highest[0, first:last], lowest[first:last], total[first:last]
             )
             length, width = end - first, 1
-            for level in range(1, n_widths):
+            for number in range(1, n_widths, 2):
                 if length <= width:
                     break
-                row = rows[(level - 1) % 2]
-                _sums_of_pairs(row, row[width:length], rows[level % 2], highest[level, first:last])
+                row, pairs = rows[number // 2 % 2], rows[(number // 2 + 1) % 2]
+                _sums_of_pairs(row, row[width:length], pairs, highest[number, first:last])
                 length -= width
+                if number + 1 < n_widths and length > width:
+                    _sums_of_pairs(row, pairs[width:length], sums_of_three, highest[number + 1, first:last])
                 width *= 2
 
 
 @kernel
-def best_boxcars(values: np.ndarray, widths: np.ndarray, total: np.ndarray, snr: np.ndarray, width: np.ndarray) -> None:
+def best_boxcars(
+    plane: np.ndarray,
+    medians: np.ndarray,
+    noise: np.ndarray,
+    widths: np.ndarray,
+    total: np.ndarray,
+    snr: np.ndarray,
+    width: np.ndarray,
+) -> None:
     """Find the best boxcar around each sample of every row.
 
     Parameters
     ----------
-    values : (n_dm, n) ndarray of float32
-        In units of the noise.
+    plane : (n_dm, n) ndarray of float32
+        Values that are not finite count as the median of their row.
+    medians : (n_dm,) ndarray of float32
+        Subtracted from the rows.
+    noise : (n,) ndarray of float32
+        Noise of each column.
     widths : (k,) ndarray of int32
         Trial widths in samples, ascending, at most n.
     total : (n_dm, n + 1) ndarray of float32
-        Gets the cumulative sums, beginning with 0.
+        Gets the cumulative sums in units of the noise, beginning with 0.
     snr : (n_dm, n) ndarray of float32
         Gets the highest S/N of the boxcars centred on each sample.
     width : (n_dm, n) ndarray of int32
         Gets the width of that boxcar, the narrowest of equal ones.
     """
-    n_dm, n = values.shape
+    n_dm, n = plane.shape
     for row in range(n_dm):
         sums, best, best_width = total[row], snr[row], width[row]
-        sums[0] = 0
+        sum_so_far = sums[0] = np.float32(0)
         for j in range(n):
-            sums[j + 1] = sums[j] + values[row, j]
+            value = (plane[row, j] - medians[row]) / noise[j]
+            sum_so_far += value if abs(value) < np.inf else np.float32(0)
+            sums[j + 1] = sum_so_far
         best[:] = -np.inf
         best_width[:] = 1
         for trial in widths:
