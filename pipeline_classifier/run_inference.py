@@ -9,7 +9,7 @@
 
 A ring is read until n_spectra pages have come, none has come for idle_timeout_s, its writer has died, or SIGINT or
 SIGTERM arrives. The outputs are named after the config's filterbank; they grow while the ring is read and are valid at
-any moment. Progress is in status_<name>.json. No pictures are drawn.
+any moment. Progress is in status_<name>.json. Pictures show the DM-time plane and no spectrum.
 
 Many files are divided among the processes of `torchrun --nproc-per-node=N run_inference.py ...`, of `srun -n N`, or of
 a Slurm array; catalogue.csv has the events of all. With --resume a file is skipped if its results exist and were made
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     if args.plots_only:
         return draw_only(args, config, output)
     if ring:
-        result = search_ring(config)
+        result = search_ring(config.model_copy(update={"max_plots": output.most_plots(config)}))
         print(report(result))
         check_classified(f"the ring 0x{config.key_output}", result.summary, config)
         return result

@@ -47,7 +47,7 @@ from pipeline_classifier.live.psrdada.ring import Ring
 from pipeline_classifier.live.psrdada.sysv import Segment
 from pipeline_classifier.live.replay import PAGES_IN_RING
 from pipeline_classifier.live.transientx import Programs, expected_pages, fitted
-from pipeline_classifier.options import SearchOptions
+from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.output.results import report
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import make_output_folder
@@ -101,7 +101,7 @@ class Plan:
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     SearchOptions.add_to(parser)
-    parser.add_argument("--no-plots", action="store_true", help=argparse.SUPPRESS)  # pictures are never drawn
+    OutputOptions.add_plots_to(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, and start nothing")
     return parser
 
@@ -234,6 +234,8 @@ class CleanUp(ExitStack):
 def run(args: argparse.Namespace) -> SearchResult | Plan:
     """Run the live pipeline; return the result, or the plan of a dry run."""
     config = SearchOptions.of(args).load_config()
+    if args.no_plots:
+        config = config.model_copy(update={"max_plots": 0})
     observation = Filterbank(config.filterbank_path) if config.filterbank_path.is_file() else None
     if observation:
         config = fitted(config, observation)

@@ -83,7 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--through-ring",
         action="store_true",
-        help="send the pages through a ring, from which the live search reads them; no pictures are drawn",
+        help="send the pages through a ring, from which the live search reads them",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed of a simulated observation (default: %(default)s)"
@@ -180,6 +180,7 @@ def run(args: argparse.Namespace) -> SearchResult:
     output, simulation = OutputOptions.of(args, ring=args.through_ring), SimulationOptions.of(args)
     options = SearchOptions.of(args)
     config = options.load_config()
+    config = config.model_copy(update={"max_plots": output.most_plots(config)})
     folder = make_output_folder(config.output_path, "output_dir")
     classifiers = load_classifiers(config)
     path = Path(args.filterbank or config.filterbank_path)

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -23,11 +23,13 @@ from pipeline_classifier.detection.event_merging import EventMerger
 from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary, counted
 from pipeline_classifier.detection.workers import worker_pool
+from pipeline_classifier.events import Event
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.frontend.threads import thread_count
+from pipeline_classifier.live.live_pictures import LivePictures
 from pipeline_classifier.live.live_results import LiveResults, Monitor
 from pipeline_classifier.live.psrdada.ring import RingTimeout
 from pipeline_classifier.live.ring_header import RingSettings
@@ -142,8 +144,8 @@ def live_search(
     source : RingPages
     classifiers : Classifiers
     config : PipelineConfig
-        Gives thresholds, threads, ``n_spectra`` (pages that do not come are -1) and the output folder, which must
-        exist.
+        Gives thresholds, threads, ``n_spectra`` (pages that do not come are -1), ``max_plots`` and the output folder,
+        which must exist.
     source_ended : callable, optional
         See `Monitor`.
 
@@ -164,24 +166,32 @@ def live_search(
     many_files.begin(config.output_path, source.name)
     results = LiveResults(config.output_path, source.name, config.n_spectra)
     status_path = config.output_path / f"status_{source.name}.json"
+    pictures = LivePictures(config.output_path, source.name, source.grid, config.max_plots)
+
+    def add_events(events: Sequence[Event]) -> None:
+        results.add_events(events)
+        pictures.add(events)
+
     with (
         stop_on_signal(source),
         Monitor(status_path, source, results, source_ended) as monitor,
+        pictures,
         results,  # closed before the monitor reports the end
         worker_pool(threads) as pool,
         tqdm(total=config.n_spectra, unit="page", desc=source.name, disable=None) as bar,
     ):
         for batch in source.batches(threads * size):
+            pictures.keep(batch)
             pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
             for piece, pages in zip(pieces, pool.map(classified, pieces), strict=True):
                 first = piece.first - source.first_page
                 results.add_pages(first, decision.classes(pages.probabilities), pages.probabilities)
-                results.add_events(merger.add(finder.add(piece, pages), finder.until_s))
+                add_events(merger.add(finder.add(piece, pages), finder.until_s))
                 gated, without_output = gated + pages.gated, without_output + pages.without_output
             monitor.latency_s = time.monotonic() - source.oldest_read
             bar.update(len(batch))
             bar.set_postfix_str(f"{results.events} events, {monitor.fill[0]} of {monitor.fill[1]} blocks full")
-        results.add_events(merger.add(finder.finish(), math.inf))
+        add_events(merger.add(finder.finish(), math.inf))
     if config.n_spectra and source.n_pages < config.n_spectra:
         logger.warning("n_spectra is %d, %d pages came (%s)", config.n_spectra, source.n_pages, source.stopped)
     starts = (source.first_page + np.arange(source.n_pages)) * source.grid.n_time
@@ -190,5 +200,6 @@ def live_search(
     numbers = counted(decision, gated, without_output, [finder]).known()
     summary = replace(source.summary(), events=results.events, **numbers)
     summary = complete_summary(source.name, summary, layers, decision, began)
-    files = [*results.files, status_path, write_summary(config.output_path, source.name, summary)]
+    summary_path = write_summary(config.output_path, source.name, summary)
+    files = [*results.files, status_path, summary_path, *pictures.files]
     return SearchResult(layers, list(results.last_events), summary, files)

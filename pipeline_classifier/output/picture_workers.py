@@ -83,9 +83,18 @@ class PictureWorkers:
         """
         return map_in_order(self._draw, tasks, self.count)
 
+    def be_nice(self, increment: int) -> None:
+        """Lower the priority of the workers."""
+        for worker in self._workers:
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, worker.pid, increment)
+
     def _draw(self, task: PictureTask) -> Path:
         path, make = task
-        picture = make()
+        return self.draw_one(path, make())
+
+    def draw_one(self, path: Path, picture: EventPicture) -> Path:
+        """Draw a picture as `draw` does, and return its path."""
         worker = self._idle.get()
         try:
             assert worker.stdin and worker.stdout

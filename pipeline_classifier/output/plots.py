@@ -29,12 +29,13 @@ def foremost(events: Sequence[Event], most: int | None) -> list[int]:
     most : int or None
         Largest number of pictures; None for all.
     """
+    ranks = [rank(event, number) for number, event in enumerate(events, start=1)]
+    return [number for *_, number in sorted(ranks)][:most]
 
-    def rank(number: int) -> tuple[float, float, int]:
-        event = events[number - 1]
-        return -round(event.probability, 2), -event.snr, number
 
-    return sorted(range(1, len(events) + 1), key=rank)[:most]
+def rank(event: Event, number: int) -> tuple[float, float, int]:
+    """Return the key by which `foremost` sorts events."""
+    return -round(event.probability, 2), -event.snr, number
 
 
 def plot_overview(

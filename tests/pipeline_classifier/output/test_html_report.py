@@ -193,7 +193,8 @@ def test_saliency_is_of_the_page_that_the_search_classified(observation, classif
     result = search(source, Classifiers(classifier), Decision(threshold=0.5, min_snr=6.25), 1)
     found = list(saliency_of_events(source, result, classifier, [1, 3]))
     assert [number for number, *_ in found] == [1, 3]
-    for _, event, saliency in found:
+    for number, saliency in found:
+        event = result.events[number - 1]
         assert event.first_page <= saliency.page <= event.last_page
         image = classifier.images(saliency.image[None])[0][0]
         probability = 1 / (1 + np.exp(-float(classifier.network.log_odds(image[None]))))
