@@ -24,6 +24,8 @@ from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.live.live_results import GROWTH, GrowingNpy
 from pipeline_classifier.live.live_search import missing_pages
 from pipeline_classifier.live.psrdada.client import Writer, create_rings
+from pipeline_classifier.output.candidate_lists import read_candidates
+from pipeline_classifier.output.plots import foremost
 from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.training_models import build_model
 from tests.command_line import run_here
@@ -150,7 +152,7 @@ def check(config: Path, out: Path, count: int, length: int) -> None:
 
 
 def test_no_input_means_the_ring_until_n_spectra_pages_came(config, search, start, ring_key, tmp_path):
-    change(config, n_spectra=50)
+    change(config, n_spectra=50, max_plots=3)
     writer = start(WRITER, json.dumps([ring_key, HEADER, [60]]))
     out, errors = search(config).communicate(timeout=PATIENCE_S)
     assert "n_spectra of 50 pages reached" in out, errors
@@ -169,7 +171,10 @@ def test_no_input_means_the_ring_until_n_spectra_pages_came(config, search, star
         "status_a.b 1.json",
         "summary_a.b 1.json",
     }
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    drawn = foremost(read_candidates(tmp_path / "out" / "candidates_a.b 1.csv"), 3)
+    names |= {f"event_a.b 1_{number:04d}.png" for number in drawn}
+    assert len(drawn) == 3 and {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "out").glob("*.png"))
     said = status(tmp_path / "out")
     assert said["state"] == "ended" and said["pages"] == 50 and said["events"] == len(found)
     assert (
