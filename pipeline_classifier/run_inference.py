@@ -166,6 +166,8 @@ def search_one(
     suffixes = [layer.suffix for layer in source.layers]
     check_names([(source.name, source.files)], suffixes, inputs, config.output_path)
     folder = make_output_folder(config.output_path, "output_dir")
+    if isinstance(source, FilterbankPages):
+        source.begin(config.threads)  # while torch is imported
     classifiers = load_classifiers(config)
     if isinstance(source, ArrayPages):
         source.scale_for(classifiers.pages.checkpoint.normaliser)

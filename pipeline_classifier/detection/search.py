@@ -154,7 +154,7 @@ def find_events(
 
     total = sum(len(layer.starts) for layer in source.layers)
     with tqdm(total=total, unit="page", desc=source.name, disable=None) as bar:
-        for batch, pages in map_in_order(classified, source.planes(threads), threads, one_thread_each):
+        for batch, pages in map_in_order(classified, source.planes_once_begun(threads), threads, one_thread_each):
             chosen = slice(batch.first, batch.first + len(batch))
             result = layers[batch.layer]
             result.predictions[chosen] = decision.classes(pages.probabilities)

@@ -4,6 +4,13 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
+from pipeline_classifier.frontend.boxcar import boxcar_search, page_snrs
+from pipeline_classifier.frontend.cleaning import clean
+from pipeline_classifier.frontend.dedispersion import DedispersionTree
+from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.settings import Cleaning
 from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.runtime import end_with_launcher
 
@@ -25,9 +32,24 @@ def prepare_process() -> None:
 
 
 def import_packages() -> None:
-    """Import numba and torch; numba first, since the first pages are made without torch."""
-    import numba  # noqa: F401
+    """Load the compiled loops, then import torch, without which the first pages are made."""
+    load_loops_of_front_end()
+    load_loops_of_search()
     import torch  # noqa: F401
+
+
+def load_loops_of_front_end() -> None:
+    """Load the compiled loops that make pages of 8-bit samples, by a search of some noise."""
+    samples = np.random.default_rng(0).integers(0, 256, (1024, 8), np.uint8)
+    cleaned = clean(samples, 1500.0 - np.arange(8), 1e-3, Cleaning(), np.empty((8, 1024), np.int8))
+    DedispersionTree(np.zeros((2, 8)))(cleaned.data, 1024)
+
+
+def load_loops_of_search() -> None:
+    """Load the compiled loops that search pages; the first time they are compiled, which takes some seconds."""
+    pages = np.zeros((1, 4, 64), np.float32)
+    page_snrs(PageBatch.of_pages(pages, np.zeros(1, np.int64), 0), 1.0)
+    boxcar_search(pages[0], 8, 1.0)
 
 
 def one_thread_each() -> None:

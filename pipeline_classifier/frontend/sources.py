@@ -14,6 +14,7 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.run_summary import RunSummary
+from pipeline_classifier.frontend.threads import begun
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.file_types import HEAD_BYTES, name_of_format
 from single_pulse_classifier_training.input_files import NOT_NPY
@@ -94,6 +95,7 @@ class Source(ABC):
     name: str
     files: list[Path]
     layers: list[Layer]
+    _begun: Iterator[PageBatch] | None = None
 
     @abstractmethod
     def planes(self, threads: int | None = None) -> Iterator[PageBatch]:
@@ -104,6 +106,15 @@ class Source(ABC):
         threads : int, optional
             Threads that compute the batches; one per core by default.
         """
+
+    def begin(self, threads: int | None = None) -> None:
+        """Start to make the first pages in the background, for `planes_once_begun`."""
+        self._begun = begun(self.planes(threads))
+
+    def planes_once_begun(self, threads: int | None = None) -> Iterator[PageBatch]:
+        """Return `planes`, which go on from the first pages if `begin` was called before."""
+        planes, self._begun = self._begun or self.planes(threads), None
+        return planes
 
     @abstractmethod
     def cutout(self, event: Event) -> Cutout:

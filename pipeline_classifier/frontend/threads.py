@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -13,6 +14,19 @@ Result = TypeVar("Result")
 def thread_count(threads: int | None) -> int:
     """Return the number of threads asked for, or the number of cores."""
     return threads or len(os.sched_getaffinity(0))
+
+
+def begun(items: Iterator[Item]) -> Iterator[Item]:
+    """Return an iterator over the same items, of which a thread computes the first one at once."""
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(list, islice(items, 1))
+    pool.shutdown(wait=False)
+
+    def all_items() -> Iterator[Item]:
+        yield from first.result()
+        yield from items
+
+    return all_items()
 
 
 def map_in_order(
