@@ -130,13 +130,14 @@ def _bytes_needed(
     longest_page = settings.n_time * max(settings.time_downsample)
     itemsize = accumulator_dtype(nchans).itemsize
     sweeps = [dispersion_delay(stack[-1], frequencies[-1], frequencies[0]) / tsamp for stack in stacks]
-    planes = itemsize * sum(
-        len(stack) * (length + float(sweep) + longest_page) for stack, sweep in zip(stacks, sweeps, strict=True)
+    tails = itemsize * sum(
+        len(stack) * (float(sweep) + longest_page) for stack, sweep in zip(stacks, sweeps, strict=True)
     )
+    planes = tails + itemsize * len(settings.dms) * length
     pages = itemsize * max(map(len, stacks)) * (length + longest_page) * len(settings.time_downsample)
     own = max(reading * length, in_cleaning * length, nchans * length + planes) + pages
-    # Two planes are added, one waits; detection keeps the pages of the last two chunks.
-    return own, 3 * planes + 2 * pages * len(stacks)
+    # A chunk is added to the incomplete columns before it while another waits; detection keeps the pages of two chunks.
+    return own, 2 * planes + tails + 2 * pages * len(stacks)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class Chunk:
     columns : tuple of (first, last)
         For each stack of trial DMs the columns, in samples of the observation, to which the chunk adds and that are
         needed for pages. They begin with those of the first page that is not complete before this chunk.
+    incomplete : tuple of int
+        For each stack the first of its columns to which later chunks add, or any number past its columns.
     pages : tuple of (first, last)
         For each layer the number of the first page that is complete with this chunk, and that after the last one.
     """
@@ -158,6 +161,7 @@ class Chunk:
     start: int
     end: int
     columns: tuple[tuple[int, int], ...]
+    incomplete: tuple[int, ...]
     pages: tuple[tuple[int, int], ...]
 
 
@@ -179,17 +183,17 @@ def schedule(edges: np.ndarray, layers: Sequence[Layer], max_delays: Sequence[in
     starts, ends = edges[:-1], edges[1:]
     n = len(starts)
     last_columns = np.full((len(max_delays), n), ends)
-    pending = np.full((len(max_delays), n), np.iinfo(np.int64).max)
+    pending = np.full((len(max_delays), n + 1), np.iinfo(np.int64).max)
     done = np.zeros((len(layers), n + 1), np.int64)
     for layer, complete in zip(layers, done, strict=True):
         first_samples = layer.starts * layer.time_downsample
         page_ends = first_samples + layer.grid.n_time * layer.time_downsample
         complete[1:] = np.searchsorted(page_ends, ends - max_delays[layer.dm_stack], side="right")
         complete[-1] = len(page_ends)
-        next_page = np.append(first_samples, np.iinfo(np.int64).max)[complete[:-1]]
+        next_page = np.append(first_samples, np.iinfo(np.int64).max)[complete]
         pending[layer.dm_stack] = np.minimum(pending[layer.dm_stack], next_page)
         last_columns[layer.dm_stack, -1] = max([last_columns[layer.dm_stack, -1], *page_ends[-1:]])
-    first_columns = np.where(pending < last_columns, np.minimum(pending, starts), last_columns)
+    first_columns = np.where(pending[:, :-1] < last_columns, np.minimum(pending[:, :-1], starts), last_columns)
 
     needed: np.ndarray = (first_columns < last_columns).any(axis=0)
     for number in np.flatnonzero((np.diff(done) > 0).any(axis=0)).tolist():
@@ -197,4 +201,5 @@ def schedule(edges: np.ndarray, layers: Sequence[Layer], max_delays: Sequence[in
     for number in np.flatnonzero(needed).tolist():
         columns = zip(first_columns[:, number].tolist(), last_columns[:, number].tolist(), strict=True)
         pages = zip(done[:, number].tolist(), done[:, number + 1].tolist(), strict=True)
-        yield Chunk(number, int(starts[number]), int(ends[number]), tuple(columns), tuple(pages))
+        incomplete = tuple(pending[:, number + 1].tolist())
+        yield Chunk(number, int(starts[number]), int(ends[number]), tuple(columns), incomplete, tuple(pages))

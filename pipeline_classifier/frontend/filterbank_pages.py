@@ -172,14 +172,15 @@ class FilterbankPages(Source):
             self._constant += int(cleaned.constant.sum())
             for stack, (first, _) in enumerate(chunk.columns):
                 if first < chunk.start:
-                    before = recent[-1].sums[stack]
-                    planes.sums[stack][:, : chunk.start - first] += before[:, before.shape[1] - chunk.start + first :]
+                    planes.sums[stack][:, : chunk.start - first] += recent[-1].sums[stack]
             if recent:
                 recent[-1].sums.clear()
             recent.append(planes)
             while recent[0].chunk.end <= chunk.start - self.max_delay:
                 recent.popleft()
             yield from self._completed(recent)
+            for stack, (first, last) in enumerate(chunk.columns):
+                planes.sums[stack] = planes.sums[stack][:, min(chunk.incomplete[stack], last) - first :].copy()
 
     def _dedispersed(self, chunk: Chunk) -> Planes:
         """Read, clean and dedisperse the samples of one chunk."""
