@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 EVENT_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Candidate probabilities at which recall and false events are measured."""
 
-GATE_PART = 0.8
-"""Gate in units of the lowest S/N of an event. The coarse search of `page_snrs` gives at least 0.84 of the S/N."""
+GATE_PART = 0.9
+"""Gate in units of the lowest S/N of an event. The coarse search of `page_snrs` gives at least 0.9 of the S/N."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pipeline_classifier.times import SECONDS_PER_DAY
 LONGEST_REACH = 8
 """Largest context on either side of a group, in pages: longer bow ties are measured in part, so that memory is bounded.
 Chosen by hand."""
-SHORTEST_REACH, BRIGHT_PAGE = 2, 10.0
+SHORTEST_REACH, BRIGHT_PAGE = 2, 20.0
 """Context in pages where no page within the long reach has this S/N: what bow ties there may be are short and faint."""
 PEAKS_PER_PAGE = 3  # chosen by hand; not tuned on data
 
@@ -188,6 +188,8 @@ class EventFinder:
         plane = joined(self._batches, origin, min(self._end, last + reach))
         searched = boxcar_search(plane, n_time // 2, self.grid.noise)
         first, last = max(first, int(begins[passed].min())), min(last, int(ends[passed].max()))
+        if not self.decision.is_event(float(searched.snr[:, first - origin : last - origin].max())):
+            return []
         # Further than the group, so that a pulse beside it is told apart from those in it, and the maxima at the limits
         # of the search are not among those that are kept.
         beside = math.ceil(MEASURED_BESIDE * n_time)

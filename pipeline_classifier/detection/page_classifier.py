@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from single_pulse_classifier_training.checkpoint import Checkpoint
 
 
+BATCH_ON_CPU = 4
+"""Largest number of images that the network gets at once on a CPU: few pages of a batch pass the gate, and missing images
+are zeros that take as long. Larger batches are no faster."""
+
+
 class Classified(NamedTuple):
     """What is known of the pages of a batch.
 
@@ -52,7 +57,7 @@ class PageClassifier:
     device : torch.device
         Device of the network.
     batch_size : int
-        Images that the network gets at once.
+        Images that the network gets at once; at most `BATCH_ON_CPU` on a CPU.
     precision : {"float32", "bf16"}
         Precision of the multiplications; bf16 is nearly twice as fast on CPUs with such instructions.
     """
@@ -65,6 +70,8 @@ class PageClassifier:
         precision: str = "float32",
     ) -> None:
         self.checkpoint = checkpoint
+        if device.type == "cpu":
+            batch_size = min(batch_size, BATCH_ON_CPU)
         self.network = Network(checkpoint, device, batch_size, precision)
 
     def classify(self, batch: PageBatch, gate: float = 0.0, noise: float = 0.0) -> Classified:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline_classifier.frontend import kernels
-from pipeline_classifier.frontend.pages import PageBatch, robust_noise
+from pipeline_classifier.frontend.pages import PageBatch, median_of_rows, robust_noise
 
 LEAST_NOISE = 0.95
 """Noise of a plane, in units of the noise of its source, below which samples that were set to zero have lowered it.
@@ -107,19 +107,16 @@ def plane_noise(plane: np.ndarray, medians: np.ndarray, noise: float) -> np.ndar
         between `NOISE_PARTS` stretches of time, and at least `QUIETEST` and at most `LEAST_NOISE` of ``noise``.
     """
     sizes, n = np.nan_to_num(np.abs(plane[::2, ::2] - medians[::2, None])), plane.shape[1]
-    sigma = 1.4826 * _median(sizes) or np.nan_to_num(plane - medians[:, None]).std() or 1.0
+    sigma = 1.4826 * float(median_of_rows(sizes.reshape(1, -1))[0]) or np.nan_to_num(plane - medians[:, None]).std() or 1.0
     if sigma >= LEAST_NOISE * noise:
         return np.full(n, sigma, np.float32)
     edges = np.linspace(0, sizes.shape[1], min(NOISE_PARTS, sizes.shape[1]) + 1).astype(int)
-    parts = [1.4826 * _median(sizes[:, first:end]) for first, end in zip(edges, edges[1:], strict=False)]
+    parts = [
+        1.4826 * float(median_of_rows(sizes[:, first:end].reshape(1, -1))[0])
+        for first, end in zip(edges, edges[1:], strict=False)
+    ]
     local = np.interp(np.arange(n), edges[:-1] + edges[1:], np.clip(parts, QUIETEST * noise, LEAST_NOISE * noise))
     return local.astype(np.float32)
-
-
-def _median(values: np.ndarray) -> float:
-    """Upper median of an array of any shape."""
-    middle = values.size // 2
-    return np.partition(values, middle, axis=None)[middle]
 
 
 def boxcar_search(plane: np.ndarray, longest: int, noise: float = 0.0) -> BoxcarSearch:
@@ -135,7 +132,7 @@ def boxcar_search(plane: np.ndarray, longest: int, noise: float = 0.0) -> Boxcar
         Noise of the values where no sample was set to zero (`PageGrid.noise`), 0 if not known.
     """
     n_dm, n = plane.shape
-    medians = np.partition(plane, n // 2, axis=1)[:, n // 2].copy()
+    medians = median_of_rows(plane)
     searched = BoxcarSearch(
         np.empty((n_dm, n + 1), np.float32), np.empty((n_dm, n), np.float32), np.empty((n_dm, n), np.int32)
     )

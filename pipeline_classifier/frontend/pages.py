@@ -242,18 +242,21 @@ def robust_noise(pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     small = pages.shape[1] * pages.shape[2] < 65536
     sample = (pages if small else pages[:, ::8, ::4]).reshape(len(pages), -1)
-    median = _median(sample)
-    sigma = np.float32(1.4826) * _median(np.abs(sample - median[:, None]))
+    median = median_of_rows(sample, lower=True)
+    sigma = np.float32(1.4826) * median_of_rows(np.abs(sample - median[:, None]), lower=True)
     degenerate = sigma == 0
     if degenerate.any():
         sigma[degenerate] = sample[degenerate].std(axis=1)
     return median, sigma
 
 
-def _median(values: np.ndarray) -> np.ndarray:
-    """Lower median of each row of (B, n)."""
-    middle = (values.shape[1] - 1) // 2
-    return np.partition(values, middle, axis=1)[:, middle].copy()
+def median_of_rows(values: np.ndarray, lower: bool = False) -> np.ndarray:
+    """Upper or lower median of each row of (m, n) float32, (m,); values that are not numbers are the last ones."""
+    from pipeline_classifier.frontend import kernels
+
+    medians = np.empty(len(values), np.float32)
+    kernels.select(np.ascontiguousarray(values), (values.shape[1] - lower) // 2, medians)
+    return medians
 
 
 def resize(images: np.ndarray, resolution: int) -> np.ndarray:
