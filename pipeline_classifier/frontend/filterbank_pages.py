@@ -47,14 +47,45 @@ class Planes(NamedTuple):
     Attributes
     ----------
     chunk : Chunk
-    cleaned : Cleaned
+    good : (nchans,) ndarray of bool
+        Channels in use.
+    not_finite, constant : int
+        Number of values that are not finite or out of range, and in constant stretches.
     sums : list of (n_dm, columns) ndarray
         For each stack the sums over the channels, in the columns of `Chunk.columns`.
     """
 
     chunk: Chunk
-    cleaned: Cleaned
+    good: np.ndarray
+    not_finite: int
+    constant: int
     sums: list[np.ndarray]
+
+
+class Buffers:
+    """Memory for large arrays, which is used again instead of being returned to the system and cleared by it."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+        """Return an array of any content; several threads may call."""
+        size = shape[0] * shape[1] * dtype.itemsize
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(0, np.uint8)
+        if len(memory) < size:
+            memory = np.empty(size, np.uint8)
+        return memory[:size].view(dtype).reshape(shape)
+
+    def give_back(self, array: np.ndarray) -> None:
+        """Take back an array that `take` returned."""
+        self._free.append(array.base)
+
+    def clear(self) -> None:
+        """Free the memory that is not in use."""
+        self._free.clear()
 
 
 class FilterbankPages(Source):
@@ -97,6 +128,8 @@ class FilterbankPages(Source):
             for number, stack in enumerate(stacks)
             for factor in sorted(settings.time_downsample)
         ]
+        self._samples = Buffers()
+        self._sums = [Buffers() for _ in stacks]
         self._seams = [math.ceil(end / self.cleaning.td) for end in file.ends[:-1] if bandpass_changes(file, end)]
         self._start_counting()
 
@@ -164,12 +197,11 @@ class FilterbankPages(Source):
         chunks = schedule(self.chunk_edges(), self.layers, [tree.max_delay for tree in self._trees])
         recent: deque[Planes] = deque()
         for planes in map_in_order(self._dedispersed, chunks, min(thread_count(threads), self.plan.workers)):
-            chunk, cleaned = planes.chunk, planes.cleaned
-            n = chunk.end - chunk.start
-            self._samples_read += n
-            self._channel_samples += int(cleaned.good.sum()) * n
-            self._not_finite += int(cleaned.not_finite.sum())
-            self._constant += int(cleaned.constant.sum())
+            chunk = planes.chunk
+            self._samples_read += chunk.end - chunk.start
+            self._channel_samples += int(planes.good.sum()) * (chunk.end - chunk.start)
+            self._not_finite += planes.not_finite
+            self._constant += planes.constant
             for stack, (first, _) in enumerate(chunk.columns):
                 if first < chunk.start:
                     planes.sums[stack][:, : chunk.start - first] += recent[-1].sums[stack]
@@ -180,20 +212,25 @@ class FilterbankPages(Source):
                 recent.popleft()
             yield from self._completed(recent)
             for stack, (first, last) in enumerate(chunk.columns):
-                planes.sums[stack] = planes.sums[stack][:, min(chunk.incomplete[stack], last) - first :].copy()
+                sums = planes.sums[stack]
+                planes.sums[stack] = sums[:, min(chunk.incomplete[stack], last) - first :].copy()
+                self._sums[stack].give_back(sums)
+        self.release()
 
     def _dedispersed(self, chunk: Chunk) -> Planes:
         """Read, clean and dedisperse the samples of one chunk."""
         n = chunk.end - chunk.start
-        data = np.empty((len(self.frequencies), n), np.int8)
+        data = self._samples.take((len(self.frequencies), n), np.dtype(np.int8))
         cleaned = self.cleaned(chunk.start, n, data)
         sums = []
-        for tree, (first, last) in zip(self._trees, chunk.columns, strict=True):
-            plane = np.zeros((len(tree.delays), last - first), dedispersion.accumulator_dtype(len(data)))
+        for tree, buffers, (first, last) in zip(self._trees, self._sums, chunk.columns, strict=True):
+            plane = buffers.take((len(tree.delays), last - first), dedispersion.accumulator_dtype(len(data)))
+            plane[:] = 0
             if plane.size:
                 tree.add(data, plane, chunk.start - first)
             sums.append(plane)
-        return Planes(chunk, cleaned._replace(data=data[:, :0]), sums)
+        self._samples.give_back(data)
+        return Planes(chunk, cleaned.good, int(cleaned.not_finite.sum()), int(cleaned.constant.sum()), sums)
 
     def _completed(self, recent: Sequence[Planes]) -> Iterator[PageBatch]:
         """Yield the pages that the last of the recent chunks completes."""
@@ -226,11 +263,13 @@ class FilterbankPages(Source):
             first = planes.chunk.start if planes.chunk.number else start
             last = stop + tree.max_delay if planes.chunk.end == self.nsamples else planes.chunk.end
             inside = np.minimum(stop + delays, last) - np.maximum(start + delays, first)
-            used += int(np.maximum(inside, 0) @ planes.cleaned.good)
+            used += int(np.maximum(inside, 0) @ planes.good)
         return used / (stop - start)
 
     def release(self) -> None:
         """Free the memory of the dedispersion; the next pages allocate it again."""
+        for memory in (self._samples, *self._sums):
+            memory.clear()
         for tree in self._trees:
             tree.release()
 
