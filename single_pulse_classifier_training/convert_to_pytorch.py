@@ -31,6 +31,9 @@ if __name__ == "__main__":
     from single_pulse_classifier_training.cli import quiet_interrupts
 
     quiet_interrupts()
+    from single_pulse_classifier_training.options import conversion_parser
+
+    conversion_parser(__doc__).parse_args()  # --help and errors of the command line, before torch is imported
 
 import numpy as np
 import torch
@@ -41,6 +44,7 @@ from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import ConfigFile, Name, check_config, read_json
 from single_pulse_classifier_training.input_files import check_is_file, open_npy
 from single_pulse_classifier_training.keras_h5 import find_network, open_keras, read_state_dict
+from single_pulse_classifier_training.options import conversion_parser
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder, set_seed
 from single_pulse_classifier_training.training_models import RESOLUTIONS, build_model, models_htable
 
@@ -78,23 +82,7 @@ class KerasModelFile(ConfigFile, extra="ignore"):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="Keras .h5 files, or folders that hold them")
-    parser.add_argument("-o", "--output", help="file of a single result, folder of several (default: beside the input)")
-    parser.add_argument("--resolution", type=int, help="height and width of the images; required for a template")
-    parser.add_argument("--verify", nargs=2, metavar=("PAGES", "OUTPUTS"), help="compare with outputs of Keras")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-5,
-        help="largest difference in softmax for --verify (default: %(default)s)",
-    )
-    parser.add_argument("--config", help="config.json of the TensorFlow pipeline")
-    parser.add_argument("--template", nargs="?", const="", metavar="MODEL_NAME", help="a template of this network")
-    parser.add_argument("--all", action="store_true", help="a template of every network")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of a template (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist already")
-    return parser
+    return conversion_parser(__doc__)
 
 
 def run(args: argparse.Namespace) -> list[Path]:

@@ -27,6 +27,9 @@ if __name__ == "__main__":
     from single_pulse_classifier_training.cli import quiet_interrupts
 
     quiet_interrupts()
+    from single_pulse_classifier_training.options import evaluation_parser
+
+    evaluation_parser(__doc__).parse_args()  # --help and errors of the command line, before torch is imported
 
 import argparse
 import json
@@ -52,6 +55,7 @@ from single_pulse_classifier_training.evaluation import (
     read_predictions,
     write_predictions,
 )
+from single_pulse_classifier_training.options import FALSE_PER_HOUR, evaluation_parser
 from single_pulse_classifier_training.plots import plot_evaluation
 from single_pulse_classifier_training.pulse_free import (
     RateOptions,
@@ -62,16 +66,12 @@ from single_pulse_classifier_training.pulse_free import (
     report_rates,
     why_not_measured,
 )
-from single_pulse_classifier_training.runtime import DEVICES, atomic_writer, choose_device, make_output_folder
+from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
 from single_pulse_classifier_training.set_description import with_descriptions
-from single_pulse_classifier_training.shared_data import NATIVE_RESOLUTION
 from single_pulse_classifier_training.split import load_splits
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
-
-FALSE_PER_HOUR = (1000.0, 200.0, 100.0, 30.0, 10.0, 1.0)  # default rates: three decades, chosen by hand
-SPLITS = ("training", "validation", "test")
 
 
 def warn_of_differences(checkpoint: Checkpoint, config: TrainingConfig) -> None:
@@ -276,26 +276,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("config", nargs="?", help="training config, a JSON file")
-    add("checkpoint", nargs="?", help="checkpoint, a .pth file")
-    add("--predictions", metavar="FILE", help="predictions file, instead of config and checkpoint")
-    split = "which images (default: test if the config has test_files, else validation); --side is the old name"
-    add("--split", "--side", dest="split", choices=SPLITS, help=split)
-    add(
-        "--pulse-free", nargs="+", metavar="FILE", help="images without a pulse (default: Artefact images of the split)"
-    )
-    length = f"length of a page, seconds (default: as the set is described, else {NATIVE_RESOLUTION} times tsamp_s)"
-    add("--page-s", type=float, help=length)
-    rates = " ".join(f"{rate:g}" for rate in FALSE_PER_HOUR)
-    add("--false-per-hour", nargs="+", type=float, metavar="RATE", help=f"rates of the thresholds (default: {rates})")
-    limit = "rate whose threshold becomes the default threshold (default: the decisions stay the same)"
-    add("--max-false-per-hour", type=float, metavar="RATE", help=limit)
-    add("--keep-checkpoint", action="store_true", help="do not change the checkpoint")
-    add("--output-dir", help="folder of the results (default: path_to_images, or the folder of the predictions file)")
-    add("--device", choices=DEVICES, help="where to predict (default: device of the config, auto)")
-    return parser
+    return evaluation_parser(__doc__)
 
 
 def main() -> None:

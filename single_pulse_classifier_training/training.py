@@ -26,6 +26,9 @@ if __name__ == "__main__":
     from single_pulse_classifier_training.cli import quiet_interrupts
 
     quiet_interrupts()
+    from single_pulse_classifier_training.options import training_parser
+
+    training_parser(__doc__).parse_args()  # --help and errors of the command line, before torch is imported
 
 import argparse
 import logging
@@ -50,9 +53,9 @@ from single_pulse_classifier_training.distributed import Ranks, process_group
 from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.metrics import ConfusionCounts
 from single_pulse_classifier_training.optimisation import Learner, build_learner
+from single_pulse_classifier_training.options import training_parser
 from single_pulse_classifier_training.plots import plot_training_history
 from single_pulse_classifier_training.runtime import (
-    DEVICES,
     atomic_writer,
     choose_device,
     end_with_launcher,
@@ -350,12 +353,7 @@ def run(args: argparse.Namespace) -> TrainingResult | None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="training config, a JSON file")
-    parser.add_argument("--device", choices=DEVICES, help="where to train (default: device of the config, auto)")
-    parser.add_argument("--epochs", type=int, help="maximum number of epochs (default: num_epochs of the config, 100)")
-    parser.add_argument("--resume", action="store_true", help="continue from last.pth, or start if there is none")
-    return parser
+    return training_parser(__doc__)
 
 
 def main() -> None:

@@ -22,17 +22,19 @@ SCRIPTS = [
 
 
 OLD_NAME = ROOT / "pipeline_classifier" / "create_peak_dataset.py"
+LARGE = {"torch", "numba", "scipy", "matplotlib", "h5py", "astropy"}
 
 
 @pytest.fixture(scope="module")
-def helps(tmp_path_factory) -> dict[Path, str]:
-    """What each script prints for --help, in a process of its own and from another folder."""
+def helps(tmp_path_factory) -> dict[Path, tuple[str, set[str]]]:
+    """What each script prints for --help, and imports for it, in a process of its own and from another folder."""
     folder = tmp_path_factory.mktemp("elsewhere")
 
-    def help_of(script: Path) -> str:
-        done = subprocess.run([sys.executable, script, "--help"], cwd=folder, capture_output=True, text=True)
+    def help_of(script: Path) -> tuple[str, set[str]]:
+        command = [sys.executable, "-X", "importtime", script, "--help"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return done.stdout, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
 
     with ThreadPoolExecutor(2) as pool:
         texts = dict(zip([*SCRIPTS, OLD_NAME], pool.map(help_of, [*SCRIPTS, OLD_NAME])))
@@ -42,9 +44,15 @@ def helps(tmp_path_factory) -> dict[Path, str]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_help_has_an_example_and_an_error_is_code_2(helps, script, tmp_path):
-    assert f"python {script.name}" in helps[script]
+    assert f"python {script.name}" in helps[script][0]
     done = run_here(importlib.import_module(f"{script.parent.name}.{script.stem}"), "--no-such", folder=tmp_path)
     assert done.returncode == 2 and "error:" in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_does_not_wait_for_large_packages(helps, script):
+    imported = helps[script][1]
+    assert "argparse" in imported and not imported & LARGE
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -82,4 +90,4 @@ def test_all_scripts_are_here():
 
 
 def test_the_old_name_of_a_script_still_works(helps):
-    assert "candidate classifier" in helps[OLD_NAME]
+    assert "candidate classifier" in helps[OLD_NAME][0]

@@ -22,7 +22,7 @@ from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger
 from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.search import LayerResult, SearchResult, complete_summary, counted
-from pipeline_classifier.detection.workers import worker_pool
+from pipeline_classifier.detection.workers import load_loops_of_search, worker_pool
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.pages import PageBatch
@@ -81,6 +81,7 @@ def open_ring(
     InputError
         If ``source_ended`` gave a reason, or the header is not that of pages.
     """
+    load_loops_of_search()  # the writer must not wait while they are compiled
     settings = settings or ring_settings(config)
     logger.info("waiting for the ring 0x%s", config.key_output)
     deadline = time.monotonic() + config.idle_timeout_s

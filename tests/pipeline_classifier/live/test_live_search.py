@@ -17,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier import run_inference
-from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
+from pipeline_classifier.frontend import kernels
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
+from pipeline_classifier.live import live_search
 from pipeline_classifier.live.live_results import GROWTH, GrowingNpy
 from pipeline_classifier.live.live_search import missing_pages
 from pipeline_classifier.live.psrdada.client import Writer, create_rings
@@ -323,3 +325,17 @@ def test_readers_that_end_again_and_again_lose_no_page():
     command = [sys.executable, str(soak), "--pages", "4000", "--restarts", "4"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_loops_are_compiled_before_a_ring_is_attached(monkeypatch):
+    loops = [kernels.largest_boxcars, kernels.best_boxcars]
+
+    def attach(*_):
+        assert all(loop.compiled.signatures for loop in loops)
+        raise InterruptedError
+
+    for loop in loops:
+        monkeypatch.setattr(loop, "_compiled", None)  # as in a new process
+    monkeypatch.setattr(live_search, "RingPages", attach)
+    with pytest.raises(InterruptedError):
+        live_search.open_ring(PipelineConfig())
