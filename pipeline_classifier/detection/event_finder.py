@@ -60,7 +60,8 @@ class _Pages:
         return _Pages(*(np.concatenate(pair) for pair in pairs))
 
 
-NO_PAGES = _Pages(*np.empty((2, 0), np.int64), *np.empty((2, 0), np.float32), np.empty(0, bool))
+_NO_NUMBERS, _NO_VALUES = np.empty(0, np.int64), np.empty(0, np.float32)
+NO_PAGES = _Pages(_NO_NUMBERS, _NO_NUMBERS, _NO_VALUES, _NO_VALUES, np.empty(0, bool))
 
 
 class EventFinder:
@@ -135,7 +136,8 @@ class EventFinder:
         elif self._batches and self._is_bright_across(self._batches[-1], batch):
             self._pages.passed[-1] = True
         numbers = batch.first + np.arange(len(batch))
-        self._pages = self._pages.and_then(_Pages(numbers, batch.starts, classified.probabilities, classified.snrs, passed))
+        pages = _Pages(numbers, batch.starts, classified.probabilities, classified.snrs, passed)
+        self._pages = self._pages.and_then(pages)
         self._batches.append(batch)
         return self._measure_groups(final=False)
 

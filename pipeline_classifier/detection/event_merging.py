@@ -12,8 +12,8 @@ from pipeline_classifier.frontend.pages import PageGrid
 GROUP = 4
 """Pages that are measured together: those with the numbers 0 to 3, 4 to 7, and so on. Chosen for speed."""
 MEASURED_BESIDE = 1.5
-"""Pages on either side of a group whose pulses are measured with those of the group: as far as one of them reaches whose
-width is half a page, the longest boxcar."""
+"""Pages on either side of a group whose pulses are measured with those of the group. A pulse as wide as the longest
+boxcar, half a page, reaches so far."""
 RESIDUAL_SNR = 0.4
 """Fraction of the S/N of a pulse below which anything close to it is a residual of the cleaning. Chosen by hand."""
 RESIDUAL_REACH = 6

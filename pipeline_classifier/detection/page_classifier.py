@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 BATCH_ON_CPU = 4
-"""Largest number of images that the network gets at once on a CPU: few pages of a batch pass the gate, and missing images
-are zeros that take as long. Larger batches are no faster."""
+"""Largest number of images that the network gets at once on a CPU: few pages of a batch pass the gate, and zeros in place
+of missing images take as long as those. Larger batches are no faster."""
 
 
 class Classified(NamedTuple):

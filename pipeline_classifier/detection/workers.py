@@ -35,7 +35,6 @@ def import_packages() -> None:
     """Load the compiled loops, then import torch, without which the first pages are made."""
     load_loops_of_front_end()
     load_loops_of_search()
-    import scipy.ndimage
     import torch  # noqa: F401
 
 

@@ -107,7 +107,8 @@ def plane_noise(plane: np.ndarray, medians: np.ndarray, noise: float) -> np.ndar
         between `NOISE_PARTS` stretches of time, and at least `QUIETEST` and at most `LEAST_NOISE` of ``noise``.
     """
     sizes, n = np.nan_to_num(np.abs(plane[::2, ::2] - medians[::2, None])), plane.shape[1]
-    sigma = 1.4826 * float(median_of_rows(sizes.reshape(1, -1))[0]) or np.nan_to_num(plane - medians[:, None]).std() or 1.0
+    sigma = 1.4826 * float(median_of_rows(sizes.reshape(1, -1))[0])
+    sigma = sigma or float(np.nan_to_num(plane - medians[:, None]).std()) or 1.0
     if sigma >= LEAST_NOISE * noise:
         return np.full(n, sigma, np.float32)
     edges = np.linspace(0, sizes.shape[1], min(NOISE_PARTS, sizes.shape[1]) + 1).astype(int)

@@ -266,8 +266,7 @@ def resize(images: np.ndarray, resolution: int) -> np.ndarray:
     """
     if images.shape[1:] == (resolution, resolution):
         return images
-    values = images.astype(np.int64)
-    size = 1
+    values, size = images.astype(np.int64), np.ones((1, 1, 1), np.int64)
     for axis in (1, 2):
         n = values.shape[axis]
         edges = np.arange(resolution + 1) * n
