@@ -8,7 +8,7 @@
 
 The last line is the verdict: "OK", "OK with warnings: ..." (exit code 0) or "NOT USABLE: ..." (exit code 2).
 Sample values are checked in a few stretches of the file. The memory is that of run_inference.py, estimated to within a
-factor of two. The speed is measured on this machine, on one block of the (first) file for each thread.
+factor of 1.5. The speed is measured on this machine, in a search of the beginning of the observation.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -30,8 +29,9 @@ if __name__ == "__main__":
 import numpy as np
 
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.classifiers import load_classifiers
-from pipeline_classifier.detection.page_classifier import PageClassifier
+from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
+from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.detection.search import search
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.dispersion import DISPERSION_CONSTANT, dispersion_delay
 from pipeline_classifier.evaluation.input_report import (
@@ -47,10 +47,12 @@ from pipeline_classifier.formats.joined import JoinedFilterbank, open_observatio
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend import filterbank_pages
 from pipeline_classifier.frontend.blanking import out_of_range
+from pipeline_classifier.frontend.chunks import ChunkPlan, plan_chunks
 from pipeline_classifier.frontend.cleaning import zapped
-from pipeline_classifier.frontend.dedispersion import accumulator_dtype
+from pipeline_classifier.frontend.observation import after_downsampling, input_warnings
 from pipeline_classifier.frontend.settings import Cleaning
-from pipeline_classifier.frontend.threads import map_in_order, thread_count
+from pipeline_classifier.frontend.sources import Layer
+from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.options import add_config_option
 from pipeline_classifier.times import utc_of
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -62,14 +64,14 @@ STRETCH_BYTES = 16 << 20
 WHOLE_BYTES = 256 << 20
 MIN_SATURATING_BITS = 4  # with fewer bits the lowest and the highest level are in normal use
 
-# Parts of the memory estimate, in round numbers. The slow test test_memory_and_speed_are_those_of_a_run compares the
-# estimate with the resident memory of run_inference.py, within a factor of two.
-PROGRAM_BYTES = 400 << 20
-"""Resident memory of Python, torch and a network before any sample is read."""
-ACTIVATIONS_PER_PIXEL = 30
-"""float32 values that the network holds at once for each pixel of an image."""
-PARTIAL_SUMS = {False: 8, True: 16}
-"""Rows of partial sums per channel, with the fast (False) and the exact (True) dedispersion."""
+# Parts of the memory estimate besides those of `chunks.plan_chunks`. A slow test compares it with the resident memory
+# of run_inference.py, within a factor of 1.5.
+CUDA_BYTES = 360 << 20
+"""Resident memory that a CUDA build of torch needs more than a CPU build."""
+ACTIVATIONS_PER_PIXEL = 10
+"""float32 values that the network holds at once for each pixel of an image, besides those of a search of few pages."""
+TIMED_CHUNKS = 4
+"""Chunks for each worker that are searched to measure the speed, besides those that the longest sweep takes."""
 LARGEST_TIMED = {"nchans": 1 << 14, "ndm": 1 << 10, "block_bytes": 1 << 30, "pages": 1 << 23}
 """Limits above which the speed is not measured, as that could take more than some ten seconds; chosen by hand."""
 
@@ -85,9 +87,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(
-    files: Sequence[str | Path], config: PipelineConfig, classifier: PageClassifier, timing: bool = True
-) -> Report:
+def check(files: Sequence[str | Path], config: PipelineConfig, classifiers: Classifiers, timing: bool = True) -> Report:
     """Describe an observation, and judge whether it can be searched with a config.
 
     Parameters
@@ -96,8 +96,8 @@ def check(
         One SIGPROC file, or consecutive files of one observation.
     config : PipelineConfig
         Settings of the search.
-    classifier : PageClassifier
-        Classifier of the search.
+    classifiers : Classifiers
+        Networks of the search.
     timing : bool
         Whether to measure the speed.
 
@@ -113,10 +113,12 @@ def check(
     try:
         filterbank = open_observation(files[0] if len(files) == 1 else files, config.ifs)
         report |= header(filterbank) | search_grid(filterbank, dms, cleaning, config) | sample_values(filterbank)
-        report |= memory(filterbank, cleaning, report, config, classifier.checkpoint.resolution)
         obstacles = find_obstacles(report)
-        if timing and not obstacles:
-            report |= speed(filterbank, report, config, classifier)
+        if not obstacles:
+            plan = plan_chunks(filterbank, filterbank_pages.stacks_of(dms), settings)
+            report |= memory(plan, report, config, classifiers.pages.checkpoint.resolution)
+            if timing:
+                report |= speed(files, report, config, classifiers)
     except (InputError, OSError) as error:
         obstacles = [str(error)]
     warnings = [] if obstacles else find_warnings(report)
@@ -155,7 +157,7 @@ def search_grid(
     of Pulsar Astronomy, sect. 4.1.1). The smearing by the DM step is the sweep of half a step, which is the largest
     difference between the DM of a pulse and the nearest trial DM.
     """
-    frequencies, tsamp, nsamples = filterbank_pages.after_downsampling(filterbank, cleaning)
+    frequencies, tsamp, nsamples = after_downsampling(filterbank, cleaning)
     top, bottom = frequencies[[0, -1]]
     sweeps_s = dispersion_delay(dms, bottom, top)
     channel_s = 2 * DISPERSION_CONSTANT * dms * abs(filterbank.header.foff) * cleaning.fd / bottom**3
@@ -195,7 +197,7 @@ def search_grid(
         "baseline_window_s": cleaning.baseline_window_s,
         "zaplist_mhz": [list(band) for band in cleaning.zaplist],
         "channels_zapped": int(zapped(frequencies, cleaning.zaplist).sum()),
-        "input_warnings": filterbank_pages.input_warnings(filterbank, frequencies, config.front_end()),
+        "input_warnings": input_warnings(filterbank, frequencies, config.front_end()),
     }
 
 
@@ -244,68 +246,57 @@ def sample_values(filterbank: Filterbank | JoinedFilterbank) -> Report:
     }
 
 
-def memory(
-    filterbank: Filterbank | JoinedFilterbank,
-    cleaning: Cleaning,
-    report: Report,
-    config: PipelineConfig,
-    resolution: int,
-) -> Report:
-    """Memory that run_inference.py needs, estimated from the arrays that filterbank_pages.py keeps in each thread."""
-    frequencies, _, nsamples = filterbank_pages.after_downsampling(filterbank, cleaning)
-    nchans = len(frequencies)
-    delay = math.ceil(report["sweeps"][-1]["sweep_samples"])
-    page = config.page_samples * max(config.time_downsample)
-    length = filterbank_pages.block_length(config.block_samples, nchans, delay, page)
-    blocks = max(1, round(nsamples / length))
-    samples = min(nsamples, length if blocks > 1 else 3 * length // 2) + page
-    rows = min(report["ndm"], filterbank_pages.STACK_DMS)
-    integer = accumulator_dtype(nchans).itemsize
-    # Cleaning keeps a block as read and quantised to bytes; dedispersion keeps the bytes and the sums.
-    raw_bytes = filterbank.nchans * filterbank.header.dtype.itemsize * cleaning.td
-    if cleaning.td * cleaning.fd > 1:
-        raw_bytes += 4 * filterbank.nchans * cleaning.td
-    in_cleaning = (raw_bytes + nchans) * (samples + delay)
-    in_dedispersion = nchans * (samples + delay) + integer * rows * samples
-    tree = PARTIAL_SUMS[config.exact_dedispersion] * integer * nchans * (min(samples, length + page) + delay)
-    pages_in_block = report["pages"] * min(1.0, length / nsamples)
-    pages = 2 * 4 * pages_in_block * rows * config.page_samples
+def memory(plan: ChunkPlan, report: Report, config: PipelineConfig, resolution: int) -> Report:
+    """Memory that run_inference.py needs, from the plan of chunks that it follows."""
+    import torch
+
+    length = min(plan.length, report["nsamples"])
+    workers = min(thread_count(config.threads), plan.workers, -(-report["nsamples"] // length))
     network = 4 * config.batch_size * resolution**2 * ACTIVATIONS_PER_PIXEL
-    threads = min(thread_count(config.threads), blocks)
-    block_bytes = int(max(in_cleaning, in_dedispersion) + pages + network)
-    plan_bytes = 40 * report["ndm"] * nchans
+    program = CUDA_BYTES if torch.version.cuda else 0
     return {
-        "threads": threads,
-        "block_samples": min(length, nsamples),
-        "block_bytes": block_bytes,
-        "memory_bytes": PROGRAM_BYTES + plan_bytes + tree + threads * block_bytes + 16 * report["pages"],
+        "threads": workers,
+        "block_samples": length,
+        "block_bytes": int(plan.bytes_each),
+        "memory_bytes": plan.memory_bytes(workers) + program + network + 16 * report["pages"],
         "machine_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
 
 
-def speed(
-    filterbank: Filterbank | JoinedFilterbank, report: Report, config: PipelineConfig, classifier: PageClassifier
-) -> Report:
-    """Speed of the whole search, measured on one block for each thread; None if `LARGEST_TIMED` is exceeded."""
+def speed(files: Sequence[str | Path], report: Report, config: PipelineConfig, classifiers: Classifiers) -> Report:
+    """Speed of the whole search, measured on the first chunks; None if `LARGEST_TIMED` is exceeded."""
     unknown: Report = {"timed_s": None, "times_real_time": None, "expected_run_s": None}
     if any(report[key] > largest for key, largest in LARGEST_TIMED.items()):
         return unknown
-    source = filterbank_pages.FilterbankPages(filterbank.path, config.front_end())
-    blocks = list(islice(source.blocks(), report["threads"]))
-    began = time.monotonic()
-    for _ in map_in_order(lambda block: [classifier.classify(p) for p in source.pages(block)], blocks, config.threads):
-        pass
-    wall_s = time.monotonic() - began
-    timed_s = sum(block.end - block.start for block in blocks) * filterbank.tsamp
+    source = filterbank_pages.FilterbankPages(files[0] if len(files) == 1 else files, config.front_end())
+    decision = decide(config, classifiers, source.layers)
+    n_chunks = 1 + source.max_delay // source.plan.length
+    for chunks in (
+        n_chunks,
+        n_chunks + TIMED_CHUNKS * report["threads"],
+    ):  # loops are compiled, if need be, in the first
+        edges = source.chunk_edges()[: chunks + 1]
+        first = [layer.starts[: beginning(layer, int(edges[-1]) - source.max_delay)] for layer in source.layers]
+        part = source.with_starts(*first)
+        began = time.monotonic()
+        search(part, classifiers, decision, config.threads)
+        wall_s = time.monotonic() - began
+    timed_s = (part.summary().samples_read or 0) * source.tsamp
     factor = timed_s / wall_s
     return {"timed_s": timed_s, "times_real_time": factor, "expected_run_s": report["duration_s"] / factor}
+
+
+def beginning(layer: Layer, samples: int) -> int:
+    """Count the pages of a layer that end within the first samples of an observation, at least one."""
+    ends = (layer.starts + layer.grid.n_time) * layer.time_downsample
+    return max(1, int(np.searchsorted(ends, samples, side="right")))
 
 
 def run(args: argparse.Namespace) -> Report:
     """Check the files and print the report; exit with code 2 if the observation cannot be searched."""
     config = load_pipeline_config(args.config)
     config.warn_of_unused_settings()
-    report = check(args.files, config, load_classifiers(config).pages, not args.no_timing)
+    report = check(args.files, config, load_classifiers(config), not args.no_timing)
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else text(report))
     if report["verdict"] == NOT_USABLE:
         sys.exit(2)

@@ -26,11 +26,6 @@ def find_obstacles(report: Report) -> list[str]:
             f"the lowest trial DM, {report['dm_lowest']:g}, has a sweep of {report['sweeps'][0]['sweep_s']:.3g} s, "
             f"longer than the observation of {report['duration_s']:.3g} s"
         )
-    if report["memory_bytes"] > report["machine_memory_bytes"]:
-        reasons.append(
-            f"{size(report['memory_bytes'])} of memory are needed, but this machine has "
-            f"{size(report['machine_memory_bytes'])}: use fewer or lower trial DMs, or fewer threads"
-        )
     return reasons
 
 
@@ -78,7 +73,7 @@ def size(n_bytes: float) -> str:
 def text(report: Report) -> str:
     """Format a report as lines of printable characters, with the verdict in the last line."""
     lines = [("file", ", ".join(report["files"]))]
-    if "memory_bytes" in report:
+    if "channels_dead" in report:
         lines += described(report)
     reasons = "; ".join(report["reasons"])
     lines.append(("verdict", f"{report['verdict']}: {reasons}" if reasons else report["verdict"]))
@@ -116,8 +111,10 @@ def described(report: Report) -> list[tuple[str, str]]:
         ("end of the file", f"the last {r['samples_swept_past_end']} samples are searched with part of the band"),
         ("longest pulse", f"{widest_pulse_s(r):.4g} s, limited by page and baseline window"),
         ("sample values", f"{saturated}{r['not_finite_fraction']:.2%} not finite, {r['channels_dead']} dead channels"),
-        ("memory", f"{size(r['memory_bytes'])} of {size(r['machine_memory_bytes'])}, threads: {r['threads']}"),
     ]
+    if "memory_bytes" in r:
+        memory = f"{size(r['memory_bytes'])} of {size(r['machine_memory_bytes'])}, threads: {r['threads']}"
+        lines.append(("memory", memory))
     if r.get("times_real_time"):
         lines.append(("speed", f"{r['times_real_time']:.3g} times real time, {r['expected_run_s']:.3g} s in all"))
     return lines

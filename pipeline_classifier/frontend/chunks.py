@@ -17,13 +17,15 @@ from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.frontend.sources import Layer
 from single_pulse_classifier_training.cli import InputError
 
-PROGRAM_MB = 400
-"""Resident memory of Python, torch, the compiled loops and a network, before any sample is read."""
+PROGRAM_MB = 480
+"""Resident memory of a search of very few samples, in MiB, with a CPU build of torch."""
 DEFAULT_MAX_MEMORY_MB = 2048
 """Memory that a search uses if the config does not limit it, unless a quarter of the machine's is less."""
 SHORTEST_CHUNK, SHORTEST_WINDOWS = 2048, 2
 """Samples, and lengths of the running mean of the baseline, in the shortest chunk. Chosen by hand."""
-CLEANING_BYTES = 2
+LONGEST_SWEEP = 1 << 31
+"""Samples that delays may have; beyond, the header or the trial DMs are wrong."""
+CLEANING_BYTES = 1
 """Bytes of statistics for each sample while a chunk is cleaned, besides the samples before and after."""
 
 
@@ -83,9 +85,14 @@ def plan_chunks(
     frequencies, tsamp, nsamples = after_downsampling(file, settings.cleaning)
     longest = min(settings.block_samples, nsamples)
     sweep = float(dispersion_delay(np.max(settings.dms), frequencies[-1], frequencies[0]) / tsamp)
+    if not sweep < LONGEST_SWEEP:
+        raise InputError(
+            f"{file.path}: the sweep of the highest trial DM must be below {LONGEST_SWEEP:.3g} samples, "
+            f"got {sweep:.3g} for DM {np.max(settings.dms):g}"
+        )
     window = SHORTEST_WINDOWS * settings.cleaning.baseline_window_s / tsamp
     shortest = min(longest, max(SHORTEST_CHUNK, math.ceil(window)))
-    efficient = min(longest, max(shortest, sweep / 4))
+    efficient = min(longest, max(shortest, min(sweep, nsamples) / 4))
     available = (largest_mb - PROGRAM_MB) * 2**20
 
     def bytes_needed(length: int, workers: int = 1) -> float:
@@ -129,9 +136,11 @@ def _bytes_needed(
 
     longest_page = settings.n_time * max(settings.time_downsample)
     itemsize = accumulator_dtype(nchans).itemsize
+    last_sample = file.nsamples // cleaning.td
     sweeps = [dispersion_delay(stack[-1], frequencies[-1], frequencies[0]) / tsamp for stack in stacks]
     tails = itemsize * sum(
-        len(stack) * (float(sweep) + longest_page) for stack, sweep in zip(stacks, sweeps, strict=True)
+        len(stack) * (min(float(sweep), last_sample) + longest_page)
+        for stack, sweep in zip(stacks, sweeps, strict=True)
     )
     planes = tails + itemsize * len(settings.dms) * length
     pages = itemsize * max(map(len, stacks)) * (length + longest_page) * len(settings.time_downsample)
@@ -195,7 +204,7 @@ def schedule(edges: np.ndarray, layers: Sequence[Layer], max_delays: Sequence[in
         last_columns[layer.dm_stack, -1] = max([last_columns[layer.dm_stack, -1], *page_ends[-1:]])
     first_columns = np.where(pending[:, :-1] < last_columns, np.minimum(pending[:, :-1], starts), last_columns)
 
-    needed: np.ndarray = (first_columns < last_columns).any(axis=0)
+    needed = np.any(first_columns < last_columns, axis=0)
     for number in np.flatnonzero((np.diff(done) > 0).any(axis=0)).tolist():
         needed[np.searchsorted(ends, starts[number] - max(max_delays), side="right") : number] = True
     for number in np.flatnonzero(needed).tolist():

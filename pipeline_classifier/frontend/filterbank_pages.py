@@ -81,6 +81,7 @@ class Buffers:
 
     def give_back(self, array: np.ndarray) -> None:
         """Take back an array that `take` returned."""
+        assert array.base is not None
         self._free.append(array.base)
 
     def clear(self) -> None:

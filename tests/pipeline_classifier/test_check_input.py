@@ -41,16 +41,16 @@ def config_with(folder: Path, **keys) -> PipelineConfig:
 
 
 @pytest.fixture(scope="module")
-def classifier():
-    return load_classifiers(load_pipeline_config(DEFAULT_CONFIG, {"device": "cpu"})).pages
+def classifiers():
+    return load_classifiers(load_pipeline_config(DEFAULT_CONFIG, {"device": "cpu"}))
 
 
 @pytest.fixture
-def report_of(tmp_path, classifier):
+def report_of(tmp_path, classifiers):
     """The report on files without timing, with a config of these keys."""
 
     def report(*files: Path, **keys):
-        return check(files, config_with(tmp_path, **keys), classifier, timing=False)
+        return check(files, config_with(tmp_path, **keys), classifiers, timing=False)
 
     return report
 
@@ -114,7 +114,7 @@ def test_the_numbers_agree_with_the_pipeline(report_of, tmp_path, keys):
     assert report["nsamples"] == source.observation.nsamples == NSAMPLES - 1
     assert report["bytes_left_over"] == source.summary().bytes_left_over == 2 * 64 - 50
     assert report["samples_swept_past_end"] == pytest.approx(source.summary().samples_swept_past_end, abs=4)
-    assert report["block_samples"] == pytest.approx(np.diff(source.block_edges()).max(), rel=0.5)
+    assert report["block_samples"] == pytest.approx(np.diff(source.chunk_edges()).max(), rel=0.5)
     assert report["ascending"] and report["f_top_mhz"] == source.grid.f_top
     assert report["verdict"] == "OK with warnings"
     warnings = "; ".join(report["reasons"])
@@ -182,7 +182,14 @@ def test_samples_that_are_not_finite(report_of, tmp_path):
     [
         ({}, NSAMPLES, {"zaplist": [[0, 1e5]]}, "NOT USABLE", "zaplist removes all 64"),
         ({}, 300, {"dms": 1000.0}, "NOT USABLE", "the lowest trial DM, 1000, has a sweep of 1.04 s"),
-        ({"fch1": 10.0, "foff": -0.1, "tsamp": 1e-9}, NSAMPLES, {}, "NOT USABLE", "of memory are needed"),
+        (
+            {"fch1": 10.0, "foff": -0.1, "tsamp": 1e-9},
+            NSAMPLES,
+            {},
+            "NOT USABLE",
+            "the sweep of the highest trial DM must be below",
+        ),
+        ({}, NSAMPLES, {"max_memory_mb": 300}, "NOT USABLE", "max_memory_mb must be at least 4"),
         ({}, 300, {"ddm": 1.0}, "OK with warnings", "from DM 119 on, the sweep is longer"),
         (
             {"foff": -20.0},
@@ -250,8 +257,8 @@ def header_bytes(path: Path, header: Header) -> bytes:
     return path.read_bytes()
 
 
-def checked(path: Path, config: PipelineConfig, classifier, timing: bool) -> None:
-    report = check([path], config, classifier, timing)
+def checked(path: Path, config: PipelineConfig, classifiers, timing: bool) -> None:
+    report = check([path], config, classifiers, timing)
     assert report["verdict"] in ("OK", "OK with warnings", "NOT USABLE")
     assert bool(report["reasons"]) == (report["verdict"] != "OK")
     json.dumps(report, allow_nan=False)
@@ -260,26 +267,26 @@ def checked(path: Path, config: PipelineConfig, classifier, timing: bool) -> Non
 
 @given(st.fixed_dictionaries({}, optional=VALUES), st.binary(max_size=30), st.integers(0, 20000))
 @anything
-def test_any_header_gives_a_report(tmp_path, classifier, values, content, nbytes):
+def test_any_header_gives_a_report(tmp_path, classifiers, values, content, nbytes):
     path = tmp_path / "a.fil"
     path.write_bytes(header_bytes(path, replace(HEADER, **values)) + (content * nbytes)[:nbytes])
-    checked(path, config_with(tmp_path), classifier, timing=False)
+    checked(path, config_with(tmp_path), classifiers, timing=False)
 
 
 @given(st.integers(0, 330), st.binary(min_size=1, max_size=8))
 @anything
-def test_any_damage_gives_a_report(tmp_path, classifier, position, patch):
+def test_any_damage_gives_a_report(tmp_path, classifiers, position, patch):
     path = tmp_path / "a.fil"
     whole = header_bytes(path, HEADER) + noise(nsamples=40).tobytes()
     path.write_bytes(whole[:position] + patch + whole[position + len(patch) :])
-    checked(path, config_with(tmp_path), classifier, timing=False)
+    checked(path, config_with(tmp_path), classifiers, timing=False)
 
 
 @given(st.binary(max_size=300))
 @anything
-def test_any_bytes_give_a_report(tmp_path, classifier, content):
+def test_any_bytes_give_a_report(tmp_path, classifiers, content):
     (tmp_path / "a.fil").write_bytes(content)
-    checked(tmp_path / "a.fil", config_with(tmp_path), classifier, timing=False)
+    checked(tmp_path / "a.fil", config_with(tmp_path), classifiers, timing=False)
 
 
 @given(
@@ -289,10 +296,10 @@ def test_any_bytes_give_a_report(tmp_path, classifier, content):
 )
 @example(values={"nchans": 8, "nbits": 1}, content=b"\0\0\0\1", nbytes=256)
 @settings(anything, max_examples=15)
-def test_the_speed_of_any_usable_file_is_measured(tmp_path, classifier, values, content, nbytes):
+def test_the_speed_of_any_usable_file_is_measured(tmp_path, classifiers, values, content, nbytes):
     path = tmp_path / "a.fil"
     path.write_bytes(header_bytes(path, replace(HEADER, **values)) + (content * nbytes)[:nbytes])
-    checked(path, config_with(tmp_path, ndm=16, page_samples=64, batch_size=2), classifier, timing=True)
+    checked(path, config_with(tmp_path, ndm=16, page_samples=64, batch_size=2), classifiers, timing=True)
 
 
 @pytest.mark.slow
@@ -326,5 +333,5 @@ def test_memory_and_speed_are_those_of_a_run(report_of, tmp_path, header, nsampl
     done = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True).stdout
     rss_bytes = float(done.split("rss")[1])
     summary = json.loads((tmp_path / "out" / "summary_a.json").read_text())
-    assert 0.5 < estimate["memory_bytes"] / rss_bytes < 2
-    assert 1 / 3 < estimate["times_real_time"] / summary["times_real_time"] < 3
+    assert 1 / 1.5 < estimate["memory_bytes"] / rss_bytes < 1.5
+    assert 1 / 1.5 < estimate["times_real_time"] / summary["times_real_time"] < 1.5

@@ -11,6 +11,7 @@ from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
 from pipeline_classifier.frontend import filterbank_pages
 from pipeline_classifier.frontend.boxcar import boxcar_search
+from pipeline_classifier.frontend.chunks import PROGRAM_MB
 from pipeline_classifier.frontend.cleaning import Cleaned
 from pipeline_classifier.frontend.dedispersion import brute_force, delays_in_samples, quantise
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
@@ -138,9 +139,9 @@ def test_pages_do_not_depend_on_the_number_of_threads(observation):
 
 def test_less_memory_gives_shorter_chunks_and_the_same_sums(observation, scaled_only):
     settings = FrontEndSettings(LONG_SWEEPS, block_samples=NSAMPLES)
-    ample, scarce = (FilterbankPages(observation, replace(settings, max_memory_mb=mb)) for mb in (2000, 406))
+    ample, scarce = (FilterbankPages(observation, replace(settings, max_memory_mb=mb)) for mb in (2000, PROGRAM_MB + 6))
     assert scarce.plan.length < ample.plan.length // 4 and scarce.plan.workers < ample.plan.workers
-    assert scarce.plan.memory_bytes(64) <= 406 << 20
+    assert scarce.plan.memory_bytes(64) <= PROGRAM_MB + 6 << 20
     np.testing.assert_array_equal(stream(scarce), stream(ample))
 
 
@@ -151,7 +152,7 @@ def test_too_little_memory_is_refused_with_what_is_needed(observation):
     ) as error:
         FilterbankPages(observation, settings)
     needed = float(str(error.value).split("at least ")[1].split()[0])
-    assert 400 < needed <= 406
+    assert PROGRAM_MB < needed <= PROGRAM_MB + 6
     FilterbankPages(observation, replace(settings, max_memory_mb=needed))
 
 
@@ -315,7 +316,7 @@ def test_a_sweep_that_needs_too_much_memory_is_refused(tmp_path):
     header = Header(nchans=64, nbits=8, tsamp=1e-9, fch1=10.0, foff=-0.1)
     with FilterbankWriter(tmp_path / "a.fil", header) as file:
         file.write(np.zeros((100, 64), dtype=np.uint8))
-    with pytest.raises(InputError, match="a.fil: max_memory_mb must be at least .* for 64 trial DMs to 126, got"):
+    with pytest.raises(InputError, match="a.fil: the sweep of the highest trial DM must be below .* for DM 126"):
         FilterbankPages(tmp_path / "a.fil", FrontEndSettings(DMS))
 
 
