@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 BATCH_ON_CPU = 4
-"""Largest number of images that the network gets at once on a CPU: few pages of a batch pass the gate, and zeros in place
+"""Largest number of images that the network gets at once on a CPU: few pages of a batch pass the gate, and zeros instead
 of missing images take as long as those. Larger batches are no faster."""
 
 

@@ -90,3 +90,27 @@ def test_compilation_is_announced_once_and_a_cache_that_cannot_be_written(tmp_pa
     warned = [message for message in said[0] if "NUMBA_CACHE_DIR" in message]
     assert (len(compiled), len(warned)) == (1, not is_writable)
     assert said[1] == ([] if is_writable else said[0])
+
+
+@given(
+    values=st.lists(
+        st.sampled_from([-3.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, 7.5, 1e30, np.inf, -np.inf]) | st.floats(-1, 1, width=32),
+        min_size=1,
+        max_size=40,
+    ),
+    data=st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_selection_equals_a_partition(values, data):
+    values = np.array([values, values[::-1]], np.float32)
+    rank = data.draw(st.integers(0, values.shape[1] - 1))
+    expected, selected = np.partition(values, rank, axis=1)[:, rank], np.empty(2, np.float32)
+    kernels.select(values, rank, selected)
+    assert (selected == expected).all() or not np.isfinite(expected).all()
+
+
+def test_values_that_are_not_numbers_are_selected_last():
+    values = np.array([[np.nan, 2, np.nan, 1, 3], [np.nan] * 5], np.float32)
+    selected = np.empty(2, np.float32)
+    kernels.select(values, 2, selected)
+    assert selected.tolist() == [3.0, 0.0]
