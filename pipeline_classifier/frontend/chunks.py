@@ -202,7 +202,7 @@ def schedule(edges: np.ndarray, layers: Sequence[Layer], max_delays: Sequence[in
         next_page = np.append(first_samples, np.iinfo(np.int64).max)[complete]
         pending[layer.dm_stack] = np.minimum(pending[layer.dm_stack], next_page)
         last_columns[layer.dm_stack, -1] = max([last_columns[layer.dm_stack, -1], *page_ends[-1:]])
-    first_columns = np.where(pending[:, :-1] < last_columns, np.minimum(pending[:, :-1], starts), last_columns)
+    first_columns = np.minimum(pending[:, :-1], last_columns)
 
     needed = np.any(first_columns < last_columns, axis=0)
     for number in np.flatnonzero((np.diff(done) > 0).any(axis=0)).tolist():

@@ -142,6 +142,8 @@ def test_less_memory_gives_shorter_chunks_and_the_same_sums(observation, scaled_
     ample, scarce = (FilterbankPages(observation, replace(settings, max_memory_mb=mb)) for mb in (2000, PROGRAM_MB + 6))
     assert scarce.plan.length < ample.plan.length // 4 and scarce.plan.workers < ample.plan.workers
     assert scarce.plan.memory_bytes(64) <= PROGRAM_MB + 6 << 20
+    assert scarce.plan.workers == 1
+    assert FilterbankPages(observation, replace(settings, max_memory_mb=PROGRAM_MB + 20)).plan.workers == 4
     np.testing.assert_array_equal(stream(scarce), stream(ample))
 
 
@@ -236,13 +238,15 @@ def test_chunks_have_one_length_and_the_last_one_is_at_least_half_as_long(tmp_pa
     assert source.chunk_edges()[0] == 0 and np.diff(source.chunk_edges()).tolist() == lengths
 
 
-@pytest.mark.parametrize("block_samples", [2048, BLOCK])
+@pytest.mark.parametrize("block_samples", [2048, BLOCK, None])
 @pytest.mark.parametrize("overlap", [0.0, 0.3])
 def test_every_page_comes_once_with_the_chunk_that_completes_it(tmp_path, block_samples, overlap):
     """Also if the last sample that may be delayed into it is the first or the last one of a chunk."""
     path = empty_file(tmp_path / "a.fil", 12000)
-    settings = FrontEndSettings(DMS, block_samples=block_samples, overlap=overlap, time_downsample=(1, 2))
-    source = FilterbankPages(path, settings)
+    settings = FrontEndSettings(DMS, overlap=overlap, time_downsample=(1, 2))
+    if not block_samples:  # the first ten pages need just the first chunk
+        block_samples = 2560 + FilterbankPages(path, settings).max_delay
+    source = FilterbankPages(path, replace(settings, block_samples=block_samples))
     batches = list(source.planes(1))
     for number, layer in enumerate(source.layers):
         starts = np.concatenate([batch.starts for batch in batches if batch.layer == number])
