@@ -1,5 +1,6 @@
 """Threads that share the work, and the settings of a process that runs them."""
 
+import gc
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +33,22 @@ def prepare_process() -> None:
 
 
 def import_packages() -> None:
-    """Load the compiled loops, then import torch, without which the first pages are made."""
-    load_loops_of_front_end()
-    load_loops_of_search()
-    import torch  # noqa: F401
+    """Load the compiled loops, then import torch, without which the first pages are made.
+
+    The garbage collector is off meanwhile, and ignores these packages later: it would take a fifth of a second while
+    they are imported, and more than half a second at the end of the process, and find nothing.
+    """
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    try:
+        load_loops_of_front_end()
+        load_loops_of_search()
+        import scipy.ndimage  # noqa: F401
+        import torch  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def load_loops_of_front_end() -> None:
