@@ -62,12 +62,11 @@ def to_pages(path: Path, repetitions: int = REPETITIONS) -> float:
     prepare_process()
     source = FilterbankPages(path, FrontEndSettings(DMS))
 
-    def images(block) -> None:
-        for batch in source.pages(block):
-            for first in range(0, len(batch), 32):
-                to_images(batch.pages[first : first + 32], "robust", 256)
+    def images(batch) -> None:
+        for first in range(0, len(batch), 32):
+            to_images(batch[first : first + 32].pages, "robust", 256)
 
-    return best_of(lambda: list(map_in_order(images, source.blocks())), repetitions)
+    return best_of(lambda: list(map_in_order(images, source.planes())), repetitions)
 
 
 def best_of(job, repetitions: int = REPETITIONS) -> float:

@@ -76,29 +76,29 @@ RESULTS = {
 
 
 def test_results_of_a_search_that_fails_are_on_disk_as_far_as_it_came(observation, monkeypatch):
-    """What is known at the third of five blocks; the results of the search before are as they were."""
+    """What is known after the third of five chunks; the results of the search before are as they were."""
     assert run(observation, "--no-plots").returncode == 0
     out, unfinished = observation.with_name("out"), observation.with_name("out") / "unfinished_obs"
     before = {name: (out / name).read_bytes() for name in RESULTS}
     assert names(out) == RESULTS and len(rows(out / "candidates_obs.csv")) == 2
-    pages = FilterbankPages.pages
+    cleaned = FilterbankPages.cleaned
 
-    def failing_pages(self, block):
-        if block.start >= 4 * 2048:
+    def failing(self, start, n, out=None):
+        if start >= 4 * 2048:
             raise OSError(5, "Input/output error", "obs.fil")
-        return pages(self, block)
+        return cleaned(self, start, n, out)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FilterbankPages, "pages", failing_pages)
+        patched.setattr(FilterbankPages, "cleaned", failing)
         failed = run(observation, "--no-plots")
     assert failed.returncode == 2 and failed.stderr.splitlines()[-1].endswith("obs.fil: Input/output error")
     assert names(out) == RESULTS | {"unfinished_obs"}
     assert before == {name: (out / name).read_bytes() for name in RESULTS}
     whole = np.load(out / "predictions_obs.npy")
     known = np.load(unfinished / "predictions_obs.npy")
-    assert known.dtype == np.int32 and known.tolist() == [*whole[:32], *[-1] * (len(whole) - 32)]
+    assert known.dtype == np.int32 and known.tolist() == [*whole[:22], *[-1] * (len(whole) - 22)]
     probabilities = np.load(unfinished / "probabilities_obs.npy")
-    assert probabilities.dtype == np.float32 and (probabilities[:32] >= 0).all() and (probabilities[32:] == -1).all()
+    assert probabilities.dtype == np.float32 and (probabilities[:22] >= 0).all() and (probabilities[22:] == -1).all()
     [early] = rows(unfinished / "candidates_obs.csv")
     assert early == pytest.approx(0.5, abs=5e-3)
 
@@ -299,17 +299,17 @@ def test_a_signal_ends_a_search_with_a_message(observation, monkeypatch, caplog,
         signal.default_int_handler,
     ]  # a shell may ignore SIGINT in the background
     handlers = [signal.signal(*each) for each in zip(numbers, defaults, strict=True)]
-    pages = FilterbankPages.pages
+    cleaned = FilterbankPages.cleaned
 
-    def pages_until_signal(self, block):
-        if block.start >= 4 * 2048:
+    def cleaned_until_signal(self, start, n, out=None):
+        if start >= 4 * 2048:
             os.kill(os.getpid(), number)
-        return pages(self, block)
+        return cleaned(self, start, n, out)
 
     out = observation.with_name("out")
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(FilterbankPages, "pages", pages_until_signal)
+            patched.setattr(FilterbankPages, "cleaned", cleaned_until_signal)
             stopped = run(observation, "--no-plots", "--resume")
         assert stopped.returncode == 128 + number
         [message] = [text for text in caplog.messages if "was stopped" in text]
