@@ -45,7 +45,7 @@ from tqdm import tqdm
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_page_model
 from pipeline_classifier.detection.page_classifier import PageClassifier
-from pipeline_classifier.detection.workers import prepare_process
+from pipeline_classifier.detection.workers import prepare_process, wait_for_packages
 from pipeline_classifier.evaluation.known_events import (
     KnownEvents,
     events_from_cands,
@@ -263,6 +263,7 @@ def plan(options: DatasetOptions, config: PipelineConfig) -> list[tuple[Filterba
         raise InputError(f"ndm must be at most {STACK_DMS} in a training set of pages, got {len(settings.dms)}")
     classifier = None
     if options.hard_negatives:
+        wait_for_packages()
         device = choose_device(config.device)
         classifier = PageClassifier(load_page_model(options.hard_negatives, device), device)
     planned, groups = [], 0

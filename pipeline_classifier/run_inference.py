@@ -55,7 +55,7 @@ from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.parts import Part, part_of_this_process
 from pipeline_classifier.detection.search import SearchResult, check_classified
-from pipeline_classifier.detection.workers import prepare_process
+from pipeline_classifier.detection.workers import prepare_process, wait_for_packages
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.sources import ArrayPages
@@ -201,6 +201,7 @@ def search_many(
     for path in [] if resume else mine:
         with lock(folder, path.stem):
             pass  # likewise a file that another process is searching
+    wait_for_packages()
     use_gpu(part.local_rank)
     classifiers = load_classifiers(config)
     if config.max_false_per_hour is not None:  # likewise a rate that cannot be reached

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.page_classifier import PageClassifier
-from pipeline_classifier.detection.workers import one_thread_each
+from pipeline_classifier.detection.workers import one_thread_each, wait_for_packages
 from pipeline_classifier.frontend.pages import PAGE_NORMALISERS
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import choose_device
@@ -71,6 +71,7 @@ def load_page_model(
 
     From now on torch uses no threads of its own in the calling thread: the cores are busy with the pages.
     """
+    wait_for_packages()
     from single_pulse_classifier_training.checkpoint import load_checkpoint
 
     one_thread_each()
@@ -97,6 +98,7 @@ def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) 
     InputError
         If a model is missing or damaged, or one for candidates is given for pages or vice versa.
     """
+    wait_for_packages()
     from single_pulse_classifier_training.checkpoint import load_checkpoint
 
     candidates = None

@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -19,6 +20,9 @@ SWITCH_INTERVAL_S = 1e-3
 """Calls of the workers last some 100 us: at Python's own 5 ms a thread that waits for the interpreter leaves its core
 idle."""
 
+IMPORTS = "imports"
+"""Name of the thread that imports large packages."""
+
 
 def prepare_process() -> None:
     """Configure the process of a search; scripts call it before they start.
@@ -29,7 +33,8 @@ def prepare_process() -> None:
     end_with_launcher()
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    threading.Thread(target=import_packages).start()  # not a daemon: torch must not be interrupted at the exit
+    # Not a daemon: an import that the end of the process interrupts may abort it.
+    threading.Thread(target=import_packages, name=IMPORTS).start()
 
 
 def import_packages() -> None:
@@ -41,14 +46,20 @@ def import_packages() -> None:
     if "torch" in sys.modules:
         return
     gc.disable()
-    try:
+    with suppress(Exception):  # whoever needs the package reports it
         load_loops_of_front_end()
         load_loops_of_search()
         import scipy.ndimage  # noqa: F401
         import torch  # noqa: F401
-    finally:
-        gc.freeze()
-        gc.enable()
+    gc.freeze()
+    gc.enable()
+
+
+def wait_for_packages() -> None:
+    """Wait for the thread of `prepare_process`; Ctrl-C must not interrupt an import of torch in the main thread."""
+    for thread in threading.enumerate():
+        if thread.name == IMPORTS:
+            thread.join()
 
 
 def load_loops_of_front_end() -> None:
