@@ -55,4 +55,5 @@ def run_script(
     except OSError as error:
         parser.exit(2, f"{parser.prog}: error: {error.filename or 'input or output'}: {error.strerror or error}\n")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one while threads end leaves no traceback
         parser.exit(130, f"{parser.prog}: interrupted\n")
