@@ -81,6 +81,22 @@ def test_the_chunk_length_does_not_matter(observation, block_samples):
     )
 
 
+@pytest.mark.parametrize("from_edge", [-20, 0, 30])
+def test_a_wide_pulse_at_the_edge_of_a_chunk_keeps_its_snr(tmp_path, from_edge):
+    """Its width is a tenth of the baseline window, half of which is read beyond the chunk."""
+    edge = 3 * 2048
+    pulses = [Pulse((edge + from_edge + 0.5) * HEADER.tsamp, 56.0, 25.0, 20.0), Pulse(5.5, 56.0, 25.0, 20.0)]
+    simulate(tmp_path / "a.fil", HEADER, NSAMPLES, pulses, Rfi(), seed=2)
+    source = FilterbankPages(tmp_path / "a.fil", FrontEndSettings(DMS, block_samples=2048))
+    assert edge in source.chunk_edges()
+    searched = boxcar_search(stream(source), 128)
+    at_edge, elsewhere = (
+        searched.snr[:, column - 100 : column + 100].max()
+        for column in (round(pulse.time_s / HEADER.tsamp) for pulse in pulses)
+    )
+    assert at_edge > 0.85 * elsewhere > 12
+
+
 @pytest.fixture
 def scaled_only(monkeypatch):
     """Cleaning without statistics: the result does not depend on the chunks."""
@@ -89,7 +105,9 @@ def scaled_only(monkeypatch):
         data = np.zeros((block.shape[1], len(block) if out is None else out.shape[1]), np.float32)
         data[:, : len(block)] = (block.T - 100.0) / 10
         good = np.ones(len(data), bool)
-        data = data if out is None else quantise(data, len(data), out)
+        if out is not None:
+            data = quantise(data, len(data), out) if out.dtype == np.int8 else data
+            out[:] = data
         return Cleaned(data, good, np.zeros(len(block), np.int32), np.zeros(len(block), np.int32))
 
     monkeypatch.setattr(filterbank_pages, "clean", scale)
@@ -179,7 +197,7 @@ def test_the_scale_is_that_of_the_channels_that_are_summed(observation, monkeypa
     monkeypatch.setattr(filterbank_pages, "clean", half_masked)
     source = FilterbankPages(observation, FrontEndSettings(DMS, block_samples=2048))
     read = source.observation.read
-    monkeypatch.setattr(source.observation, "read", lambda start, n: 0 * read(start, n) + (start == 4096))
+    monkeypatch.setattr(source.observation, "read", lambda start, n: 0 * read(start, n) + (start < 4096 <= start + 1024))
     channels = [1 / (8 * batch.scale) ** 2 for batch in source.planes(2)]
     delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)[32]
     late = source.max_delay - delays[32:]  # samples of the lower half in the columns that a chunk completes
