@@ -13,7 +13,7 @@ from pipeline_classifier.formats.joined import JoinedFilterbank
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend.dedispersion import accumulator_dtype
 from pipeline_classifier.frontend.observation import after_downsampling
-from pipeline_classifier.frontend.settings import FrontEndSettings
+from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
 from pipeline_classifier.frontend.sources import Layer
 from single_pulse_classifier_training.cli import InputError
 
@@ -117,6 +117,11 @@ def default_max_memory_mb() -> float:
     return min(DEFAULT_MAX_MEMORY_MB, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**22)
 
 
+def context_samples(cleaning: Cleaning, tsamp: float) -> int:
+    """Samples read on either side of a chunk: half of the window of the running baseline."""
+    return math.ceil(cleaning.baseline_window_s / tsamp / 2)
+
+
 def _bytes_needed(
     file: Filterbank | JoinedFilterbank,
     stacks: Sequence[np.ndarray],
@@ -144,7 +149,8 @@ def _bytes_needed(
     )
     planes = tails + itemsize * len(settings.dms) * length
     pages = itemsize * max(map(len, stacks)) * (length + longest_page) * len(settings.time_downsample)
-    own = max(reading * length, in_cleaning * length, nchans * length + planes) + pages
+    cleaned = length + 2 * context_samples(cleaning, tsamp)
+    own = max(reading * cleaned, in_cleaning * cleaned, nchans * length + planes) + pages
     # A chunk is added to the incomplete columns before it while another waits; detection keeps the pages of two chunks.
     return own, 2 * planes + tails + 2 * pages * len(stacks)
 

@@ -17,7 +17,7 @@ from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.formats.joined import JoinedFilterbank, open_observation
 from pipeline_classifier.frontend import dedispersion
 from pipeline_classifier.frontend.blanking import in_float_range
-from pipeline_classifier.frontend.chunks import Chunk, plan_chunks, schedule
+from pipeline_classifier.frontend.chunks import Chunk, context_samples, plan_chunks, schedule
 from pipeline_classifier.frontend.cleaning import Cleaned, clean, downsample
 from pipeline_classifier.frontend.observation import (
     NOISE_SAMPLES,
@@ -299,7 +299,7 @@ class FilterbankPages(Source):
         good = np.zeros(len(self.frequencies), dtype=bool)
         counts = []
         for begin, finish, first, end in pieces:
-            context = math.ceil(self.cleaning.baseline_window_s / self.tsamp / 2)
+            context = context_samples(self.cleaning, self.tsamp)
             context = max(context, 2 * NOISE_SAMPLES - (finish - begin)) if len(pieces) > 1 else context
             read_from, read_to = max(first, begin - context), min(end, finish + context)
             whole = np.empty((len(out), read_to - read_from), dtype=out.dtype)
