@@ -288,6 +288,7 @@ class PipelineConfig(ConfigFile):
             self.ifs,
             self.block_samples,
             self.max_memory_mb,
+            "cuda" if self.device == "cuda" else "cpu",
         )
 
     def warn_of_unused_settings(self) -> None:

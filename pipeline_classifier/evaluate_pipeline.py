@@ -53,7 +53,7 @@ from pipeline_classifier.evaluation.false_rate import count_false_events, false_
 from pipeline_classifier.evaluation.recovery import Outcome, compare, outcome_of, pooled, quality, without_known
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
 from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.simulation.injection import inject
 from pipeline_classifier.simulation.observation import (
@@ -262,7 +262,7 @@ class Searched:
 
 def searched(path: str | Path, config: PipelineConfig, classifiers: Classifiers) -> Searched:
     """Search an observation at the threshold of its decision and, if candidates decide, at `EVENT_THRESHOLDS`."""
-    source = FilterbankPages(path, config.front_end())
+    source = pages_of(path, config.front_end())
     decision = decide(config, classifiers, source.layers)
     chosen = decision.threshold if decision.event_threshold is None else decision.event_threshold
     thresholds = {chosen} if decision.event_threshold is None else {chosen, *EVENT_THRESHOLDS}

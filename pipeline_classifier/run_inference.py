@@ -57,7 +57,7 @@ from pipeline_classifier.detection.parts import Part, part_of_this_process
 from pipeline_classifier.detection.search import SearchResult, check_classified
 from pipeline_classifier.detection.workers import prepare_process, wait_for_packages
 from pipeline_classifier.formats.joined import open_observation
-from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
 from pipeline_classifier.frontend.sources import ArrayPages
 from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_search import live_search, open_ring
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         files = many_files.expand(args.filterbank) or [config.filterbank_path]
         if not args.joined and (len(files) > 1 or part.n > 1 or args.resume):
             return search_many(files, part, config, output, inputs, args.resume)
-        source = FilterbankPages(files if args.joined else files[0], config.front_end())
+        source = pages_of(files if args.joined else files[0], config.front_end())
         result = search_one(source, config, output, [*files, *inputs])
     print(report(result))
     check_classified(source.files[0], result.summary, config)
@@ -219,7 +219,7 @@ def search_many(
             with suppress(InUse):
                 remove_unfinished(folder, path.stem)
             continue
-        source = FilterbankPages(path, settings)
+        source = pages_of(path, settings)
         decision = decide(config, classifiers, source.layers)
         try:
             result = search_and_write(source, classifiers, decision, config, output)

@@ -36,7 +36,7 @@ from pipeline_classifier.detection.search import SearchResult, check_classified
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.recovery import compare, summary
 from pipeline_classifier.formats.sigproc import Filterbank, read_header
-from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import pages_of
 from pipeline_classifier.frontend.pages import PageGrid
 from pipeline_classifier.live.live_search import live_search, missing_pages, open_ring
 from pipeline_classifier.live.replay import sent_through_ring
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> SearchResult:
         ):
             result, grid = live_search(ring, classifiers, config, ended), ring.grid
     else:
-        source = FilterbankPages(path, config.front_end())
+        source = pages_of(path, config.front_end())
         inputs = [path, *options.files_read(config)]
         check_names([(source.name, source.files)], [layer.suffix for layer in source.layers], inputs, folder)
         decision = decide(config, classifiers, source.layers)

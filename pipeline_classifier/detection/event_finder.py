@@ -262,6 +262,6 @@ def joined(batches: Iterable[PageBatch], start: int, end: int) -> np.ndarray:
         first, last = max(start, int(batch.starts[0])), min(end, int(batch.starts[-1]) + batch.n_time)
         if first < last:
             shift = int(batch.columns[0] - batch.starts[0])
-            values = batch.plane[:, first + shift : last + shift]
+            values = batch.columns_on_host(first + shift, last + shift)
             np.multiply(values, np.float32(batch.scale), out=plane[:, first - start : last - start], casting="unsafe")
     return plane

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline_classifier.detection.network import NOT_CLASSIFIED, Network
 from pipeline_classifier.frontend.boxcar import page_snrs
-from pipeline_classifier.frontend.pages import PageBatch, resize, to_images
+from pipeline_classifier.frontend.pages import PageBatch
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 BATCH_ON_CPU = 4
-"""Largest number of images that the network gets at once on a CPU: few pages of a batch pass the gate, and zeros instead
-of missing images take as long as those. Larger batches are no faster."""
+"""Largest number of images that the network gets at once on a CPU: few pages of a batch pass the gate, and zeros
+instead of missing images take as long as those. Larger batches are no faster."""
 
 
 class Classified(NamedTuple):
@@ -96,30 +96,26 @@ class PageClassifier:
         gated = int((probabilities == 0).sum()) - len(shown)
         for first in range(0, len(shown), self.network.batch_size):
             part = shown[first : first + self.network.batch_size]
-            images, unusable = self.images(batch.cut(part))
+            images, unusable = self.images(batch, part)
             probability = self.network.probabilities(images).cpu().numpy()
             without_output += int((~unusable & (probability == NOT_CLASSIFIED)).sum())
             probabilities[part] = np.where(unusable, NOT_CLASSIFIED, probability)
         return Classified(probabilities, snrs, gated, without_output)
 
-    def images(self, pages: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Return the images of pages (B, n_dm, n_time) on the device of the network, and which of them are unusable.
+    def images(self, batch: PageBatch, chosen: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Return the images of some pages on the device of the network, and which of them are unusable.
 
-        See `to_images`; pages of uint8 are images already, and unusable if constant.
+        See `PageBatch.images`.
         """
-        if pages.dtype == np.uint8:
-            images = resize(pages, self.checkpoint.resolution)
-            unusable = images.max(axis=(1, 2)) == images.min(axis=(1, 2))
-        else:
-            images, unusable = to_images(pages, self.checkpoint.normaliser, self.checkpoint.resolution)
+        images, unusable = batch.images(chosen, self.checkpoint.normaliser, self.checkpoint.resolution)
         return on_device(images, self.network.device), unusable
 
 
-def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy values to ``device``; a copy to a GPU is asynchronous."""
+def on_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy values to ``device``, unless they are there already; a copy to a GPU is asynchronous."""
     import torch
 
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

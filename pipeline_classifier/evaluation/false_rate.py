@@ -13,7 +13,7 @@ from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
 from pipeline_classifier.detection.search import events_by_threshold
 from pipeline_classifier.evaluation.evaluation_table import INTERVAL_HEADING, rates_not_measured
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.filterbank_pages import pages_of
 from pipeline_classifier.simulation.observation import read_truth, truth_path
 from single_pulse_classifier_training.calibration import SECONDS_PER_HOUR, rate_text
 from single_pulse_classifier_training.cli import InputError
@@ -105,7 +105,7 @@ def count_false_events(paths: Iterable[str | Path], config: PipelineConfig, clas
     counts: dict[float, int] = {}
     probabilities, duration_s = [], 0.0
     for path in tqdm(paths, desc="pulse-free observations", unit="file", disable=None):
-        source = FilterbankPages(path, config.front_end())
+        source = pages_of(path, config.front_end())
         decision = decide(config, classifiers, source.layers)
         if decision.event_threshold is None:
             raise InputError(f"{path}: the channels must have a known sweep, or candidates cannot be classified")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline_classifier.frontend import kernels
-from pipeline_classifier.frontend.pages import PageBatch, median_of_rows, robust_noise
+from pipeline_classifier.frontend.pages import PageBatch, median_of_rows
 
 LEAST_NOISE = 0.95
 """Noise of a plane, in units of the noise of its source, below which samples that were set to zero have lowered it.
@@ -172,18 +172,17 @@ def page_snrs(batch: PageBatch, noise: float = 0.0) -> PageSnrs:
     noise : float
         Noise of the values where no sample was set to zero, 0 if not known: then that of each page is measured.
     """
-    n, n_time = batch.plane.shape[1], batch.n_time
+    n_time = batch.n_time
     powers = 2 ** np.arange(math.log2(n_time // 2))
     widths = np.unique(np.concatenate([powers, 2 * powers, 3 * powers])).astype(int)
     widths = widths[widths <= n_time // 2]
-    highest, lowest, total = np.empty((len(widths), n), np.float32), *np.empty((2, n), np.float32)
-    kernels.largest_boxcars(np.ascontiguousarray(batch.plane), np.float32(batch.scale), highest, lowest, total)
+    highest, lowest, total = batch.largest_boxcars(len(widths))
 
     def in_pages(values: np.ndarray, first: int, length: int) -> np.ndarray:
         """Columns ``first`` to ``first + length`` of each page."""
         return np.lib.stride_tricks.sliding_window_view(values, length)[batch.columns + first]
 
-    median, sigma = robust_noise(batch.sampled())
+    median, sigma = batch.noise()
     if noise:
         # A wide pulse raises the median of its page, but nothing lowers it that lowers a pulse.
         median = np.minimum(median, 0)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -213,10 +213,15 @@ class FilterbankPages(Source):
                 recent.popleft()
             yield from self._completed(recent)
             for stack, (first, last) in enumerate(chunk.columns):
-                sums = planes.sums[stack]
-                planes.sums[stack] = sums[:, min(chunk.incomplete[stack], last) - first :].copy()
-                self._sums[stack].give_back(sums)
+                complete = min(chunk.incomplete[stack], last) - first
+                planes.sums[stack] = self._without(complete, planes.sums[stack], stack)
         self.release()
+
+    def _without(self, complete: int, sums: np.ndarray, stack: int) -> np.ndarray:
+        """Copy the columns from ``complete`` on; the memory of all columns is used again."""
+        incomplete = sums[:, complete:].copy()
+        self._sums[stack].give_back(sums)
+        return incomplete
 
     def _dedispersed(self, chunk: Chunk) -> Planes:
         """Read, clean and dedisperse the samples of one chunk."""
@@ -242,11 +247,15 @@ class FilterbankPages(Source):
             stack, factor, starts = layer.dm_stack, layer.time_downsample, layer.starts[first:last]
             begin, end = (int(place) * factor - chunk.columns[stack][0] for place in starts[[0, -1]])
             columns = sums[stack][:, begin : end + layer.grid.n_time * factor]
-            for _ in range(factor.bit_length() - 1):
-                columns = add_neighbours(columns)
             noise = dedispersion.LEVELS_PER_SIGMA * math.sqrt(factor * max(1.0, self._channels_summed(recent, stack)))
-            plane = columns.copy() if factor == 1 else columns
-            yield PageBatch(plane, starts - starts[0], starts, layer.grid.n_time, first, number, 1 / noise)
+            yield self._batch(columns, factor, starts - starts[0], starts, layer.grid.n_time, first, number, 1 / noise)
+
+    def _batch(self, columns: np.ndarray, factor: int, *meaning: Any) -> PageBatch:
+        """Put a copy of the columns, of which ``factor`` are summed to one, into a batch of pages."""
+        plane = columns.copy() if factor == 1 else columns
+        for _ in range(factor.bit_length() - 1):
+            plane = add_neighbours(plane)
+        return PageBatch(plane, *meaning)
 
     def _channels_summed(self, recent: Sequence[Planes], stack: int) -> float:
         """Mean number of channels in use in the columns that the last of the recent chunks completes.
@@ -288,36 +297,41 @@ class FilterbankPages(Source):
             Gets the samples as `dedispersion.quantise` rounds them.
         """
         stop = min(start + n, self.nsamples)
-        pieces = [
-            (max(start, first), min(stop, end), first, end)
-            for first, end in pairwise([0, *self._seams, self.nsamples])
-            if max(start, first) < min(stop, end)
-        ]
         if out is None:
             out = np.empty((len(self.frequencies), stop - start), dtype=np.float32)
         out[:, stop - start :] = 0
         good = np.zeros(len(self.frequencies), dtype=bool)
         counts = []
-        for begin, finish, first, end in pieces:
-            context = context_samples(self.cleaning, self.tsamp)
-            context = max(context, 2 * NOISE_SAMPLES - (finish - begin)) if len(pieces) > 1 else context
-            read_from, read_to = max(first, begin - context), min(end, finish + context)
+        for begin, finish, read_from, read_to in self._pieces(start, stop):
             whole = np.empty((len(out), read_to - read_from), dtype=out.dtype)
-            part = self._clean(read_from, read_to - read_from, whole)
+            part = clean(self._read(read_from, read_to), self.frequencies, self.tsamp, self.cleaning, whole)
             chosen = slice(begin - read_from, finish - read_from)
             out[:, begin - start : finish - start] = whole[:, chosen]
             good |= part.good
             counts.append((part.not_finite[chosen], part.constant[chosen]))
         return Cleaned(out, good, *(np.concatenate(column) for column in zip(*counts, strict=True)))
 
-    def _clean(self, start: int, n: int, out: np.ndarray | None) -> Cleaned:
-        """Read and clean samples with common statistics."""
+    def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int, int]]:
+        """Pieces of one bandpass: first sample and end, and those of the samples that are read for them."""
+        pieces = [
+            (max(start, first), min(stop, end), first, end)
+            for first, end in pairwise([0, *self._seams, self.nsamples])
+            if max(start, first) < min(stop, end)
+        ]
+        read = []
+        for begin, finish, first, end in pieces:
+            context = context_samples(self.cleaning, self.tsamp)
+            context = max(context, 2 * NOISE_SAMPLES - (finish - begin)) if len(pieces) > 1 else context
+            read.append((begin, finish, max(first, begin - context), min(end, finish + context)))
+        return read
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        """Read samples (n, nchans), averaged as `Cleaning.td` and `Cleaning.fd` ask for."""
         file, settings = self.observation, self.cleaning
-        block = file.read(start * settings.td, n * settings.td)
+        block = file.read(start * settings.td, (stop - start) * settings.td)
         if settings.td * settings.fd > 1:  # their sums must not overflow; `clean` scales single samples itself
             block, _ = in_float_range(block)
-        block, frequencies, tsamp = downsample(block, file.frequencies, file.tsamp, settings.td, settings.fd)
-        return clean(block, frequencies, tsamp, settings, out)
+        return downsample(block, file.frequencies, file.tsamp, settings.td, settings.fd)[0]
 
     def cutout(self, event: Event) -> Cutout:
         """Read, clean and dedisperse the surroundings of an event again: at least a page's length about its centre."""
@@ -336,6 +350,16 @@ class FilterbankPages(Source):
         noise = dedispersion.LEVELS_PER_SIGMA * np.sqrt(max(1, good.sum()))
         dms = next(layer.grid.dms for layer in self.layers if layer.dm_stack == event.dm_stack)
         return Cutout(start - centre, dms, (plane / noise).astype(np.float32), spectrum, self.frequencies)
+
+
+def pages_of(path: str | Path | Sequence[str | Path], settings: FrontEndSettings) -> FilterbankPages:
+    """Return the pages of an observation, which are made and searched on the device that the settings name."""
+    if settings.device == "cpu":
+        return FilterbankPages(path, settings)
+    from pipeline_classifier.frontend.gpu.device_pages import DevicePages
+    from single_pulse_classifier_training.runtime import choose_device
+
+    return DevicePages(path, settings, choose_device(settings.device))
 
 
 def stacks_of(dms: np.ndarray) -> list[np.ndarray]:

@@ -142,6 +142,46 @@ class PageBatch:
         """All pages, as `cut` returns them."""
         return self.cut(slice(None))
 
+    def noise(self) -> tuple[np.ndarray, np.ndarray]:
+        """Median and noise of each page, both (B,) float32; see `robust_noise`."""
+        return robust_noise(self.sampled())
+
+    def largest_boxcars(self, n_widths: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Search the whole plane with boxcars.
+
+        Returns
+        -------
+        highest : (n_widths, n) ndarray of float32
+        lowest, total : (n,) ndarray of float32
+            As in `kernels.largest_boxcars`.
+        """
+        from pipeline_classifier.frontend import kernels
+
+        n = self.plane.shape[1]
+        highest, lowest, total = np.empty((n_widths, n), np.float32), *np.empty((2, n), np.float32)
+        kernels.largest_boxcars(np.ascontiguousarray(self.plane), np.float32(self.scale), highest, lowest, total)
+        return highest, lowest, total
+
+    def columns_on_host(self, first: int, end: int) -> np.ndarray:
+        """Return columns of the plane, not scaled."""
+        return self.plane[:, first:end]
+
+    def images(self, chosen: np.ndarray, normaliser: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+        """Turn some of the pages into images.
+
+        Returns
+        -------
+        images : (B, resolution, resolution) ndarray of uint8
+            On a GPU a tensor.
+        unusable : (B,) ndarray of bool
+            As `to_images`; of pages that are images already, those that are constant.
+        """
+        pages = self.cut(chosen)
+        if not self.are_images:
+            return to_images(pages, normaliser, resolution)
+        images = resize(pages, resolution)
+        return images, images.max(axis=(1, 2)) == images.min(axis=(1, 2))
+
     def sampled(self) -> np.ndarray:
         """Every eighth row and fourth column of the pages, float32; all values of pages below 65,536 values."""
         rows, columns = (8, 4) if len(self.plane) * self.n_time >= 65536 else (1, 1)

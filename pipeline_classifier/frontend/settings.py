@@ -80,6 +80,8 @@ class FrontEndSettings:
     max_memory_mb : float, optional
         Memory of the whole process in MiB, from which the length of the chunks and the number of those that are
         processed at the same time follow; by default a quarter of the machine's memory, at most 2048.
+    device : {"cpu", "cuda"}
+        Where pages are made and searched; see `filterbank_pages.pages_of`.
     """
 
     dms: np.ndarray
@@ -92,3 +94,4 @@ class FrontEndSettings:
     ifs: int | str = "sum"
     block_samples: int = BLOCK_SAMPLES
     max_memory_mb: float | None = None
+    device: Literal["cpu", "cuda"] = "cpu"

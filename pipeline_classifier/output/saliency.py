@@ -91,7 +91,7 @@ def saliency_of_events(
     for batch in source.planes():
         for place, page in enumerate(pages[batch.layer][batch.first : batch.first + len(batch)]):
             if (batch.layer, page) in wanted:
-                image = classifier.images(batch.cut(np.array([place])))[0][0]
+                image = classifier.images(batch, np.array([place]))[0][0]
                 drop = occlusion(classifier, image)
                 layer = result.layers[batch.layer].layer
                 saliency = Saliency(layer.grid, int(layer.starts[page]), page, image.cpu().numpy(), drop)

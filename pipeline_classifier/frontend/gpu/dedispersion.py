@@ -39,10 +39,10 @@ class DeviceTree:
             sub_band.add(data, plane, 0)
         return plane
 
-    def add(self, data: torch.Tensor, plane: torch.Tensor) -> None:
+    def add(self, data: torch.Tensor, plane: torch.Tensor, origin: int | None = None) -> None:
         """Add the dedispersed samples of one chunk to a plane, as `DedispersionTree.add`."""
         for sub_band in self._sub_bands:
-            sub_band.add(data, plane, self.max_delay)
+            sub_band.add(data, plane, self.max_delay if origin is None else origin)
 
 
 class _DeviceSubBand:

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
 from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
 from pipeline_classifier.detection.decision import Decision
+from pipeline_classifier.detection.page_classifier import PageClassifier
 from pipeline_classifier.detection.search import search
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.settings import FrontEndSettings
 from pipeline_classifier.output import html_report, results
@@ -158,7 +161,9 @@ def test_pictures_rows_and_lines_are_bounded(observation, saliency, tmp_path, mo
     """Of three events the two brightest, number 1 and 3, are drawn and in the report; the first one is printed."""
     monkeypatch.setattr(html_report, "MOST_ROWS", 2)
     monkeypatch.setattr(results, "MOST_LINES", 1)
-    result = run_inference("--filterbank", observation, "--output-dir", tmp_path, "--report", "--max-plots", 2, *saliency)
+    result = run_inference(
+        "--filterbank", observation, "--output-dir", tmp_path, "--report", "--max-plots", 2, *saliency
+    )
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"event_{NAME}_{n}.png" for n in ("0001", "0003")]
     assert "3 events: pictures are drawn of 2, the most probable and brightest (max_plots)" in caplog.text
     lists = [(tmp_path / f"candidates_{NAME}.{kind}").read_text().splitlines() for kind in ("csv", "cands")]
@@ -173,19 +178,24 @@ def test_pictures_rows_and_lines_are_bounded(observation, saliency, tmp_path, mo
     assert first.split()[0] == f"{result.events[0].time_s:.4f}" and rest.startswith("and 2 more events")
 
 
+def image_of(page: np.ndarray, classifier: PageClassifier) -> torch.Tensor:
+    batch = PageBatch.of_pages(page[None], np.zeros(1, np.int64), 0)
+    return classifier.images(batch, np.zeros(1, np.int64))[0][0]
+
+
 def test_the_network_reacts_to_the_pulse(observation, classifier):
     dms, tsamp = 0.5 * np.arange(256), EFFELSBERG.tsamp
     starts = np.array([round(pulse.time_s / tsamp) - 100 for pulse in PULSES])
     source = FilterbankPages(observation, FrontEndSettings(dms)).with_starts(starts)
     pages = np.concatenate([batch.pages for batch in source.batches(64)])
     for pulse, page in zip(PULSES, pages, strict=True):
-        drop = occlusion(classifier, classifier.images(page[None])[0][0])
+        drop = occlusion(classifier, image_of(page, classifier))
         assert drop.shape == (256, 256) and drop.dtype == np.float32
         row, column = np.unravel_index(drop.argmax(), drop.shape)
         assert abs(dms[255 - row] - pulse.dm_pc_cm3) < 12 and abs(column - 100) < 24
         sky = np.delete(drop, np.s_[max(0, row - 64) : row + 64], axis=0)
         assert drop.max() > 3 and drop.max() > 2 * np.abs(sky).max()
-        np.testing.assert_array_equal(drop, occlusion(classifier, classifier.images(page[None])[0][0]))
+        np.testing.assert_array_equal(drop, occlusion(classifier, image_of(page, classifier)))
 
 
 def test_saliency_is_of_the_page_that_the_search_classified(observation, classifier):
@@ -196,7 +206,7 @@ def test_saliency_is_of_the_page_that_the_search_classified(observation, classif
     for number, saliency in found:
         event = result.events[number - 1]
         assert event.first_page <= saliency.page <= event.last_page
-        image = classifier.images(saliency.image[None])[0][0]
+        image = image_of(saliency.image, classifier)
         probability = 1 / (1 + np.exp(-float(classifier.network.log_odds(image[None]))))
         assert probability == pytest.approx(result.probabilities[saliency.page], abs=1e-6)
 
