@@ -284,7 +284,6 @@ class PipelineConfig(ConfigFile):
             self.overlap(),
             tuple(self.time_downsample),
             self.exact_dedispersion,
-            self.compile,
             self.ifs,
             self.block_samples,
             self.max_memory_mb,

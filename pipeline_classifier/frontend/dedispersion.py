@@ -72,9 +72,9 @@ def delay_quanta(dms: np.ndarray, frequencies: np.ndarray, tsamp: float) -> np.n
     The S/N of noiseless boxcar pulses relative to exact dedispersion (the worst of five phases; 256 channels from 1210
     to 1510 MHz, 256 trial DMs in steps of 0.5 pc cm^-3, pulses at DM 30, 57 and 120, sampling of 54.6 and 128 us): with
     0.45, pulses of two samples keep 0.959 and pulses of 1 ms 0.99, for 0.4 of the additions; with 0.7, 0.92 and 0.98.
-    A minimum quantum of 2 samples would keep 0.83 of two-sample pulses at DM 30 and 128 us. One of 1 sample keeps 0.94 at
-    DM 10 and 256 us, and lowers the candidate probability of a giant pulse of the Crab pulsar (S/N 7.7, four samples of
-    512 us, Parkes, 4 bits) from 0.8 to 0.2; that of 0.5 takes 15 per cent longer at 102 us.
+    A minimum quantum of 2 samples would keep 0.83 of two-sample pulses at DM 30 and 128 us. One of 1 sample keeps 0.94
+    at DM 10 and 256 us, and lowers the candidate probability of a giant pulse of the Crab pulsar (S/N 7.7, four samples
+    of 512 us, Parkes, 4 bits) from 0.8 to 0.2; that of 0.5 takes 15 per cent longer at 102 us.
     """
     if len(frequencies) <= FEW_CHANNELS:
         return np.full(len(dms), FINEST_QUANTUM)

@@ -71,8 +71,6 @@ class FrontEndSettings:
         Samples that are averaged to one column, powers of two; each factor gives pages of its own.
     exact : bool
         Dedisperse with the sum over rounded delays instead of the faster tree.
-    compiled : bool
-        Let a C compiler make the dedispersion faster; the result is the same.
     ifs : int or "sum"
         Which IF is searched, or the sum of all.
     block_samples : int
@@ -90,7 +88,6 @@ class FrontEndSettings:
     overlap: float = 0.0
     time_downsample: tuple[int, ...] = (1,)
     exact: bool = False
-    compiled: bool = False
     ifs: int | str = "sum"
     block_samples: int = BLOCK_SAMPLES
     max_memory_mb: float | None = None

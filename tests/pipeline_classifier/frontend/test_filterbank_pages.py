@@ -197,7 +197,9 @@ def test_the_scale_is_that_of_the_channels_that_are_summed(observation, monkeypa
     monkeypatch.setattr(filterbank_pages, "clean", half_masked)
     source = FilterbankPages(observation, FrontEndSettings(DMS, block_samples=2048))
     read = source.observation.read
-    monkeypatch.setattr(source.observation, "read", lambda start, n: 0 * read(start, n) + (start < 4096 <= start + 1024))
+    monkeypatch.setattr(
+        source.observation, "read", lambda start, n: 0 * read(start, n) + (start < 4096 <= start + 1024)
+    )
     channels = [1 / (8 * batch.scale) ** 2 for batch in source.planes(2)]
     delays = delays_in_samples(DMS, HEADER.frequencies, HEADER.tsamp)[32]
     late = source.max_delay - delays[32:]  # samples of the lower half in the columns that a chunk completes
