@@ -37,11 +37,12 @@ class Network:
 
         from single_pulse_classifier_training.training_models import fuse_for_inference
 
-        self.device = device
         self.batch_size = batch_size
         self._temperature = checkpoint.temperature
         self._pulse = checkpoint.class_names.index("Pulse")
         self._model = fuse_for_inference(checkpoint.model).to(device).to(memory_format=torch.channels_last)
+        # With its number: threads begin with the first GPU as their current one.
+        self.device = next(self._model.parameters()).device
         self._bf16 = precision == "bf16"
         self._name, self._has_warned = checkpoint.model_name, False
 

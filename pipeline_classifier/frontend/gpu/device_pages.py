@@ -101,7 +101,8 @@ class DevicePages(FilterbankPages):
         self, path: str | Path | Sequence[str | Path], settings: FrontEndSettings, device: torch.device | str
     ) -> None:
         super().__init__(path, settings)
-        self._device = torch.device(device)
+        # With its number: threads begin with the first GPU as their current one.
+        self._device = torch.empty(0, device=device).device
         self._device_trees = [
             DeviceTree(
                 dedispersion.channel_delays(stack, self.frequencies, self.tsamp),

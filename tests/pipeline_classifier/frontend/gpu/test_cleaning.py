@@ -10,10 +10,10 @@ from pipeline_classifier.frontend import baseline, cleaning
 from pipeline_classifier.frontend.gpu import cleaning as gpu
 from pipeline_classifier.frontend.gpu.cleaning import clean
 from pipeline_classifier.frontend.settings import Cleaning
+from tests.pipeline_classifier.frontend.gpu.devices import DEVICES
 
 NCHANS, TSAMP = 96, 2e-4
 FREQUENCIES = np.linspace(1500, 1200, NCHANS)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
 def observation(n: int, kind: str) -> np.ndarray:

@@ -6,8 +6,7 @@ import torch
 
 from pipeline_classifier.frontend.dedispersion import DedispersionTree, channel_delays, delay_quanta
 from pipeline_classifier.frontend.gpu.dedispersion import DeviceTree
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
+from tests.pipeline_classifier.frontend.gpu.devices import DEVICES
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -26,8 +25,9 @@ def test_device_and_cpu_agree(nchans, tsamp, exact, device):
     assert summed.device.type == device
     np.testing.assert_array_equal(summed.cpu().numpy(), expected)
     for n in (1, cpu.max_delay // 2 + 1, 400):
-        plane = np.ones((40, cpu.max_delay + n), expected.dtype)
-        on_device = torch.from_numpy(plane).to(device, copy=True)
-        cpu.add(np.ascontiguousarray(data[:, :n]), plane)
-        gpu.add(samples[:, :n], on_device)
-        np.testing.assert_array_equal(on_device.cpu().numpy(), plane)
+        for origin, columns in ((None, cpu.max_delay + n), (30, n + 40), (-5, n), (cpu.max_delay + 9, n + 20)):
+            plane = np.ones((40, columns), expected.dtype)
+            on_device = torch.from_numpy(plane).to(device, copy=True)
+            cpu.add(np.ascontiguousarray(data[:, :n]), plane, origin)
+            gpu.add(samples[:, :n], on_device, origin)
+            np.testing.assert_array_equal(on_device.cpu().numpy(), plane)
