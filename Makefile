@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 KERAS_VENV ?= .venv-keras
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate lint test test-slow wheel bench default-model clean
+.PHONY: help simulate lint test test-slow wheel bench gpu default-model clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,10 @@ bench: $(VENV)/installed $(KERAS_VENV)/bin/python ## measure training and infere
 	$(RUN) tests/benchmarks/bench_front_end.py
 	$(RUN) tests/benchmarks/bench_ring.py
 	$(RUN) tests/benchmarks/bench_soak.py
+
+gpu: $(VENV)/installed-tests ## on a machine with a GPU: the tests that need one, and speed beside the CPU (ten minutes)
+	$(RUN) -m pytest -m cuda
+	$(RUN) tests/benchmarks/bench_gpu.py
 
 default-model: $(VENV)/installed ## train the default model again (about two hours, 50 GB in /tmp)
 	$(RUN) pipeline_classifier/make_default_model.py --work-dir /tmp/default_model

@@ -122,7 +122,10 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         files = many_files.expand(args.filterbank) or [config.filterbank_path]
         if not args.joined and (len(files) > 1 or part.n > 1 or args.resume):
             return search_many(files, part, config, output, inputs, args.resume)
-        source = pages_of(files if args.joined else files[0], config.front_end())
+        settings = config.front_end()
+        if settings.device != "cpu":
+            wait_for_packages()
+        source = pages_of(files if args.joined else files[0], settings)
         result = search_one(source, config, output, [*files, *inputs])
     print(report(result))
     check_classified(source.files[0], result.summary, config)

@@ -1,7 +1,7 @@
 """Pages of an observation on a GPU: samples are copied once, and only figures and a few columns come back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from pipeline_classifier.frontend.gpu.dedispersion import DeviceTree
 from pipeline_classifier.frontend.gpu.images import robust_noise, to_images
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.settings import FrontEndSettings
+
+MOST_WORKERS = 3
+"""Largest number of chunks that are processed at the same time: some are read while one is computed, and more would only
+occupy memory of the GPU. Chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class DevicePages(FilterbankPages):
         super().__init__(path, settings)
         # With its number: threads begin with the first GPU as their current one.
         self._device = torch.empty(0, device=device).device
+        self.plan = replace(self.plan, workers=min(self.plan.workers, MOST_WORKERS))
         self._device_trees = [
             DeviceTree(
                 dedispersion.channel_delays(stack, self.frequencies, self.tsamp),

@@ -27,6 +27,7 @@ from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.checkpoint import load_checkpoint
 from single_pulse_classifier_training.cli import InputError
+from tests.benchmarks import bench_gpu
 from tests.command_line import run_here
 from tests.pipeline_classifier.frontend.gpu.devices import DEVICES, needs_gpu
 
@@ -51,6 +52,7 @@ def other_bandpass(tmp_path_factory) -> Path:
     samples = np.random.default_rng(0).standard_normal((5000, 1, 64), dtype=np.float32)
     samples = (samples + 10) * np.linspace(1, 9, 64, dtype=np.float32)
     samples[100:120, 0, 3] = np.nan
+    samples[:, 0, 20] = 5
     start = HEADER.tstart + NSAMPLES * HEADER.tsamp / 86400
     with FilterbankWriter(path, replace(HEADER, nbits=32, tstart=start)) as file:
         file.write(samples)
@@ -99,7 +101,8 @@ def test_pages_are_equal_for_the_same_samples(observation, settings, device, mon
 def test_pages_of_files_with_two_bandpasses(observation, other_bandpass, device, monkeypatch):
     monkeypatch.setattr(device_pages, "clean", cleaned_by_loops)
     wide = observation.with_name("wide.fil")
-    samples = np.fromfile(observation, np.uint8)[-NSAMPLES * 64 :].reshape(NSAMPLES, 1, 64)
+    samples = np.fromfile(observation, np.uint8)[-NSAMPLES * 64 :].reshape(NSAMPLES, 1, 64).copy()
+    samples[:, 0, 10] = 7  # a chunk with the end of one file and the start of the next one uses both channels
     with FilterbankWriter(wide, replace(HEADER, nbits=32)) as file:
         file.write(samples.astype(np.float32))
     source = DevicePages([wide, other_bandpass], FrontEndSettings(DMS, block_samples=4096), device)
@@ -187,6 +190,12 @@ def test_the_config_chooses_the_device(observation):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="PyTorch finds no GPU, got 'cuda'"):
             pages_of(observation, FrontEndSettings(DMS, device="cuda"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures for minutes")
+def test_the_benchmark_says_that_there_is_no_gpu():
+    done = run_here(bench_gpu)
+    assert done.returncode == 2 and "must have a GPU that PyTorch can use, got none" in done.stderr
 
 
 @pytest.mark.cuda
