@@ -18,8 +18,8 @@ from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.settings import FrontEndSettings
 
 MOST_WORKERS = 3
-"""Largest number of chunks that are processed at the same time: some are read while one is computed, and more would only
-occupy memory of the GPU. Chosen by hand."""
+"""Largest number of chunks that are processed at the same time: some are read while one is computed, and more would
+only occupy memory of the GPU. Chosen by hand."""
 
 
 @dataclass(frozen=True)
