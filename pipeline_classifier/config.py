@@ -197,7 +197,7 @@ class PipelineConfig(ConfigFile):
     event_threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     candidate_classifier: Name | None = str(DEFAULT_CONFIG.with_name("models") / "candidate_classifier.pth")
-    min_snr: float = Field(default=6.0, ge=0, allow_inf_nan=False)
+    min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
     snr_gate: float | None = Field(default=None, ge=0, le=LARGEST_THRESHOLD)
     page_samples: int = Field(default=256, ge=16, le=65536)
