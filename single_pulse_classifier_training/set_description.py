@@ -202,10 +202,10 @@ def with_descriptions(config: TrainingConfig) -> TrainingConfig:
         given = {path: value for path, d in found.items() if (value := getattr(d, key)) is not None}
         for path, value in given.items():
             first = next(iter(given))
-            if not _agree(key, value, given[first]):
+            if not agree(key, value, given[first]):
                 raise InputError(
-                    f"{path}: {key} must be {_shown(given[first])}, as in {first}, which is used in the same training, "
-                    f"got {_shown(value)}"
+                    f"{path}: {key} must be {shown(given[first])}, as in {first}, which is used in the same training, "
+                    f"got {shown(value)}"
                 )
             _check(config, key, value, path)
             known[key] = given[first]
@@ -214,7 +214,7 @@ def with_descriptions(config: TrainingConfig) -> TrainingConfig:
         _check(config, "tsamp_s", value, path)
     if times and len(times) == len(training):
         first_time = next(iter(times.values()))
-        if all(_agree("tsamp_s", value, first_time) for value in times.values()):
+        if all(agree("tsamp_s", value, first_time) for value in times.values()):
             known["tsamp_s"] = first_time
     silent = {key: value for key, value in known.items() if not _says(config, key)}
     return config.model_copy(update=silent)
@@ -251,18 +251,20 @@ def _says(config: TrainingConfig, key: str) -> bool:
 
 
 def _check(config: TrainingConfig, key: str, value: Any, path: Path) -> None:
-    if _says(config, key) and not _agree(key, getattr(config, key), value):
-        got = _shown(getattr(config, key))
-        raise InputError(f"key {key!r} must be {_shown(value)}, as {path} says of the images, got {got}")
+    if _says(config, key) and not agree(key, getattr(config, key), value):
+        got = shown(getattr(config, key))
+        raise InputError(f"key {key!r} must be {shown(value)}, as {path} says of the images, got {got}")
 
 
-def _agree(key: str, a: Any, b: Any) -> bool:
+def agree(key: str, a: Any, b: Any) -> bool:
+    """Return whether two values of a key of a description are the same within the tolerances."""
     if key == "dms":
         return len(a) == len(b) and np.allclose(a, b, rtol=0, atol=DM_TOLERANCE)
     return bool(np.isclose(a, b, rtol=TSAMP_TOLERANCE, atol=0)) if key == "tsamp_s" else a == b
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as text for a message."""
     if isinstance(value, list):
         return f"{len(value)} from {value[0]:g} to {value[-1]:g}" if value else "[]"
     return f"{value:.9g}" if isinstance(value, float) else repr(value)
