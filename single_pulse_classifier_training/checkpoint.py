@@ -5,14 +5,15 @@ import logging
 import os
 import pickle
 import platform
+import re
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from single_pulse_classifier_training.cli import InputError
@@ -75,6 +76,9 @@ class Checkpoint:
         ``Classifiers.pair`` of the pipeline describes them; None if the thresholds were not measured.
     temperature : float
         Divides the logits before softmax (Guo et al. 2017, arXiv:1706.04599).
+    trained_images : list of dict, optional
+        Files of the training, and which of their images were trained on, as ``trained_images.record_of`` describes
+        them; None if it is not known.
     metrics, config, versions : dict
         Metrics of the training and evaluation, the training config, and the versions of the libraries.
     """
@@ -90,6 +94,7 @@ class Checkpoint:
     threshold: float = 0.5
     temperature: float = 1.0
     measured_pair: dict[str, Any] | None = None
+    trained_images: list[dict[str, Any]] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=_library_versions)
@@ -111,6 +116,20 @@ class _Threshold(_Numbers):
     hours: float | None = Field(default=None, gt=0)
 
 
+class _TrainedImages(_Numbers):
+    file: str
+    checksum: str
+    n_images: int = Field(ge=0)
+    trained_on: str
+
+    @model_validator(mode="after")
+    def _one_bit_per_image(self) -> Self:
+        n_digits = 2 * -(-self.n_images // 8)
+        if not re.fullmatch(rf"[0-9a-f]{{{n_digits}}}", self.trained_on):
+            raise ValueError(f"trained_on must have {n_digits} hexadecimal digits for {self.n_images} images")
+        return self
+
+
 class _Description(_Numbers):
     """Types and ranges of the values beside the weights; ``build_model`` checks name and resolution of the network."""
 
@@ -124,6 +143,7 @@ class _Description(_Numbers):
     threshold: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=1.0, ge=0.01, le=100)  # wider than the range of the fit, see calibration.py
     measured_pair: dict | None = None
+    trained_images: list[_TrainedImages] | None = None
     metrics: dict = {}
     config: dict = {}
     versions: dict = {}
@@ -216,8 +236,8 @@ def load_checkpoint(
     return _checkpoint(path, _read(path), device, model_name, resolution)
 
 
-def load_initial_weights(config: TrainingConfig, device: torch.device | str) -> nn.Module:
-    """Load the network of ``initial_weights``, and log which values of its checkpoint do not hold for new weights.
+def load_initial_weights(config: TrainingConfig, device: torch.device | str) -> Checkpoint:
+    """Load the checkpoint of ``initial_weights``, and log which values of its checkpoint do not hold for new weights.
 
     Raises
     ------
@@ -241,7 +261,7 @@ def load_initial_weights(config: TrainingConfig, device: torch.device | str) -> 
     if initial.normaliser != config.normaliser:
         message = "initial_weights %s were trained on images of the normaliser %s, the config has %s"
         logger.warning(message, path, initial.normaliser, config.normaliser)
-    return initial.model
+    return initial
 
 
 def weights_checksum(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 from inspect import isclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -83,6 +84,18 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
 Normaliser = Literal["minmax", "robust", "noise"]
 
 
+def _lowest_first(dms: list[float]) -> list[float]:
+    if not dms:
+        raise ValueError("must be a list of trial DMs, got []")
+    for lower, higher in pairwise(dms):
+        if lower >= higher:
+            raise ValueError(f"must be trial DMs, lowest first, got {lower:g} before {higher:g}")
+    return dms
+
+
+TrialDms = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], AfterValidator(_lowest_first)]
+
+
 Names = Annotated[list[Name], BeforeValidator(_as_list), Field(min_length=1)]
 
 
@@ -129,7 +142,7 @@ class TrainingConfig(ConfigFile, ImageFiles):
     augment: bool = False
     initial_weights: Name | None = None
     checkpoint_interval_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
-    dms: list[Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    dms: TrialDms | None = None
     tsamp_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     def image_paths(self, files: ImageFiles) -> list[Path]:

@@ -80,6 +80,16 @@ class DMTimeImages(Dataset):
                 yield int(start) + first, chunk
                 forget(images)
 
+    def each_file(self) -> list["DMTimeImages"]:
+        """Return the images of each file as a set."""
+        labels = np.split(self.labels, self.starts[1:-1])
+        return [DMTimeImages([path], part, self.resolution) for path, part in zip(self.paths, labels, strict=True)]
+
+    def name_of(self, index: int) -> str:
+        """Return the name of an image in a message: its index in its file, and the file."""
+        file = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return f"image {index - self.starts[file]} of {self.paths[file]}"
+
     def checksum(self) -> str:
         """Return a checksum of the number and size of the images, and of the middle row of every image."""
         total = hashlib.blake2b(repr((self.resolution, self.starts.tolist())).encode(), digest_size=16)

@@ -59,7 +59,7 @@ from single_pulse_classifier_training.options import FALSE_PER_HOUR, evaluation_
 from single_pulse_classifier_training.plots import plot_evaluation
 from single_pulse_classifier_training.pulse_free import (
     RateOptions,
-    check_not_trained_on,
+    check_pulse_free,
     check_rates,
     open_pulse_free,
     page_length_s,
@@ -69,24 +69,17 @@ from single_pulse_classifier_training.pulse_free import (
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
 from single_pulse_classifier_training.set_description import with_descriptions
 from single_pulse_classifier_training.split import load_splits
+from single_pulse_classifier_training.trained_images import check_not_trained_on
 from single_pulse_classifier_training.training_models import CLASS_NAMES
 
 logger = logging.getLogger(__name__)
 
 
-def warn_of_differences(checkpoint: Checkpoint, config: TrainingConfig) -> None:
-    """Warn if the checkpoint was trained with another normaliser, or with another split of the same images."""
+def warn_of_normaliser(checkpoint: Checkpoint, config: TrainingConfig) -> None:
+    """Warn if the checkpoint was trained with another normaliser."""
     if checkpoint.normaliser != config.normaliser:
         message = "the checkpoint was trained on images of the normaliser %s, the config has %s"
         logger.warning(message, checkpoint.normaliser, config.normaliser)
-    before, now = checkpoint.config, config.model_dump()
-    labels = before.get("labels")
-    if now["validation_files"] or now["labels"] != ([labels] if isinstance(labels, str) else labels):
-        return
-    for key in ("validation_fraction", "seed"):
-        if before.get(key, now[key]) != now[key]:
-            message = "the checkpoint was trained with %s %s, the config has %s: it may have seen the validation images"
-            logger.warning(message, key, before[key], now[key])
 
 
 @torch.inference_mode()
@@ -137,16 +130,18 @@ def predict_split(
     """
     pulse_free = open_pulse_free(rates.pulse_free, checkpoint) if rates.pulse_free else None
     page_s = page_length_s(rates, checkpoint, config)
-    warn_of_differences(checkpoint, config)
+    warn_of_normaliser(checkpoint, config)
     splits = load_splits(config)
     if name not in splits:
         raise InputError(f"--split must be {' or '.join(splits)} for a config without test_files, got {name}")
     split, validation = splits[name], splits["validation"]
+    unseen = {key: splits[key] for key in (name, "validation") if key != "training"}
+    check_not_trained_on(checkpoint.trained_images, unseen, str(path))
     artefacts = split.labels == 0
     why_not = why_not_measured(checkpoint.normaliser, page_s, name, pulse_free is not None)
     check_rates(rates, why_not, page_s, int(artefacts.sum()) if pulse_free is None else len(pulse_free))
     if pulse_free is not None:
-        check_not_trained_on(pulse_free, splits["training"], checkpoint, config)
+        check_pulse_free(pulse_free, splits, checkpoint, config)
 
     logits = validation_logits = predict(checkpoint, split.dataset, split.indices, config, device)
     if name != "validation":

@@ -17,9 +17,10 @@ from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import TrainingConfig, check_config
 from single_pulse_classifier_training.dataset import DMTimeImages
 from single_pulse_classifier_training.input_files import open_npy
-from single_pulse_classifier_training.set_description import description_of
+from single_pulse_classifier_training.set_description import agree, description_of, shown
 from single_pulse_classifier_training.shared_data import NATIVE_RESOLUTION
 from single_pulse_classifier_training.split import Split
+from single_pulse_classifier_training.trained_images import trained_on
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +144,12 @@ def open_pulse_free(paths: Sequence[str], checkpoint: Checkpoint) -> DMTimeImage
     Raises
     ------
     InputError
-        If there is none, or if their description names pulses or another normaliser than that of the checkpoint.
+        If there is none, if a file is named twice, or if their description names pulses, or another normaliser, other
+        trial DMs or another sampling time than the checkpoint.
     """
+    for number, path in enumerate(paths):
+        if Path(path).resolve() in {Path(earlier).resolve() for earlier in paths[:number]}:
+            raise InputError(f"--pulse-free: a file must be named once, got {path} twice")
     n_images = sum(len(np.atleast_1d(open_npy(path, "--pulse-free"))) for path in paths)
     if not n_images:
         raise InputError(f"--pulse-free {', '.join(paths)} must hold at least one image, got none")
@@ -153,44 +158,52 @@ def open_pulse_free(paths: Sequence[str], checkpoint: Checkpoint) -> DMTimeImage
             continue
         if pulses := description.classes.get("Pulse", 0):
             raise InputError(f"--pulse-free {path}: must have no pulses, got {pulses} in the description of the set")
-        if description.normaliser != checkpoint.normaliser:
-            raise InputError(
-                f"--pulse-free {path}: the normaliser must be {checkpoint.normaliser}, as in the checkpoint, got "
-                f"{description.normaliser} in the description of the set"
-            )
+        for key, name in (("normaliser", "normaliser"), ("dms", "trial DMs"), ("tsamp_s", "sampling time in seconds")):
+            value, wanted = getattr(description, key), getattr(checkpoint, key)
+            if value is not None and wanted is not None and not agree(key, value, wanted):
+                raise InputError(
+                    f"--pulse-free {path}: the {name} must be {shown(wanted)}, as in the checkpoint, got "
+                    f"{shown(value)} in the description of the set"
+                )
     return DMTimeImages(paths, np.zeros(n_images, np.int64), checkpoint.resolution)
 
 
-def check_not_trained_on(
-    pulse_free: DMTimeImages, training: Split, checkpoint: Checkpoint, config: TrainingConfig
+def check_pulse_free(
+    pulse_free: DMTimeImages, splits: dict[str, Split], checkpoint: Checkpoint, config: TrainingConfig
 ) -> None:
-    """Raise InputError if a pulse-free image is one of the images that the network was trained on.
+    """Raise InputError if a pulse-free image is one that the network was trained on, or is labelled as a pulse.
 
-    These are the images of the training split, and all images of the files that the config in the checkpoint names, if
-    they are others and can be read. Images are compared by a hash, and equal hashes by the pixels. Images of one grey
-    level are ignored: any two of them may be equal.
+    The former are the images of the training split, those of the record in the checkpoint, and all images of the files
+    that the config in the checkpoint names, if they are others and can be read. The latter are the pulses of the other
+    splits. Images are compared by a hash, and equal hashes by the pixels. Images of one grey level are ignored: any two
+    of them may be equal.
 
     Parameters
     ----------
     pulse_free : DMTimeImages
-    training : Split
-        Training split of ``config``.
+    splits : dict of str to Split
+        Splits of ``config``.
     checkpoint : Checkpoint
     config : TrainingConfig
     """
+    if (seen := np.flatnonzero(trained_on(checkpoint.trained_images or [], pulse_free))).size:
+        raise InputError(f"--pulse-free: images must not be those of the training, got {pulse_free.name_of(seen[0])}")
     by_hash: dict[bytes, list[int]] = {}
     for index, image in _images_with_contrast(pulse_free, np.arange(len(pulse_free))):
         by_hash.setdefault(_hash(image), []).append(index)
-    sets = [(training.dataset, training.indices)]
+    sets = [(splits["training"].dataset, splits["training"].indices, "those of the training")]
     if (other := _set_of_checkpoint(checkpoint, config)) is not None:
-        sets.append((other, np.arange(len(other))))
-    for dataset, indices in sets:
+        sets.append((other, np.arange(len(other)), "those of the training"))
+    for name, split in splits.items():
+        if name != "training":
+            sets.append((split.dataset, split.indices[split.labels == 1], f"pulses of the {name} split"))
+    for dataset, indices, unwanted in sets:
         for index, image in _images_with_contrast(dataset, indices):
             for candidate in by_hash.get(_hash(image), ()):
                 if np.array_equal(image, _image(pulse_free, candidate)):
                     raise InputError(
-                        f"--pulse-free: images must not be those of the training, got {_name(pulse_free, candidate)}, "
-                        f"which is {_name(dataset, index)}"
+                        f"--pulse-free: images must not be {unwanted}, got {pulse_free.name_of(candidate)}, "
+                        f"which is {dataset.name_of(index)}"
                     )
 
 
@@ -225,11 +238,6 @@ def _images_with_contrast(dataset: DMTimeImages, indices: np.ndarray) -> Iterato
 
 def _hash(image: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
-
-
-def _name(dataset: DMTimeImages, index: int) -> str:
-    file = int(np.searchsorted(dataset.starts, index, side="right")) - 1
-    return f"image {index - dataset.starts[file]} of {dataset.paths[file]}"
 
 
 def _image(dataset: DMTimeImages, index: int) -> np.ndarray:

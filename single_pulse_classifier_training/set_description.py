@@ -20,9 +20,11 @@ from single_pulse_classifier_training.config import (
     Name,
     Normaliser,
     TrainingConfig,
+    TrialDms,
     check_config,
     read_json,
 )
+from single_pulse_classifier_training.dataset import load_labels
 from single_pulse_classifier_training.input_files import open_npy
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ class SetDescription(ConfigFile):
     groups: FileName | None = None
     snr: FileName | None = None
     normaliser: Normaliser
-    dms: list[Annotated[float, Field(allow_inf_nan=False)]] | None
+    dms: TrialDms | None
     tsamp_s: Positive | None
     page_s: Positive | None
     n_images: int = Field(ge=1)
@@ -153,7 +155,8 @@ def description_of(images: str | Path) -> SetDescription | None:
     Raises
     ------
     InputError
-        If the description has an error, does not list the image file, or one of the files has another number of images.
+        If the description has an error, does not list the image file, or one of the files has another number of images,
+        or of pulses.
     """
     images = Path(images)
     path = description_path(images)
@@ -173,6 +176,10 @@ def description_of(images: str | Path) -> SetDescription | None:
         n_images = len(np.atleast_1d(open_npy(file, key)))
         if n_images != description.n_images:
             raise InputError(f"{file}: the number must be {description.n_images}, as in {path}, got {n_images}")
+        if key == "labels":
+            pulses, wanted = int(load_labels([file]).sum()), description.classes.get("Pulse", 0)
+            if pulses != wanted:
+                raise InputError(f"{file}: the number of pulses must be {wanted}, as in {path}, got {pulses}")
     return description
 
 
@@ -195,10 +202,10 @@ def with_descriptions(config: TrainingConfig) -> TrainingConfig:
         given = {path: value for path, d in found.items() if (value := getattr(d, key)) is not None}
         for path, value in given.items():
             first = next(iter(given))
-            if not _agree(key, value, given[first]):
+            if not agree(key, value, given[first]):
                 raise InputError(
-                    f"{path}: {key} must be {_shown(given[first])}, as in {first}, which is used in the same training, "
-                    f"got {_shown(value)}"
+                    f"{path}: {key} must be {shown(given[first])}, as in {first}, which is used in the same training, "
+                    f"got {shown(value)}"
                 )
             _check(config, key, value, path)
             known[key] = given[first]
@@ -207,7 +214,7 @@ def with_descriptions(config: TrainingConfig) -> TrainingConfig:
         _check(config, "tsamp_s", value, path)
     if times and len(times) == len(training):
         first_time = next(iter(times.values()))
-        if all(_agree("tsamp_s", value, first_time) for value in times.values()):
+        if all(agree("tsamp_s", value, first_time) for value in times.values()):
             known["tsamp_s"] = first_time
     silent = {key: value for key, value in known.items() if not _says(config, key)}
     return config.model_copy(update=silent)
@@ -219,9 +226,9 @@ def _descriptions(config: TrainingConfig, files: ImageFiles) -> dict[Path, SetDe
     found = {}
     for number, path in enumerate(images):
         own, description = description_path(path), description_of(path)
-        if own is None or description is None:
+        if own is None:
             continue
-        if description.files_by_resolution.get(str(config.resolution)) != path.name:
+        if description and description.files_by_resolution.get(str(config.resolution)) != path.name:
             raise InputError(f"key 'resolution' must be one for which {own} names {path.name}, got {config.resolution}")
         for key in COLUMNS:
             names = getattr(files, key)
@@ -229,9 +236,13 @@ def _descriptions(config: TrainingConfig, files: ImageFiles) -> dict[Path, SetDe
                 continue
             other = config.data_paths(names)[number]
             of_other = description_path(other)
-            if of_other and of_other != own and (of_other.name != own.name or of_other.exists()):
+            if of_other is None or of_other == own:
+                continue
+            # Files of sets without a description may have any names, and be in several folders.
+            if of_other.exists() or description and of_other.name != own.name:
                 raise InputError(f"key {key!r} must name files of the same sets as the images {path}, got {other}")
-        found[own] = description
+        if description:
+            found[own] = description
     return found
 
 
@@ -240,18 +251,20 @@ def _says(config: TrainingConfig, key: str) -> bool:
 
 
 def _check(config: TrainingConfig, key: str, value: Any, path: Path) -> None:
-    if _says(config, key) and not _agree(key, getattr(config, key), value):
-        got = _shown(getattr(config, key))
-        raise InputError(f"key {key!r} must be {_shown(value)}, as {path} says of the images, got {got}")
+    if _says(config, key) and not agree(key, getattr(config, key), value):
+        got = shown(getattr(config, key))
+        raise InputError(f"key {key!r} must be {shown(value)}, as {path} says of the images, got {got}")
 
 
-def _agree(key: str, a: Any, b: Any) -> bool:
+def agree(key: str, a: Any, b: Any) -> bool:
+    """Return whether two values of a key of a description are the same within the tolerances."""
     if key == "dms":
         return len(a) == len(b) and np.allclose(a, b, rtol=0, atol=DM_TOLERANCE)
     return bool(np.isclose(a, b, rtol=TSAMP_TOLERANCE, atol=0)) if key == "tsamp_s" else a == b
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as text for a message."""
     if isinstance(value, list):
         return f"{len(value)} from {value[0]:g} to {value[-1]:g}" if value else "[]"
     return f"{value:.9g}" if isinstance(value, float) else repr(value)

@@ -54,8 +54,12 @@ def _read(path: Path, key: str, n_images: int) -> SharedData | None:
             shared = SharedData(component, links, content["smooth"].astype(bool), float(content["equal_marks"]))
     except (*NOT_NPY, *NOT_ZIP, InputError):
         return None
-    has_form = shared.component.shape == shared.smooth.shape == (n_images,) and shared.links.shape[1:] == (2,)
-    return shared if has_form else None
+    links = shared.links
+    has_form = shared.component.shape == shared.smooth.shape == (n_images,) and links.shape[1:] == (2,)
+    if not has_form or not 0 <= links.min(initial=0) <= links.max(initial=0) < max(n_images, 1):
+        return None
+    agrees = (shared.component[links[:, 0]] == shared.component[links[:, 1]]).all()
+    return shared if agrees and shared.component.min(initial=0) >= 0 and 0 <= shared.equal_marks < np.inf else None
 
 
 def _write(path: Path, key: str, shared: SharedData) -> None:

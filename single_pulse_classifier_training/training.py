@@ -64,6 +64,7 @@ from single_pulse_classifier_training.runtime import (
 )
 from single_pulse_classifier_training.set_description import with_descriptions
 from single_pulse_classifier_training.split import Split, checksum_of, load_splits
+from single_pulse_classifier_training.trained_images import check_not_trained_on, record_of
 from single_pulse_classifier_training.training_models import build_model
 from single_pulse_classifier_training.training_report import TrainingResult, check_learned, constant_loss, report
 from single_pulse_classifier_training.training_state import (
@@ -142,8 +143,10 @@ def evaluate(learner: Learner, loader: DataLoader, after_step: Callable[[], None
     return loss / weight, ConfusionCounts(true_positives, false_positives, true_negatives, false_negatives)
 
 
-def describe(config: TrainingConfig, model: nn.Module, metrics: dict) -> Checkpoint:
-    """Return a checkpoint of a network, with the metrics of its epoch and the settings of the training config."""
+def describe(
+    config: TrainingConfig, model: nn.Module, metrics: dict, trained_images: list[dict] | None = None
+) -> Checkpoint:
+    """Return a checkpoint with the metrics of an epoch, the settings of the config, and the images trained on."""
     return Checkpoint(
         model=model,
         model_name=config.model_name,
@@ -151,6 +154,7 @@ def describe(config: TrainingConfig, model: nn.Module, metrics: dict) -> Checkpo
         normaliser=config.normaliser,
         dms=config.dms,
         tsamp_s=config.tsamp_s,
+        trained_images=trained_images,
         metrics=metrics,
         config=config.model_dump(),
     )
@@ -172,8 +176,11 @@ def fit(
     loaders: tuple[DataLoader, DataLoader],
     progress: Progress,
     folder: Path,
+    trained_images: list[dict] | None = None,
 ) -> None:
     """Train until the metric stops improving, continuing from ``progress``, and write checkpoints into ``folder``.
+
+    ``trained_images``, the result of ``record_of``, is written into them.
 
     Raises
     ------
@@ -189,7 +196,7 @@ def fit(
     change = augmentation(centred=config.normaliser == "noise") if config.augment else None
 
     def save() -> None:
-        save_training_state(folder / "last.pth", describe(config, learner.model, {}), learner, progress)
+        save_training_state(folder / "last.pth", describe(config, learner.model, {}, trained_images), learner, progress)
         watch.saved()
 
     def after_step() -> None:
@@ -219,7 +226,7 @@ def fit(
             metrics |= {"val_precision": counts.precision, "val_recall": counts.recall, "val_f1": counts.f1}
             progress.best, progress.best_counts = record, counts
             if ranks.is_writer:
-                progress.best_path = save_best(folder, describe(config, learner.model, metrics))
+                progress.best_path = save_best(folder, describe(config, learner.model, metrics, trained_images))
         progress.finish_epoch(record)
         save()
 
@@ -276,14 +283,17 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: 
     if config.batch_size < 2 * ranks.n:  # batch normalisation needs a variance in each process
         raise InputError(f"batch_size must be at least {2 * ranks.n} for {ranks.n} processes, got {config.batch_size}")
     set_seed(config.seed)
-    if config.initial_weights is None:
-        model = build_model(config.model_name, config.resolution)
-    else:
-        model = load_initial_weights(config, device)
+    initial = load_initial_weights(config, device) if config.initial_weights else None
+    model = initial.model if initial else build_model(config.model_name, config.resolution)
     model = model.to(device).to(memory_format=torch.channels_last)
     set_seed(config.seed + ranks.rank)
     splits = load_splits(config, ranks)
     data_checksum = ranks.from_writer(lambda: checksum_of(splits))
+    record = ranks.from_writer(lambda: record_of(splits))
+    if initial:
+        validation = {"validation": splits["validation"]}
+        check_not_trained_on(initial.trained_images, validation, f"initial_weights {config.initial_weights}")
+        record += initial.trained_images or []
     name = f"{config.model_name}_{config.resolution}"
     folder = config.resolve(config.path_to_checkpoints) / f"ch_point_{name}"
     images = config.resolve(config.path_to_images)
@@ -300,7 +310,7 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: 
         logger.info("resuming epoch %d after %d batches", progress.epoch, progress.n_batches)
     elif last.exists():
         logger.warning("%s of an earlier training will be replaced; --resume would continue it", last)
-    fit(config, learner, loaders, progress, folder)
+    fit(config, learner, loaders, progress, folder, record)
     if not ranks.is_writer:
         return None
 

@@ -276,6 +276,7 @@ def altered(checkpoint, path: Path, **changes) -> Path:
         ("thresholds", None, "must be a list, got None"),
         ("thresholds", [{"threshold": 0.5, "false_per_hour": 1.0, "hours": 0.0}], "hours' must be above 0, got 0.0"),
         ("measured_pair", "x", "must be an object, got 'x'"),
+        ("trained_images", [{"file": "a", "checksum": "b", "n_images": 9, "trained_on": "ff"}], "4 hexadecimal digits"),
         ("resolution", 1e9, "must be an integer, got 1000000000.0"),
         ("resolution", True, "must be an integer, got True"),
         ("resolution", 32 * 10**8, "resolution of DM_time_small_residual must be .* up to 4096, got 3200000000"),

@@ -18,7 +18,8 @@ from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import TrainingConfig, load_config
 from single_pulse_classifier_training.evaluate import get_parser, run
 from single_pulse_classifier_training.evaluation import Predictions, write_predictions
-from single_pulse_classifier_training.split import load_splits
+from single_pulse_classifier_training.split import Split, load_splits
+from single_pulse_classifier_training.trained_images import check_not_trained_on, record_of
 from single_pulse_classifier_training.training_models import build_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "single_pulse_classifier_training" / "evaluate.py"
@@ -312,19 +313,31 @@ def test_images_of_the_training_are_not_pulse_free_pages(job, sets, caplog, monk
     change(without_test(config), **keys | {"test_files": None})
     loaded, checkpoint = load_config(config, TrainingConfig), load_checkpoint(path, "cpu")
     splits = load_splits(loaded)
-    seen, unseen = splits["training"].indices[-1], splits["validation"].indices[:50]
+    validation = splits["validation"]
+    seen, unseen = splits["training"].indices[-1], validation.indices[validation.labels == 0][:50]
+    pulse = validation.indices[validation.labels == 1][3]
     sky = folder / "sky.npy"
 
     def check(content: np.ndarray) -> None:
         np.save(sky, content)
         opened = pulse_free.open_pulse_free([str(sky)], checkpoint)
-        pulse_free.check_not_trained_on(opened, splits["training"], checkpoint, loaded)
+        pulse_free.check_pulse_free(opened, splits, checkpoint, loaded)
 
     np.save(sky, images[[*unseen, seen]])
     with pytest.raises(InputError, match=f"image 50 of .*sky.npy, which is image {seen} of .*marked.npy"):
         evaluate(config, path, "--pulse-free", sky)
     check(images[unseen])
     assert "it does not name them" in caplog.text
+    with pytest.raises(
+        InputError, match=f"pulses of the validation split, got image 50 of .*, which is image {pulse} of"
+    ):
+        check(images[[*unseen, pulse]])
+    checkpoint.trained_images = record_of(splits)
+    with pytest.raises(
+        InputError, match=f"those of the training, got image {splits['training'].indices[0]} of .*sky.npy"
+    ):
+        check(images)
+    checkpoint.trained_images = None
 
     checkpoint.config = keys | {"files_by_resolution": {"default": [str(folder / "other.npy")]}}
     check(images[unseen])
@@ -337,6 +350,40 @@ def test_images_of_the_training_are_not_pulse_free_pages(job, sets, caplog, monk
 
     monkeypatch.setattr(pulse_free, "_hash", lambda image: b"the same for all")
     check(images[unseen[:2]])
+
+
+def test_images_that_the_checkpoint_was_trained_on_are_refused(job, sets, caplog):
+    """By a record of every image: with another split, or without the separate validation files of the training."""
+    config, path = job
+    without_test(config)
+    splits, checkpoint = load_splits(load_config(config, TrainingConfig)), load_checkpoint(path, "cpu")
+    caplog.clear()
+    check_not_trained_on(None, splits, "grey.pth")
+    assert "does not say on which images it was trained" in caplog.text
+    caplog.clear()
+    checkpoint.trained_images = record_of(splits)
+    save_checkpoint(path, checkpoint)
+    evaluate(config, path, "--keep-checkpoint")
+    assert "trained" not in caplog.text
+    change(config, seed=1)
+    drawn = load_splits(load_config(config, TrainingConfig))["validation"].indices
+    both = len(np.intersect1d(splits["training"].indices, drawn))
+    named = f"grey.pth: the validation images must not be .*, got {both} of {len(drawn)}, such as image .*training.npy"
+    with pytest.raises(InputError, match=named):
+        evaluate(config, path)
+    names = {"files_by_resolution": {"default": ["test.npy", "training.npy"]}}
+    names |= {"labels": ["test_labels.npy", "training_labels.npy"], "groups": None, "snr": None}
+    kept = config.read_text()
+    with pytest.raises(InputError, match="the validation images must not be images that it was trained on"):
+        evaluate(change(config, **names), path)
+    config.write_text(kept)
+
+    whole = {"training": Split(splits["training"].dataset, np.arange(4000), None), "validation": splits["validation"]}
+    checkpoint.trained_images = record_of(whole)
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(InputError, match="validation images must not be .* trained on, got (\\d+) of \\1, such as"):
+        evaluate(change(config, seed=0), path, "--split", "training")
+    assert [entry["file"] for entry in load_checkpoint(path, "cpu").trained_images] == ["training.npy"]
 
 
 def test_without_a_page_length_the_old_thresholds_move_with_the_temperature(job):
@@ -398,6 +445,17 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
             return [config, path, "--pulse-free", described(folder, "minmax", pulses=1)]
         case "pulse-free normaliser":
             return [config, path, "--pulse-free", described(folder, "robust", pulses=0)]
+        case "pulse-free trial DMs" | "pulse-free sampling time":
+            checkpoint = load_checkpoint(path, "cpu")
+            checkpoint.dms, checkpoint.tsamp_s = [0.0, 127.5], 1e-3
+            save_checkpoint(path, checkpoint)
+            images = described(folder, "minmax", pulses=0)
+            other = {"dms": [1000.0, 1001.0]} if kind == "pulse-free trial DMs" else {"tsamp_s": 0.01}
+            change(folder / "sky_set.json", **other)
+            return [config, path, "--pulse-free", images]
+        case "pulse-free twice":
+            images = described(folder, "minmax", pulses=0)
+            return [config, path, "--pulse-free", images, folder / "out" / ".." / images.name]
         case "pulse-free missing":
             return [config, path, "--pulse-free", folder / "sky.npy"]
         case "pulse-free no images":
@@ -457,7 +515,13 @@ def make_error(kind: str, config: Path, path: Path) -> list[object]:
         ("rate of candidates", "--max-false-per-hour .* candidate classifier, .* by evaluate_pipeline.py --pulse-free"),
         ("rate of training images", "--max-false-per-hour cannot be used .* not measured on images of the training"),
         ("pulse-free with pulses", "sky_training.npy: must have no pulses, got 1 in the description"),
-        ("pulse-free normaliser", "sky_training.npy: the normaliser must be minmax, .*, got robust"),
+        ("pulse-free normaliser", "sky_training.npy: the normaliser must be 'minmax', .*, got 'robust'"),
+        (
+            "pulse-free trial DMs",
+            "trial DMs must be 2 from 0 to 127.5, as in the checkpoint, got 2 from 1000 to 1001 in",
+        ),
+        ("pulse-free sampling time", "sampling time in seconds must be 0.001, as in the checkpoint, got 0.01 in"),
+        ("pulse-free twice", "--pulse-free: a file must be named once, got .*sky_training.npy twice"),
         ("pulse-free no images", "--pulse-free: .*sky.npy must be a .npy file of .*, got a text file"),
         ("pulse-free missing", "--pulse-free: the file .*sky.npy does not exist"),
         ("pulse-free folder", "--pulse-free: the file .*sky.npy must be a file, got a folder"),

@@ -152,6 +152,26 @@ def test_sets_that_agree_are_joined(sets):
     assert done.returncode == 0 and trained(sets, "DM_time_small_residual", 32).tsamp_s is None, done.stderr
 
 
+def test_labels_of_a_described_set_are_refused_for_other_images(sets):
+    """Of the same number, and without a description of their own: the names say that they are of two sets."""
+    (sets / f"minmax_{PAGES}_set.json").unlink()
+    done = train(sets, **names("minmax"), normaliser="minmax")
+    assert done.returncode == 0, done.stderr
+    done = train(sets, **names("minmax") | {"labels": f"robust_{PAGES}_labels_training.npy"}, normaliser="minmax")
+    assert done.returncode == 2 and "key 'labels' must name files of the same sets as the images" in done.stderr
+
+
+def test_labels_that_contradict_the_classes_of_the_description_are_refused(sets):
+    path = sets / f"robust_{PAGES}_labels_training.npy"
+    labels = np.load(path)
+    n = (labels == "Pulse").sum()
+    labels[np.flatnonzero(labels == "Artefact")[0]] = "Pulse"
+    np.save(path, labels)
+    done = train(sets)
+    assert done.returncode == 2
+    assert re.search(f"{path}: the number of pulses must be {n}, as in .*_set.json, got {n + 1}$", done.stderr)
+
+
 @pytest.mark.parametrize("key", ["training_32x32", "labels_training", "groups_training"])
 def test_a_file_of_another_number_of_images_is_refused(sets, key):
     path = sets / f"robust_{PAGES}_{key}.npy"
@@ -177,6 +197,8 @@ def test_a_set_that_is_not_complete_has_no_description(sets, monkeypatch):
         ({"n_images": 3}, "classes must have 3 images together"),
         ({"files_by_resolution": {"32": "x_training_32x32.npy"}}, "files_by_resolution must name robust_DM"),
         ({"dms": None, "tsamp_s": "fast"}, "key 'tsamp_s' must be a number"),
+        ({"dms": [127.5, 0.0]}, "key 'dms' must be trial DMs, lowest first, got 127.5 before 0"),
+        ({"dms": []}, "key 'dms' must be a list of trial DMs, got []"),
     ],
 )
 def test_a_damaged_description_is_refused_and_unknown_keys_are_tolerated(sets, caplog, changes, named):

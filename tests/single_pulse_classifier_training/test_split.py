@@ -319,13 +319,20 @@ def test_images_are_compared_once_and_again_when_one_has_changed(tmp_path, confi
     load_splits(config())
     assert len(searches) == 5
 
+    content = dict(np.load(cache))
+    wrong = [{"links": np.array([[0, 60]])}, {"links": np.array([[-1, 0]])}, {"links": np.array([[0, 30]])}]
+    for part in [*wrong, {"component": content["component"] - 1}, {"equal_marks": np.array(np.nan)}]:
+        np.savez(cache, **content | part)
+        load_splits(config())
+    assert len(searches) == 10
+
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     cache.unlink()
     monkeypatch.setattr(shared_data_cache, "atomic_writer", refuse)
     load_splits(config())
-    assert len(searches) == 6 and not cache.exists()
+    assert len(searches) == 11 and not cache.exists()
 
 
 @pytest.fixture(scope="module")

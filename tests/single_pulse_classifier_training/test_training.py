@@ -84,6 +84,11 @@ def test_a_training_starts_from_the_weights_it_is_given_and_keeps_no_thresholds(
     assert (trained.threshold, trained.thresholds, trained.measured_pair) == (0.5, [], None)
     before, after = (load_checkpoint(path, "cpu").metrics["val_loss"] for path in (folder / "first.pth", first))
     assert after == pytest.approx(before, rel=1e-3)
+    [own, of_initial], [first_record] = trained.trained_images, initial.trained_images
+    assert own == of_initial == first_record and own["n_images"] == 600 and len(own["trained_on"]) == 150
+    wrong = train(folder, config | keys | {"seed": 5})
+    assert wrong.returncode == 2
+    assert "initial_weights first.pth: the validation images must not be images that it was trained on" in wrong.stderr
     wrong = train(folder, config | {"initial_weights": "first.pth", "model_name": "DM_time_small_residual"})
     assert wrong.returncode == 2 and "first.pth, got 'DM_time_small_residual'" in wrong.stderr
 

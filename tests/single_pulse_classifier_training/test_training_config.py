@@ -90,6 +90,7 @@ def test_paths_are_relative_to_the_config_whatever_the_current_folder(tmp_path, 
         ({"labels": [5]}, "key 'labels.0' must be a string, got 5$"),
         ({"labels": ""}, "key 'labels' must be a string that is not empty, got ''$"),
         ({"dms": [0.0, None]}, "key 'dms.1' must be a number, got None$"),
+        ({"dms": [0.0, 1.0, 1.0]}, "key 'dms' must be trial DMs, lowest first, got 1 before 1$"),
         ({"test_files": "a.npy"}, "key 'test_files' must be an object, got 'a.npy'$"),
         ({"test_files": {"labels": "a.npy"}}, "the key 'test_files.files_by_resolution' is missing$"),
         (
