@@ -24,7 +24,6 @@ from single_pulse_classifier_training.config import (
     check_config,
     read_json,
 )
-from single_pulse_classifier_training.dataset import load_labels
 from single_pulse_classifier_training.input_files import open_npy
 
 logger = logging.getLogger(__name__)
@@ -177,6 +176,8 @@ def description_of(images: str | Path) -> SetDescription | None:
         if n_images != description.n_images:
             raise InputError(f"{file}: the number must be {description.n_images}, as in {path}, got {n_images}")
         if key == "labels":
+            from single_pulse_classifier_training.dataset import load_labels  # with torch, which scripts import late
+
             pulses, wanted = int(load_labels([file]).sum()), description.classes.get("Pulse", 0)
             if pulses != wanted:
                 raise InputError(f"{file}: the number of pulses must be {wanted}, as in {path}, got {pulses}")
