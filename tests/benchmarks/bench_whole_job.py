@@ -83,8 +83,8 @@ def search(checkout: Path, path: Path, job: Job, folder: Path) -> Run:
     try:
         search_s = json.loads((out / f"summary_{path.stem}.json").read_text())["wall_s"]
     except FileNotFoundError:  # before version 0.2
-        [line] = [line for line in measured.stdout.splitlines() if "wall-clock" in line]
-        search_s = float(line.split()[2])
+        [line] = [line for line in measured.stdout.splitlines() if line.split()[:1] == ["wall_s"]]
+        search_s = float(line.split()[1])
     return Run(process_s, search_s, measured.peak_mb, len(catalogue) - 1)
 
 
