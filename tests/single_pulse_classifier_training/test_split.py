@@ -283,6 +283,17 @@ def test_groups_that_divide_one_stretch_of_data_are_joined(tmp_path, config, cap
     assert np.array_equal(splits["validation"].indices, load_splits(config())["validation"].indices)
 
 
+def test_groups_of_another_order_are_named_before_the_split_fails(tmp_path, config, caplog):
+    """Each event has three copies; the shuffled groups connect all of them into one event, which cannot be split."""
+    pages = sky(20, 40_000, 32)[0]
+    save(tmp_path / "set_32x32.npy", np.repeat(pages, 3, axis=0))
+    save(tmp_path / "labels.npy", np.arange(60) // 30)
+    save(tmp_path / "groups.npy", np.random.default_rng(0).permutation(np.arange(60) // 3))
+    with pytest.raises(InputError, match="the validation split would have no"):
+        load_splits(config(groups="groups.npy"))
+    assert "groups with a Pulse show the same data as another one" in caplog.text
+
+
 def test_groups_are_those_of_their_file(tmp_path, config):
     """Two sets that both count from 0: event 0 of one is not event 0 of the other."""
     for name in ("a", "b"):
