@@ -147,6 +147,11 @@ class TrainingBatches:
     def __len__(self) -> int:
         return self.n_batches - self.first
 
+    @property
+    def n_images(self) -> int:
+        """Number of images of the remaining batches, of all ranks together."""
+        return min(len(self.indices), self.n_batches * self.batch_size) - self.first * self.batch_size
+
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
         for number in range(self.first, self.n_batches):

@@ -129,7 +129,6 @@ def predict_split(
     device : torch.device
     """
     pulse_free = open_pulse_free(rates.pulse_free, checkpoint) if rates.pulse_free else None
-    page_s = page_length_s(rates, checkpoint, config)
     warn_of_normaliser(checkpoint, config)
     splits = load_splits(config)
     if name not in splits:
@@ -138,6 +137,7 @@ def predict_split(
     unseen = {key: splits[key] for key in (name, "validation") if key != "training"}
     check_not_trained_on(checkpoint.trained_images, unseen, str(path))
     artefacts = split.labels == 0
+    page_s = page_length_s(rates, checkpoint, config, split.dataset)
     why_not = why_not_measured(checkpoint.normaliser, page_s, name, pulse_free is not None)
     check_rates(rates, why_not, page_s, int(artefacts.sum()) if pulse_free is None else len(pulse_free))
     if pulse_free is not None:

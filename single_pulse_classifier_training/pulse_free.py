@@ -113,15 +113,15 @@ def check_rates(rates: RateOptions, why_not: str | None, page_s: float, n_pages:
         raise InputError(f"--max-false-per-hour must be at least {1 / hours:.4g}: {hours_needed(rate, hours)}")
 
 
-def page_length_s(rates: RateOptions, checkpoint: Checkpoint, config: TrainingConfig) -> float:
+def page_length_s(rates: RateOptions, checkpoint: Checkpoint, config: TrainingConfig, evaluated: DMTimeImages) -> float:
     """Return the length of a page in seconds, NaN if it is not known or the images are cutouts of candidates.
 
-    It comes from the options, else from the descriptions of the pulse-free files or of the images of the config, else
-    from the sampling time.
+    It comes from the options, else from the descriptions of the pulse-free files or of the evaluated images, else from
+    the sampling time.
     """
     if checkpoint.normaliser == "noise":
         return math.nan
-    images = rates.pulse_free or config.image_paths(config)
+    images = rates.pulse_free or evaluated.paths
     return (
         rates.page_s
         or _described_page_s(images)

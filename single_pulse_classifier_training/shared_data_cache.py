@@ -15,7 +15,7 @@ from single_pulse_classifier_training.shared_data import SharedData, find_shared
 
 logger = logging.getLogger(__name__)
 
-SEARCH_VERSION = 1  # to be increased when find_shared_data gives another result
+SEARCH_VERSION = 2  # to be increased when find_shared_data gives another result
 
 
 def load_shared_data(sets: Sequence[DMTimeImages], only_between: bool = False) -> SharedData:
@@ -51,7 +51,7 @@ def _read(path: Path, key: str, n_images: int) -> SharedData | None:
             if str(content["key"]) != key:
                 return None
             component, links = content["component"].astype(np.int64), content["links"].astype(np.int64)
-            shared = SharedData(component, links, content["smooth"].astype(bool), float(content["equal_marks"]))
+            shared = SharedData(component, links, content["smooth"].astype(bool), float(content["missed"]))
     except (*NOT_NPY, *NOT_ZIP, InputError):
         return None
     links = shared.links
@@ -59,7 +59,7 @@ def _read(path: Path, key: str, n_images: int) -> SharedData | None:
     if not has_form or not 0 <= links.min(initial=0) <= links.max(initial=0) < max(n_images, 1):
         return None
     agrees = (shared.component[links[:, 0]] == shared.component[links[:, 1]]).all()
-    return shared if agrees and shared.component.min(initial=0) >= 0 and 0 <= shared.equal_marks < np.inf else None
+    return shared if agrees and shared.component.min(initial=0) >= 0 and 0 <= shared.missed <= 1 else None
 
 
 def _write(path: Path, key: str, shared: SharedData) -> None:
@@ -71,7 +71,7 @@ def _write(path: Path, key: str, shared: SharedData) -> None:
                 component=shared.component.astype(np.int32),
                 links=shared.links.astype(np.int32),
                 smooth=shared.smooth,
-                equal_marks=np.array(shared.equal_marks),
+                missed=np.array(shared.missed),
             )
     except OSError as error:
         logger.info("%s: the result of the leakage check cannot be stored (%s)", path, error.strerror)

@@ -98,11 +98,11 @@ def load_splits(config: TrainingConfig, ranks: Ranks | None = None) -> dict[str,
     else:
         groups = np.arange(len(whole.labels)) if whole.events is None else whole.events
         events = join_groups(groups, shared.component[: len(groups)])
+        if whole.events is not None:
+            _warn_of_groups(whole, shared.component[: len(groups)])
         training, validation = split_by_event(whole.labels, events, config.validation_fraction, config.seed)
         splits = {"training": Split.of(whole, training, events), "validation": Split.of(whole, validation, events)}
         splits |= {name: images for name, images in sets.items() if name == "test"}
-        if whole.events is not None:
-            _warn_of_groups(whole, shared.component[: len(groups)])
     logger.info("%s", report(splits, shared, whole.events is not None, is_given))
     if is_given or whole.events is None or len(np.unique(whole.events)) == len(whole.events):
         _warn_if_undecided(shared, is_given, config.normaliser == "noise")

@@ -208,7 +208,7 @@ def fit(
 
     while not is_over(config, progress):
         shuffled.epoch, shuffled.first = progress.epoch, progress.n_batches
-        start, n_images = time.perf_counter(), len(training_loader) * config.batch_size
+        start, n_images = time.perf_counter(), shuffled.n_images
         loss, accuracy = train_one_epoch(learner, training_loader, progress, change, after_step)
         speed = n_images / (time.perf_counter() - start)
         # The validation batches of the processes differ in number, so they can only agree on a signal after the last.

@@ -298,6 +298,22 @@ def test_the_page_length_comes_from_the_description_of_the_images(job, capsys):
     assert "1/h     not measured: 1 per hour needs at least 1 h of pulse-free data, got 0.8333 h" in said
 
 
+def test_the_page_length_is_that_of_the_evaluated_split(job):
+    """The test set has pages of half a minute, the training set has no description: rates are those of the former."""
+    config, path = job
+    images = described(config.parent, "minmax", 50)
+    np.save(config.parent / "sky_labels_training.npy", np.arange(100) // 50)
+    files = {
+        "files_by_resolution": {str(RESOLUTION): str(images)},
+        "labels": str(images.with_name("sky_labels_training.npy")),
+    }
+    assert evaluate(change(config, test_files=files), path, "--keep-checkpoint")["pulse_free"]["page_s"] == 30
+    metrics = evaluate(config, path, "--keep-checkpoint", "--split", "validation")
+    assert metrics["pulse_free"]["page_s"] == PAGE_S
+    config = change(config, test_files=None, validation_files=files)
+    assert evaluate(config, path, "--keep-checkpoint")["pulse_free"]["page_s"] == 30
+
+
 def test_images_of_the_training_are_not_pulse_free_pages(job, sets, caplog, monkeypatch):
     """Exact copies are found wherever they are, unless they are in the validation split or have one grey level."""
     config, path = job

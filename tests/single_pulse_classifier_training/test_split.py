@@ -102,13 +102,16 @@ def candidate_pages(n_events: int, shifts: np.ndarray, peak: float, resolution: 
     return np.stack(pages), np.repeat(np.arange(n_events), len(shifts))
 
 
-def components(tmp_path, *sets: np.ndarray, **options) -> np.ndarray:
-    """Which images show the same data, as numbers in the order of their first images."""
-    datasets = [
+def datasets(tmp_path, *sets: np.ndarray) -> list[DMTimeImages]:
+    return [
         DMTimeImages([save(tmp_path / f"{number}.npy", images)], np.zeros(len(images), np.int64), images.shape[1])
         for number, images in enumerate(sets)
     ]
-    component = find_shared_data(datasets, **options).component
+
+
+def components(tmp_path, *sets: np.ndarray, **options) -> np.ndarray:
+    """Which images show the same data, as numbers in the order of their first images."""
+    component = find_shared_data(datasets(tmp_path, *sets), **options).component
     return join_groups(np.arange(len(component)), component)
 
 
@@ -122,6 +125,38 @@ def test_pages_of_one_event_are_found_at_any_shift_scale_size_and_order(tmp_path
     order = np.random.default_rng(1).permutation(len(pages))
     found = components(tmp_path, pages[order])
     assert np.array_equal(found, join_groups(events[order], np.arange(len(pages))))
+
+
+@pytest.mark.parametrize("resolution", [128, 64, 32])
+def test_copies_shifted_by_half_a_pixel_are_found_between_sets(tmp_path, resolution):
+    """The pages of two files start half a pixel apart, or half a page and half a pixel."""
+    half_pixel, n_found, shared = 128 // resolution, 0, None
+    for shift in (half_pixel, 128 - half_pixel):
+        pages, _ = candidate_pages(30, np.array([20, 20 + shift]), 10.0, resolution)
+        shared = find_shared_data(datasets(tmp_path, pages[::2], pages[1::2]), only_between=True)
+        assert (np.abs(np.diff(shared.links)) == 30).all()
+        n_found += len(shared.links)
+    assert n_found >= (57 if resolution == 32 else 60)
+    assert shared.missed < 0.01
+
+
+def bright_pages(resolution: int, seed: int) -> np.ndarray:
+    """Pages of one bright, short pulse in every position, and noise that is faint beside it but not lost in truncation."""
+    random, row = np.random.default_rng(seed), np.arange(resolution) - resolution / 2
+    pages = []
+    for start in np.linspace(-1, 1, 20) * resolution / 8:
+        time = np.arange(resolution) - resolution / 2 - start
+        width = 1 + 0.3 * np.abs(row[:, None])
+        pulse = 60 * np.clip(width / 2 + 0.5 - np.abs(time - row[:, None]), 0, 1) / np.sqrt(width)
+        pages.append(60 + 5 * (random.normal(size=(resolution, resolution)) + pulse))
+    return np.clip(pages, 0, 255).astype(np.uint8)
+
+
+def test_bright_pulses_of_different_observations_are_not_the_same_data(tmp_path):
+    """Pulses at the same DM and in the same place: only the noise beside them differs."""
+    for resolution in (64, 32):
+        sets = [bright_pages(resolution, seed) for seed in (0, 1)]
+        assert np.array_equal(components(tmp_path, *sets, only_between=True), np.arange(40))
 
 
 def test_independent_pages_with_the_same_pulse_are_separate_events(tmp_path):
@@ -248,6 +283,17 @@ def test_groups_that_divide_one_stretch_of_data_are_joined(tmp_path, config, cap
     assert np.array_equal(splits["validation"].indices, load_splits(config())["validation"].indices)
 
 
+def test_groups_of_another_order_are_named_before_the_split_fails(tmp_path, config, caplog):
+    """Each event has three copies; the shuffled groups connect all of them into one event, which cannot be split."""
+    pages = sky(20, 40_000, 32)[0]
+    save(tmp_path / "set_32x32.npy", np.repeat(pages, 3, axis=0))
+    save(tmp_path / "labels.npy", np.arange(60) // 30)
+    save(tmp_path / "groups.npy", np.random.default_rng(0).permutation(np.arange(60) // 3))
+    with pytest.raises(InputError, match="the validation split would have no"):
+        load_splits(config(groups="groups.npy"))
+    assert "groups with a Pulse show the same data as another one" in caplog.text
+
+
 def test_groups_are_those_of_their_file(tmp_path, config):
     """Two sets that both count from 0: event 0 of one is not event 0 of the other."""
     for name in ("a", "b"):
@@ -321,7 +367,7 @@ def test_images_are_compared_once_and_again_when_one_has_changed(tmp_path, confi
 
     content = dict(np.load(cache))
     wrong = [{"links": np.array([[0, 60]])}, {"links": np.array([[-1, 0]])}, {"links": np.array([[0, 30]])}]
-    for part in [*wrong, {"component": content["component"] - 1}, {"equal_marks": np.array(np.nan)}]:
+    for part in [*wrong, {"component": content["component"] - 1}, {"missed": np.array(np.nan)}]:
         np.savez(cache, **content | part)
         load_splits(config())
     assert len(searches) == 10

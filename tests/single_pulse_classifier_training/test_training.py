@@ -15,6 +15,7 @@ from single_pulse_classifier_training import evaluate, training
 from single_pulse_classifier_training.augment import FainterPulse, RollInTime, RowDropOut, augmentation
 from single_pulse_classifier_training.checkpoint import load_checkpoint, save_checkpoint, weights_checksum
 from single_pulse_classifier_training.config import TrainingConfig
+from single_pulse_classifier_training.dataset import TrainingBatches
 from single_pulse_classifier_training.distributed import Ranks
 from single_pulse_classifier_training.metrics import ConfusionCounts, confusion_counts
 from single_pulse_classifier_training.optimisation import choose_precision
@@ -159,6 +160,20 @@ def test_validation_counts_and_loss_are_those_of_evaluate(training_set):
     measured = load_checkpoint(best, "cpu").metrics["evaluation"]
     assert measured["confusion"] == trained["validation_confusion"]
     assert measured["negative_log_likelihood"]["before"] == pytest.approx(trained["val_loss"], rel=1e-6)
+
+
+def test_the_speed_counts_the_images_of_the_epoch(training_set, caplog):
+    """A batch larger than the set has the images of the training split only."""
+    caplog.set_level(logging.INFO)
+    folder, config = training_set
+    assert train(folder, config | {"num_epochs": 1, "batch_size": 2**20}).returncode == 0
+    (line,) = [line for line in caplog.text.splitlines() if "images/s" in line]
+    assert 0 < float(line.split()[-2]) < 1e5
+    batches = TrainingBatches(np.arange(21), 10, seed=0)
+    assert batches.n_images == sum(map(len, batches)) == 20, "a last batch of one image is left out"
+    batches.first = 1
+    assert batches.n_images == sum(map(len, batches)) == 10
+    assert TrainingBatches(np.arange(25), 10, seed=0).n_images == 25
 
 
 def test_training_stops_early(training_set):
