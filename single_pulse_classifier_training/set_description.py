@@ -218,6 +218,14 @@ def with_descriptions(config: TrainingConfig) -> TrainingConfig:
         if all(agree("tsamp_s", value, first_time) for value in times.values()):
             known["tsamp_s"] = first_time
     silent = {key: value for key, value in known.items() if not _says(config, key)}
+    undescribed = [path for path in config.image_paths(config) if description_path(path) not in found]
+    if silent and undescribed:
+        logger.warning(
+            "%s: taken from %s, also for %s, which has no description",
+            ", ".join(silent),
+            next(iter(found)).name,
+            undescribed[0],
+        )
     return config.model_copy(update=silent)
 
 

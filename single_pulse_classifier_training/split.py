@@ -130,12 +130,17 @@ def _groups_of(config: TrainingConfig, files: ImageFiles, dataset: DMTimeImages)
     """Read the groups files that the config names, or else the descriptions of all image files."""
     if files.groups:
         return load_groups(config.data_paths(files.groups), len(dataset))
-    paths = []
+    paths, without = [], []
     for images in dataset.paths:
         description = description_of(images)
         if description is None or description.groups is None or not images.with_name(description.groups).is_file():
-            return None
-        paths.append(images.with_name(description.groups))
+            without.append(images)
+        else:
+            paths.append(images.with_name(description.groups))
+    if without:
+        if paths:
+            logger.warning("groups: %s is not used, because %s has no groups file", paths[0].name, without[0])
+        return None
     logger.info("groups: taken from %s, as the description of the set says", ", ".join(map(str, paths)))
     return load_groups(paths, len(dataset))
 

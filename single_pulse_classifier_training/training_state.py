@@ -18,14 +18,15 @@ from single_pulse_classifier_training.config import TrainingConfig
 from single_pulse_classifier_training.distributed import Ranks
 from single_pulse_classifier_training.metrics import ConfusionCounts
 from single_pulse_classifier_training.optimisation import Learner
+from single_pulse_classifier_training.set_description import shown
 
 logger = logging.getLogger(__name__)
 
-# Keys that may differ when a training is resumed: none of them changes what a step does to the weights. An exception is
-# num_epochs with a scheduler, see ``resume``.
+# Keys that may differ when a training is resumed: none changes what a step does to the weights, nor what a search
+# takes from best.pth. An exception is num_epochs with a scheduler, see ``resume``.
 FREE_KEYS = {
     "num_epochs", "patience", "early_stopping_metric", "num_workers", "device", "compile", "checkpoint_interval_s",
-    "path_to_files", "path_to_checkpoints", "path_to_images", "test_files", "snr", "dms", "tsamp_s",
+    "path_to_files", "path_to_checkpoints", "path_to_images", "test_files", "snr",
 }  # fmt: skip
 
 
@@ -122,7 +123,8 @@ def resume(path: Path, config: TrainingConfig, learner: Learner, data_checksum: 
     before, now = checkpoint.config, config.model_dump()
     for key in now:
         if key not in FREE_KEYS and before.get(key) != now[key]:
-            raise InputError(f"{key} must be {before.get(key)!r} to resume {path}, got {now[key]!r}")
+            text = shown if key == "dms" else repr
+            raise InputError(f"{key} must be {text(before.get(key))} to resume {path}, got {text(now[key])}")
     if config.scheduler and before.get("num_epochs") != config.num_epochs:
         raise InputError(
             f"num_epochs must be {before.get('num_epochs')} to resume {path}, because with the scheduler "

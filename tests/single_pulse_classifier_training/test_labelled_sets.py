@@ -152,6 +152,22 @@ def test_sets_that_agree_are_joined(sets):
     assert done.returncode == 0 and trained(sets, "DM_time_small_residual", 32).tsamp_s is None, done.stderr
 
 
+def test_a_set_without_a_description_that_is_joined_with_a_described_one_is_named(sets, caplog):
+    """What the described set says is taken for both, and its groups are not used: both is said."""
+    robust, other = f"robust_{PAGES}", sets / f"other_{PAGES}_training_32x32.npy"
+    description = sets / f"other_{PAGES}_set.json"
+    silent = {"normaliser": None, "dms": None, "tsamp_s": None, "groups": None}
+    assert train(sets, **names("robust", "other") | silent).returncode == 0
+    assert "also for" not in caplog.text and "is not used" not in caplog.text
+    description.unlink()
+    assert train(sets, **names("robust", "other") | silent).returncode == 0
+    assert f"normaliser, dms, tsamp_s: taken from {robust}_set.json, also for {other}, which has no" in caplog.text
+    assert f"groups: {robust}_groups_training.npy is not used, because {other} has no groups file" in caplog.text
+    caplog.clear()
+    assert train(sets, **names("robust", "other")).returncode == 0
+    assert "also for" not in caplog.text and "is not used" not in caplog.text, "the config says everything"
+
+
 def test_labels_of_a_described_set_are_refused_for_other_images(sets):
     """Of the same number, and without a description of their own: the names say that they are of two sets."""
     (sets / f"minmax_{PAGES}_set.json").unlink()

@@ -194,6 +194,24 @@ def test_resume_refuses_another_training(config):
     assert "cannot be read: it is damaged" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "after", "message"),
+    [
+        ("tsamp_s", 0.001, 0.002, "tsamp_s must be 0.001 to resume"),
+        ("dms", [0.5 * row for row in range(32)], [1.0 * row for row in range(32)], "dms must be 32 from 0 to 15.5 to"),
+    ],
+)
+def test_resume_refuses_other_dms_or_sampling_times_which_the_best_checkpoint_does_not_have(
+    config, key, before, after, message
+):
+    """Also of a finished training, whose best.pth would keep the old values."""
+    keys = {"num_epochs": 1, "scheduler": None}
+    train_here(config("a", **keys, **{key: before}))
+    train_here(config("a", **keys, **{key: before}), "--resume")
+    done = train_here(config("a", **keys, **{key: after}), "--resume", returncode=2)
+    assert message in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("changed", ["images", "labels", "groups"])
 def test_resume_refuses_a_set_that_was_changed(data, config, tmp_path, changed):
     """Same files and shapes, other content; a copy of the same files is accepted."""
