@@ -106,6 +106,8 @@ def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) 
         candidates = CandidateClassifier(load_checkpoint(path, "cpu"))
     device = choose_device(config.device)
     checkpoint = load_page_model(config.model_path, device, config.model_name, config.resolution)
+    # With more threads, their number depends on the load of the machine, and with it the last bits of a probability.
+    one_thread_each()
     logger.info("page classifier %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
     pages = PageClassifier(checkpoint, device, config.batch_size, config.precision)
     classifiers = Classifiers(pages, candidates)
