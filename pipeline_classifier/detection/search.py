@@ -102,7 +102,7 @@ def search(
         Called after each batch with the result of its layer, the pages of the batch, and the events that no later page
         can change any more, in order of time.
     """
-    began = time.monotonic()
+    began = min(time.monotonic(), source.began)
     merger = EventMerger(*(layer.grid for layer in source.layers))
     events: list[Event] = []
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,11 +91,14 @@ class Source(ABC):
         Files from which the pages come.
     layers : list of Layer
         Layers of its pages; `PageBatch.layer` is an index into this list.
+    began : float
+        When `begin` was called, on the monotonic clock; infinite before.
     """
 
     name: str
     files: list[Path]
     layers: list[Layer]
+    began = math.inf
     _begun: Iterator[PageBatch] | None = None
 
     @abstractmethod
@@ -109,6 +113,7 @@ class Source(ABC):
 
     def begin(self, threads: int | None = None) -> None:
         """Start to make the first pages in the background, for `planes_once_begun`."""
+        self.began = time.monotonic()
         self._begun = begun(self.planes(threads))
 
     def planes_once_begun(self, threads: int | None = None) -> Iterator[PageBatch]:
