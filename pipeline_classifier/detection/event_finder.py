@@ -196,7 +196,9 @@ class EventFinder:
         # of the search are not among those that are kept.
         beside = math.ceil(MEASURED_BESIDE * n_time)
         limits = first - beside - origin, last + beside - origin
-        most, peaks = PEAKS_PER_PAGE * (n_pages + 2) if self.candidates else int(passed.sum()), []
+        most = PEAKS_PER_PAGE * (n_pages + 2) if self.candidates else int(passed.sum())
+        peaks: list[Peak] = []
+        centres: list[tuple[int, int]] = []
         for peak in find_peaks(searched, self.grid, *limits, most):
             centre = origin + peak.column + (peak.width - 1) // 2
             # The planes of two groups differ in their noise, so that a pulse on the edge may belong to both or neither.
@@ -205,7 +207,7 @@ class EventFinder:
             is_here &= all(abs(centre - other) > (peak.width + width) / 2 for other, width in self._at_edge)
             if is_here and (passed & (begins <= centre) & (centre < ends)).any() and self.decision.is_event(peak.snr):
                 peaks.append(peak)
-        centres = [(origin + peak.column + (peak.width - 1) // 2, peak.width) for peak in peaks]
+                centres.append((centre, peak.width))
         self._at_edge = [(centre, width) for centre, width in centres if centre >= last - 1 - width // 8]
         peaks = peaks[: None if self.grid.sweeps else most]
         probabilities = self._probabilities(searched, peaks, float(pages.probability[passed].max()))

@@ -8,7 +8,7 @@ from pipeline_classifier.frontend.baseline import CLIP, Sums, bin_sums, residual
 from pipeline_classifier.frontend.blanking import constant_stretches, filled, in_float_range, out_of_range
 from pipeline_classifier.frontend.channel_mask import ChannelFigures, narrow_band_signals, outlier_channels
 from pipeline_classifier.frontend.cleaning_kernels import quiet_powers, write_samples
-from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, accumulator_dtype, quantise
+from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, largest_level, quantise
 from pipeline_classifier.frontend.impulses import IMPULSE_THRESHOLD
 from pipeline_classifier.frontend.settings import BIN, Cleaning
 from pipeline_classifier.frontend.zero_dm import ZeroDm, zero_dm_series
@@ -190,11 +190,6 @@ def _clean_short(raw: np.ndarray, good: np.ndarray, zero_dm: str | None, out: np
         quantise(data.T, len(out), out[:, : len(raw)])
     else:
         out[:, : len(raw)] = data.T
-
-
-def largest_level(nchans: int) -> int:
-    """Limit of the rounded samples, as in `quantise`."""
-    return min(127, np.iinfo(accumulator_dtype(nchans)).max // nchans)
 
 
 def figures_of_merit(sums: Sums, residuals: np.ndarray, good: np.ndarray) -> ChannelFigures:

@@ -87,6 +87,11 @@ def accumulator_dtype(nchans: int) -> np.dtype:
     return np.dtype(np.int16 if nchans <= 1024 else np.int32)
 
 
+def largest_level(nchans: int) -> int:
+    """Largest size of a rounded sample of which no sum over ``nchans`` channels overflows `accumulator_dtype`."""
+    return min(127, np.iinfo(accumulator_dtype(nchans)).max // nchans)
+
+
 def quantise(data: np.ndarray, nchans: int, out: np.ndarray) -> np.ndarray:
     """Round samples of unit noise to `LEVELS_PER_SIGMA` steps per sigma.
 
@@ -106,7 +111,7 @@ def quantise(data: np.ndarray, nchans: int, out: np.ndarray) -> np.ndarray:
     ndarray of int8
         ``out``.
     """
-    limit = min(127, np.iinfo(accumulator_dtype(nchans)).max // nchans)
+    limit = largest_level(nchans)
     np.copyto(out, np.clip(np.rint(data * np.float32(LEVELS_PER_SIGMA)), -limit, limit), casting="unsafe")
     return out
 

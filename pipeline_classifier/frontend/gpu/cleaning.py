@@ -10,7 +10,7 @@ from pipeline_classifier.frontend import cleaning
 from pipeline_classifier.frontend.baseline import CLIP, OUTLIERS, TILE
 from pipeline_classifier.frontend.blanking import OUT_OF_RANGE, SHORTEST_BINS, in_float_range, typical_size
 from pipeline_classifier.frontend.channel_mask import ChannelFigures, narrow_band_signals, outlier_channels
-from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA
+from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, largest_level
 from pipeline_classifier.frontend.impulses import (
     IMPULSE_THRESHOLD,
     SHORTEST_SWEEP,
@@ -93,7 +93,7 @@ def clean(raw: torch.Tensor, frequencies: np.ndarray, tsamp: float, settings: Cl
     if settings.zero_dm and good.any():
         noise = 1.4826 * float(np.median(np.abs(scaled.sum(axis=1)))) / int(good.sum())
         subtract_zero_dm(normalised, good, settings.zero_dm, noise, frequencies)
-    limit = cleaning.largest_level(nchans)
+    limit = largest_level(nchans)
     data = (normalised * LEVELS_PER_SIGMA).round_().clamp_(-limit, limit).to(torch.int8).t().contiguous()
     if settings.kadane_channels:
         min_bins = int(settings.kadane_width_s / tsamp / BIN)
