@@ -6,6 +6,7 @@ cache folder of the user where the checkout is not writable. They release the in
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable
 from types import FunctionType

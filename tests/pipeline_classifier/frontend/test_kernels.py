@@ -2,7 +2,10 @@
 
 import importlib
 import logging
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -90,6 +93,29 @@ def test_compilation_is_announced_once_and_a_cache_that_cannot_be_written(tmp_pa
     warned = [message for message in said[0] if "NUMBA_CACHE_DIR" in message]
     assert (len(compiled), len(warned)) == (1, not is_writable)
     assert said[1] == ([] if is_writable else said[0])
+
+
+CLEANED = """import sys
+import numpy as np
+from pipeline_classifier.frontend.cleaning_kernels import write_samples
+
+generator = np.random.default_rng(0)
+raw = generator.integers(90, 110, (640, 64), np.uint8)
+nodes, scale, coefficient, series = (generator.random(n, np.float32) for n in ((3, 64), 64, 64, 640))
+out = np.empty((64, 640), np.float32)
+write_samples(raw, nodes, 200, scale, coefficient, series, np.zeros(640, bool), np.float32(0), out)
+sys.stdout.buffer.write(out.tobytes())
+"""
+
+
+def test_loops_round_alike_in_the_process_that_compiles_them_and_in_one_that_loads_them(tmp_path):
+    command, root = [sys.executable, "-c", CLEANED], Path(__file__).resolve().parents[3]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    compiled, loaded = (
+        subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE).stdout for _ in range(2)
+    )
+    assert len(compiled) == 4 * 64 * 640 and compiled == loaded
+    assert list(tmp_path.rglob("*.write_samples-*.nbc"))
 
 
 @given(
