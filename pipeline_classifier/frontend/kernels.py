@@ -6,7 +6,6 @@ cache folder of the user where the checkout is not writable. They release the in
 
 import functools
 import logging
-import math
 import threading
 from collections.abc import Callable
 from types import FunctionType
@@ -49,7 +48,9 @@ class Kernel:
 
         _announce_compilation()
         function = self._function
-        options: dict[str, Any] = {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy"}
+        # Without inlining, the machine code of a called loop exists twice, by itself and with its caller, and the two
+        # differ in rounding: the process that compiles runs the former, those that load from the cache the latter.
+        options: dict[str, Any] = {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy", "forceinline": True}
         # numba knows only functions of its own by their names.
         names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
         called = {name: value.compiled for name, value in names.items() if isinstance(value, Kernel)}
