@@ -140,3 +140,20 @@ def test_values_that_are_not_numbers_are_selected_last():
     selected = np.empty(2, np.float32)
     kernels.select(values, 2, selected)
     assert selected.tolist() == [3.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["normal", "of few values", "powers", "one outlier"])
+def test_selection_of_any_values(kind):
+    """Few distinct values, a range of magnitudes and an outlier are where bisection takes long or ends early."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((5, 2001)).astype(np.float32)
+    if kind == "of few values":
+        values = np.round(4 * values) * np.float32(0.008)
+    elif kind == "powers":
+        values = np.ldexp(np.float32(1), rng.integers(-140, 120, values.shape)) * np.sign(values)
+    elif kind == "one outlier":
+        values[:, 7] = 3e38
+    for rank in (0, 1, 999, 1000, 1999, 2000):
+        selected = np.empty(5, np.float32)
+        kernels.select(values, rank, selected)
+        np.testing.assert_array_equal(selected, np.partition(values, rank, axis=1)[:, rank])
