@@ -3,6 +3,7 @@
   python evaluate_pipeline.py A.fil B.fil -c config.json --output-dir out      observations with A_truth.csv beside them
   python evaluate_pipeline.py --inject MINE.fil -c config.json --pulses 100    pulses are added to your own file first
   python evaluate_pipeline.py --pulse-free N1.fil N2.fil -c config.json --store    false events per hour, for the model
+  python evaluate_pipeline.py --null MINE.fil -c config.json --wanted-rate 1    false events per hour of your own sky
 
 Prints recall by S/N, width and DM, false events per hour, and the errors of time, DM and S/N, over all observations
 together. Recall and false events are also printed for other thresholds, to help choose "event_threshold" in the config.
@@ -20,11 +21,18 @@ With --pulse-free the observations have no pulses, and only false events are cou
 are written to false_events.json. --store writes the rates into the checkpoint of the candidate classifier, from where
 "max_false_per_hour" chooses, with the checksums of the two networks. With --max-false-per-hour the threshold for this
 rate becomes the default threshold there. Rates have exact Poisson intervals with a confidence of 95 %.
+
+With --null the observations may have pulses: each is searched forwards, and backwards in time, which turns dispersion
+to negative DMs. No pulse can be found backwards, so that all events are false, except for faint responses to bright
+pulses, which the forward search explains and which are not counted. The numbers are written to null_events.json. Pulses
+with a sweep below two widths look the same in both directions; events of such short sweeps count as false, and their
+number is printed.
 """
 
 import argparse
 import json
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -52,6 +60,7 @@ from pipeline_classifier.evaluation.injected_pulses import (
     injected_path,
     pulses_to_inject,
 )
+from pipeline_classifier.evaluation.null_search import count_null_events, null_hours
 from pipeline_classifier.evaluation.recovery import Outcome, compare, outcome_of, pooled, quality, without_known
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
@@ -60,7 +69,7 @@ from pipeline_classifier.options import OutputOptions, SearchOptions
 from pipeline_classifier.simulation.observation import known_pulses
 from pipeline_classifier.simulation.pulses import Pulse
 from pipeline_classifier.simulation.random_observation import pulse_free_observations
-from single_pulse_classifier_training.calibration import hours_needed, threshold_for_rate
+from single_pulse_classifier_training.calibration import hours_needed, rate_text, threshold_for_rate
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
@@ -88,6 +97,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="simulate so many hours of strong interference instead, in many bands (about ten minutes per hour)",
     )
     group.add_argument("--store", action="store_true", help="write the rates into the candidate classifier")
+    group.add_argument("--null", nargs="+", metavar="FILE", help="SIGPROC files that are searched backwards in time")
+    group.add_argument("--joined", action="store_true", help="the files of --null are one observation")
+    group.add_argument(
+        "--wanted-rate",
+        type=float,
+        metavar="RATE",
+        help="print the lowest threshold with at most RATE false events per hour in the files of --null",
+    )
     return parser
 
 
@@ -96,6 +113,7 @@ def check_mode(args: argparse.Namespace) -> None:
     modes = {
         "observations with <name>_truth.csv beside them": args.filterbanks,
         "--inject FILE": args.inject,
+        "--null FILE": args.null,
         "--pulse-free FILE": args.pulse_free,
         "--pulse-free-hours HOURS": args.pulse_free_hours,
     }
@@ -104,6 +122,13 @@ def check_mode(args: argparse.Namespace) -> None:
         raise InputError(f"one of {', '.join(modes)} must be given, got {' and '.join(given) or 'none'}")
     if args.store and not args.pulse_free and not args.pulse_free_hours:
         raise InputError("--store must be used with --pulse-free FILE or --pulse-free-hours HOURS")
+    for name in ("joined", "wanted_rate"):
+        if getattr(args, name) not in (None, False) and not args.null:
+            raise InputError(f"--{name.replace('_', '-')} must be used with --null FILE")
+    if args.null and args.max_false_per_hour is not None:
+        raise InputError("--null must be used with --wanted-rate, got --max-false-per-hour")
+    if args.wanted_rate is not None and not 0 < args.wanted_rate < math.inf:
+        raise InputError(f"--wanted-rate must be a positive number, got {args.wanted_rate:g}")
     if args.pulse_free_hours is not None and not 0 < args.pulse_free_hours <= MOST_HOURS:
         raise InputError(f"--pulse-free-hours must be above 0, at most {MOST_HOURS:g}, got {args.pulse_free_hours:g}")
 
@@ -188,9 +213,7 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
     """
     from single_pulse_classifier_training.checkpoint import update_checkpoint
 
-    path, rate = config.candidate_classifier_path, args.max_false_per_hour
-    if path is None:
-        raise InputError("--pulse-free must be used with a candidate classifier; evaluate.py measures rates of pages")
+    path, rate = candidate_classifier_of(config, "--pulse-free"), args.max_false_per_hour
     hours = args.pulse_free_hours if args.pulse_free is None else pulse_free_hours(args.pulse_free, config.ifs)
     if rate is not None and rate * hours < 1:
         raise InputError(f"--max-false-per-hour is too low: {hours_needed(rate, hours)}")
@@ -207,8 +230,7 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
     values: dict[str, Any] = {"thresholds": false.thresholds(), "measured_pair": classifiers.pair}
     measured: dict[str, object] = {"model": config.model_path.name, "candidate_classifier": path.name}
     measured |= {"hours": false.hours, "observations": args.pulse_free or "simulated"} | values
-    with atomic_writer(folder / "false_events.json") as file:
-        file.write((json.dumps(measured, indent=4) + "\n").encode())
+    write_json(folder / "false_events.json", measured)
     if args.store:
         update_checkpoint(path, **values)
     for written in [folder / "false_events.json", *([path] if args.store else [])]:
@@ -221,13 +243,50 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
     return measured
 
 
+def measure_null(args: argparse.Namespace, config: PipelineConfig) -> dict[str, object]:
+    """Count the false events of observations that may have pulses; return the content of null_events.json."""
+    path, rate = candidate_classifier_of(config, "--null"), args.wanted_rate
+    observations = [args.null] if args.joined else [[file] for file in args.null]
+    hours = null_hours(observations, config.ifs)
+    if rate is not None and rate * hours < 1:
+        raise InputError(f"--wanted-rate is too low: {hours_needed(rate, hours)}")
+    written = make_output_folder(config.output_path, "output_dir") / "null_events.json"
+    classifiers = load_classifiers(config, warn_if_not_measured=False)
+    config.warn_of_unused_settings()
+    null = count_null_events(observations, config, classifiers)
+    print("\n".join(null.table()))
+    measured: dict[str, object] = {"model": config.model_path.name, "candidate_classifier": path.name}
+    measured |= {"hours": null.false.hours, "observations": observations, "thresholds": null.rows()}
+    write_json(written, measured)
+    print(f"{'written':>28} {written}")
+    if rate is not None:  # last, as no threshold may have so low a rate
+        threshold, count = null.threshold_for(rate)
+        print(f"{f'threshold for {rate:g} per hour':>28} {threshold:.4g}, with {rate_text(count, null.false.hours)}")
+    return measured
+
+
+def candidate_classifier_of(config: PipelineConfig, option: str) -> Path:
+    """Return the path of the candidate classifier; InputError without one."""
+    if config.candidate_classifier_path is None:
+        raise InputError(f"{option} must be used with a candidate classifier; evaluate.py measures rates of pages")
+    return config.candidate_classifier_path
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write figures, complete or not at all."""
+    with atomic_writer(path) as file:
+        file.write((json.dumps(content, indent=4) + "\n").encode())
+
+
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Evaluate; return the content of evaluation.json or false_events.json."""
+    """Evaluate; return the content of evaluation.json, false_events.json or null_events.json."""
     check_mode(args)
     injection, output = InjectionOptions.of(args), OutputOptions(plots=not args.no_plots)
     config = SearchOptions.of(args).load_config()
     if args.pulse_free or args.pulse_free_hours:
         return measure_false_events(args, config)
+    if args.null:
+        return measure_null(args, config)
     if injection:
         truths = [pulses_to_inject(injection, config)]
     else:
@@ -250,8 +309,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     evaluation["by_threshold"] = by_threshold(outcomes, config.trial_dms())
 
     written = [folder / "evaluation.json"]
-    with atomic_writer(written[0]) as file:
-        file.write((json.dumps(evaluation, indent=4) + "\n").encode())
+    write_json(written[0], evaluation)
     if output.plots:
         written.append(folder / "evaluation.png")
         plot_evaluation(written[1], evaluation, outcome)
