@@ -130,7 +130,7 @@ def predict_split(
     """
     pulse_free = open_pulse_free(rates.pulse_free, checkpoint) if rates.pulse_free else None
     warn_of_normaliser(checkpoint, config)
-    splits = load_splits(config)
+    splits = load_splits(config, channels=checkpoint.channels)
     if name not in splits:
         raise InputError(f"--split must be {' or '.join(splits)} for a config without test_files, got {name}")
     split, validation = splits[name], splits["validation"]
