@@ -194,7 +194,7 @@ def save_candidate(
         Width in samples of the observation.
     header : mapping
         Keywords of the observation as in SIGPROC, at least ``tsamp``, ``tstart``, ``fch1``, ``foff`` and ``nchans``;
-        None is an unknown value.
+        None is an unknown value. An ascending band is written as a descending one.
     label : int
         1 for a pulse, 0 for interference, -1 if unknown.
 
@@ -205,8 +205,11 @@ def save_candidate(
     """
     found = {"dm": float(dm), "tcand": float(time_s), "snr": float(snr), "width": int(width_samples), "label": label}
     known = {key: _text_of(value) if isinstance(value, str | None) else value for key, value in header.items()}
-    attributes = known | found | {"dm_opt": -1, "snr_opt": -1}
+    attributes: dict[str, Any] = known | found | {"dm_opt": -1, "snr_opt": -1}
     _check_attributes(Path(folder), attributes)
+    if attributes["foff"] > 0:  # FETCH takes the first channel of every file for the highest frequency
+        attributes["fch1"] += attributes["foff"] * (attributes["nchans"] - 1)
+        attributes["foff"] *= -1
     name = f"cand_tstart_{attributes['tstart']:.12f}_tcand_{time_s:.7f}_dm_{dm:.5f}_snr_{snr:.5f}"
     path = Path(folder) / f"{name}.h5"
     planes = [np.asarray(plane, dtype=np.float32) for plane in (dm_time, freq_time)]

@@ -29,6 +29,24 @@ def planes(n_channels: int = 64) -> tuple[np.ndarray, np.ndarray]:
     return dm_time.astype(np.float32), freq_time.astype(np.float32)
 
 
+def file_with(path: Path, **changes: object) -> Path:
+    """Write a file with some values changed; those that are None are absent."""
+    dm_time, freq_time = planes(4)
+    data = {"data_dm_time": dm_time, "data_freq_time": freq_time.T}
+    attributes = HEADER | {"dm": 56.7, "tcand": 1.0, "snr": 7.0, "width": 2}
+    with h5py.File(path, "w") as root:
+        for key, value in (attributes | data | changes).items():
+            if value is None:
+                continue
+            if isinstance(value, dict):
+                root.create_dataset(key, **value)
+            elif key in data:
+                root[key] = value
+            else:
+                root.attrs[key] = value
+    return path
+
+
 def same(a: CandidateFile, b: CandidateFile) -> None:
     np.testing.assert_array_equal(a.dm_time, b.dm_time)
     np.testing.assert_array_equal(a.freq_time, b.freq_time)
@@ -39,22 +57,21 @@ def same(a: CandidateFile, b: CandidateFile) -> None:
         assert type(value) is type(other) and (np.array_equal(value, other) or value != value and other != other), key
 
 
-@pytest.mark.parametrize("foff", [-1.0, 1.0])
-def test_a_candidate_of_a_search_is_what_fetch_reads(tmp_path, foff):
+@pytest.mark.parametrize("fch1, foff", [(1465.0, -1.0), (1130.0, 1.0)])
+def test_a_candidate_of_a_search_is_what_fetch_reads(tmp_path, fch1, foff):
     dm_time, freq_time = planes()
-    header = HEADER | {"foff": foff, "source_name": "FRB\0 180417 \udce9", "src_raj": None}
+    header = HEADER | {"fch1": fch1, "foff": foff, "source_name": "FRB\0 180417 \udce9", "src_raj": None}
     path = save_candidate(tmp_path, dm_time, freq_time, **FOUND, header=header)
     assert path == tmp_path / "cand_tstart_58682.620316710374_tcand_2.0288800_dm_475.28400_snr_16.81280.h5"
     with h5py.File(path) as root:
-        assert dict(root.attrs) == header | {
+        assert dict(root.attrs) == HEADER | {
             "cand_id": path.stem, "dm": 475.284, "dm_opt": -1, "tcand": 2.02888, "snr": 16.8128, "snr_opt": -1,
             "width": 4, "label": -1, "source_name": "FRB 180417 ?", "src_raj": "None",
         }  # fmt: skip
         stored = root["data_freq_time"]
         assert stored.compression == root["data_dm_time"].compression == "gzip" and stored.dtype == np.float32
         assert [dimension.label for dimension in stored.dims] == ["time", "frequency"]
-        # Column 0 is the first channel of the observation.
-        np.testing.assert_array_equal(stored[()], freq_time[:: int(-foff)].T)
+        np.testing.assert_array_equal(stored[()], freq_time.T)
         np.testing.assert_array_equal(root["data_dm_time"], dm_time)
     found = read_candidate_file(path)
     np.testing.assert_array_equal(found.freq_time, freq_time)
@@ -63,6 +80,13 @@ def test_a_candidate_of_a_search_is_what_fetch_reads(tmp_path, foff):
     assert (found.dm, found.time_s, found.snr, found.width_samples, found.label) == (475.284, 2.02888, 16.8128, 4, -1)
     assert found.tstart == 58682.620316710374 and found.column_s == 2 * 1.26646875e-3
     assert found.dms[0] == 0 and found.dms[-1] == 2 * 475.284 and len(found.dms) == 256
+
+
+def test_the_first_channel_of_an_ascending_band_is_the_lowest_frequency(tmp_path):
+    path = file_with(tmp_path / "a.h5", foff=0.5)
+    with h5py.File(path) as root:
+        stored = root["data_freq_time"][()]
+    np.testing.assert_array_equal(read_candidate_file(path).freq_time, stored[:, ::-1].T)
 
 
 def test_a_column_is_half_a_width():
@@ -98,24 +122,6 @@ def test_every_value_survives_the_round_trip(tmp_path, more, dtype, n_channels, 
     same(read_candidate_file(tmp_path / "a.h5"), candidate)
 
 
-def damaged(path: Path, **changes: object) -> Path:
-    """Write a file that lacks the attributes and datasets that are None, and has other values of others."""
-    dm_time, freq_time = planes(4)
-    data = {"data_dm_time": dm_time, "data_freq_time": freq_time.T}
-    attributes = HEADER | {"dm": 56.7, "tcand": 1.0, "snr": 7.0, "width": 2}
-    with h5py.File(path, "w") as root:
-        for key, value in (attributes | data | changes).items():
-            if value is None:
-                continue
-            if isinstance(value, dict):
-                root.create_dataset(key, **value)
-            elif key in data:
-                root[key] = value
-            else:
-                root.attrs[key] = value
-    return path
-
-
 DAMAGE = [
     ({"dm": None, "width": None}, "must have the attributes dm, tcand, .*, nchans, but lacks dm, width$"),
     ({"tsamp": "None"}, "the attribute tsamp must be a number from 1e-09 to 10, got 'None'$"),
@@ -139,12 +145,12 @@ DAMAGE = [
 @pytest.mark.parametrize("changes, message", DAMAGE)
 def test_a_file_with_an_error_is_refused_in_one_sentence(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as caught:
-        read_candidate_file(damaged(tmp_path / "a.h5", **changes))
+        read_candidate_file(file_with(tmp_path / "a.h5", **changes))
     assert str(caught.value).startswith(f"{tmp_path / 'a.h5'}: ") and "\n" not in str(caught.value)
 
 
 def test_data_in_other_files_are_not_read(tmp_path):
-    damaged(tmp_path / "a.h5", data_dm_time=None)
+    file_with(tmp_path / "a.h5", data_dm_time=None)
     layout = h5py.VirtualLayout((256, 256), "f4")
     layout[:] = h5py.VirtualSource(tmp_path / "b.h5", "data_dm_time", (256, 256))
     with h5py.File(tmp_path / "a.h5", "a") as root:
@@ -154,7 +160,7 @@ def test_data_in_other_files_are_not_read(tmp_path):
 
 
 def test_a_file_that_is_not_complete_or_not_hdf5_is_refused(tmp_path):
-    path = damaged(tmp_path / "a.h5")
+    path = file_with(tmp_path / "a.h5")
     content = path.read_bytes()
     for length in (0, 4, 8, 100, 2000, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
