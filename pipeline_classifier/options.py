@@ -101,7 +101,8 @@ class SearchOptions:
     def files_read(self, config: PipelineConfig) -> list[Path]:
         """Return the files that a search with the loaded config reads, except the observation."""
         transientx = config.path_to_a_transientx_config
-        paths = [self.config or DEFAULT_CONFIG, config.model_path, config.candidate_classifier_path]
+        candidates = config.candidate_classifier_path, config.candidate_classifier_dmt_path
+        paths = [self.config or DEFAULT_CONFIG, config.model_path, *candidates]
         return [path for path in paths if path] + ([config.resolve(transientx)] if transientx else [])
 
 

@@ -58,7 +58,7 @@ from pipeline_classifier.detection.search import SearchResult, check_classified
 from pipeline_classifier.detection.workers import prepare_process, wait_for_packages
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
-from pipeline_classifier.frontend.sources import ArrayPages
+from pipeline_classifier.frontend.sources import ArrayPages, ChannelSource
 from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.options import OutputOptions, SearchOptions
@@ -157,7 +157,7 @@ def draw_only(args: argparse.Namespace, config: PipelineConfig, output: OutputOp
 def search_ring(config: PipelineConfig) -> SearchResult:
     """Search the ring ``key_output``."""
     make_output_folder(config.output_path, "output_dir")
-    classifiers = load_classifiers(config)
+    classifiers = load_classifiers(config, with_channels=False)
     with open_ring(config) as ring:
         return live_search(ring, classifiers, config)
 
@@ -171,7 +171,7 @@ def search_one(
     folder = make_output_folder(config.output_path, "output_dir")
     if isinstance(source, FilterbankPages):
         source.begin(config.threads)  # while torch is imported
-    classifiers = load_classifiers(config)
+    classifiers = load_classifiers(config, with_channels=isinstance(source, ChannelSource))
     if isinstance(source, ArrayPages):
         source.scale_for(classifiers.pages.checkpoint.normaliser)
     decision = decide(config, classifiers, source.layers)

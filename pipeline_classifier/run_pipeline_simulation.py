@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> SearchResult:
     config = options.load_config()
     config = config.model_copy(update={"max_plots": output.most_plots(config)})
     folder = make_output_folder(config.output_path, "output_dir")
-    classifiers = load_classifiers(config)
+    classifiers = load_classifiers(config, with_channels=not args.through_ring)
     path = Path(args.filterbank or config.filterbank_path)
     if not args.filterbank and not path.exists():
         path = folder / path.name

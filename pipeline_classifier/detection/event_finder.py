@@ -2,21 +2,22 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_merging import GROUP, MEASURED_BESIDE
+from pipeline_classifier.detection.frequency_time import FrequencyTime
 from pipeline_classifier.detection.network import NOT_CLASSIFIED
 from pipeline_classifier.detection.page_classifier import Classified
 from pipeline_classifier.detection.peaks import Peak, find_peaks
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.boxcar import BoxcarSearch, boxcar_search, page_snrs
-from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.times import SECONDS_PER_DAY
 
@@ -64,6 +65,19 @@ _NO_NUMBERS, _NO_VALUES = np.empty(0, np.int64), np.empty(0, np.float32)
 NO_PAGES = _Pages(_NO_NUMBERS, _NO_NUMBERS, _NO_VALUES, _NO_VALUES, np.empty(0, bool))
 
 
+class PeakClassifier(Protocol):
+    """What gives the candidate probability of peaks: a `CandidateClassifier`."""
+
+    def probabilities(
+        self,
+        searched: BoxcarSearch,
+        grid: PageGrid,
+        peaks: Sequence[Peak],
+        frequency_time: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the candidate probability of each peak, as `CandidateClassifier.probabilities`."""
+
+
 class EventFinder:
     """Turns the pages of a layer, batch after batch, into events; keeps only the pages of which events may still come.
 
@@ -77,8 +91,10 @@ class EventFinder:
         Layer of the pages; its starts are not used.
     decision : Decision
         Without an ``event_threshold`` the brightest peaks of pages with a pulse are events, at most one for each page.
-    candidates : CandidateClassifier, optional
+    candidates : PeakClassifier, optional
         Classifies the peaks; needed with an ``event_threshold``.
+    frequency_time : FrequencyTime, optional
+        Makes the frequency-time cutouts of the peaks; needed if ``candidates`` gets them.
 
     Attributes
     ----------
@@ -86,9 +102,16 @@ class EventFinder:
         Peaks shown to the candidate classifier so far, and those for which it gave no finite number.
     """
 
-    def __init__(self, layer: Layer, decision: Decision, candidates: CandidateClassifier | None = None) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        decision: Decision,
+        candidates: PeakClassifier | None = None,
+        frequency_time: FrequencyTime | None = None,
+    ) -> None:
         self.grid, self.layer, self.decision = layer.grid, layer, decision
         self.candidates = candidates if decision.event_threshold is not None else None
+        self._frequency_time = frequency_time
         self.n_candidates = self.n_without_output = 0
         n_time = self.grid.n_time
         sweep = float(np.nan_to_num(self.grid.sweep(self.grid.dms[-1] - self.grid.dms[0])))
@@ -210,18 +233,19 @@ class EventFinder:
                 centres.append((centre, peak.width))
         self._at_edge = [(centre, width) for centre, width in centres if centre >= last - 1 - width // 8]
         peaks = peaks[: None if self.grid.sweeps else most]
-        probabilities = self._probabilities(searched, peaks, float(pages.probability[passed].max()))
+        probabilities = self._probabilities(searched, peaks, origin, float(pages.probability[passed].max()))
         return [
             self._event(peak, origin, probability)
             for peak, probability in zip(peaks, probabilities, strict=True)
             if self.decision.is_event(peak.snr, probability)
         ]
 
-    def _probabilities(self, searched: BoxcarSearch, peaks: list[Peak], of_pages: float) -> list[float]:
+    def _probabilities(self, searched: BoxcarSearch, peaks: list[Peak], origin: int, of_pages: float) -> list[float]:
         """Candidate probability of each peak; that of the pages if there is no candidate classifier."""
-        if not self.candidates:
+        if not self.candidates or not peaks:
             return [of_pages] * len(peaks)
-        probabilities = self.candidates.probabilities(searched, self.grid, peaks).tolist()
+        frequency_time = self._frequency_time.cutouts(peaks, origin) if self._frequency_time else None
+        probabilities = self.candidates.probabilities(searched, self.grid, peaks, frequency_time).tolist()
         self.n_candidates += len(peaks)
         self.n_without_output += probabilities.count(NOT_CLASSIFIED)
         return probabilities

@@ -336,3 +336,46 @@ def dedisperse(
                 _add_rows(memory, additions[begin:end], stretch - length)
                 _add_to_plane(memory, summands[number], origin + first, length, plane)
             begin = end
+
+
+@kernel
+def add_to_cutout(
+    data: np.ndarray,
+    good: np.ndarray,
+    starts: np.ndarray,
+    column: int,
+    bands: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Add samples of channels to a cutout of sub-bands by columns.
+
+    Parameters
+    ----------
+    data : (nchans, n) ndarray of float32
+        Samples.
+    good : (nchans,) ndarray of bool
+        Channels in use.
+    starts : (nchans,) ndarray of int64
+        Sample of each channel at which the first column begins; may lie before or after the data.
+    column : int
+        Samples in a column.
+    bands : (rows, 2) ndarray of int64
+        First channel of each sub-band and the one after its last.
+    sums, counts : (rows, columns) ndarray of float32
+        Get, in addition, the sum of the samples and their number.
+    """
+    n, n_columns = data.shape[1], sums.shape[1]
+    for row in range(len(bands)):
+        for channel in range(bands[row, 0], bands[row, 1]):
+            if not good[channel]:
+                continue
+            line = data[channel]
+            for number in range(n_columns):
+                first = starts[channel] + number * column
+                begin, end = max(first, 0), min(first + column, n)
+                total = np.float32(0)
+                for sample in range(begin, end):
+                    total += line[sample]
+                sums[row, number] += total
+                counts[row, number] += max(end - begin, 0)

@@ -151,7 +151,7 @@ class OnlyDm20:
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
-    def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: list[Peak]) -> np.ndarray:
+    def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: list[Peak], _: None) -> np.ndarray:
         assert all(peak.snr >= 6.0 for peak in peaks)
         return np.array([self.probability if grid.dms[peak.row] == 20 else 0.01 for peak in peaks])
 
