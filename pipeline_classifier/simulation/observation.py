@@ -281,7 +281,7 @@ def simulate(
             block *= rfi.gain(first, len(block))[:, None]
             block += 0.5
             counts = np.clip(block, 0, 255, out=block).astype(np.uint8)
-            counts[:, rfi.dead_channels] = rfi.dead_counts
+            rfi.lose(counts, first)
             file.write(counts[:, ::-1] if header.ascending else counts)
             bar.update(len(block))
 
