@@ -27,8 +27,9 @@ from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
 MAX_BYTES = 1 << 26
-"""Size of the longest list, about a million rows; it limits the memory, which is five times as much."""
+"""Characters of the longest list, about a million rows; it limits the memory, which is seven times as much."""
 MAX_LINE = 1 << 16
+"""Characters of the longest line; chosen by hand, far above those of real lists."""
 LIMITS = {
     "time_s": (-1e9, 1e9),
     "mjd": (0.0, 1e7),
