@@ -6,8 +6,9 @@
   python evaluate_pipeline.py --null MINE.fil -c config.json --wanted-rate 1    false events per hour of your own sky
 
 Prints recall by S/N, width and DM, false events per hour, and the errors of time, DM and S/N, over all observations
-together. Recall and false events are also printed for other thresholds, to help choose "event_threshold" in the config.
-The same is written to evaluation.json and drawn in evaluation.png.
+together. With --detail, recall is also printed by sweep over width, width in ms, DM in pc cm^-3, and the share of the
+band that a pulse covers. Recall and false events are also printed for other thresholds, to help choose
+"event_threshold" in the config. The same is written to evaluation.json and drawn in evaluation.png.
 
 The S/N is that of a pulse in white noise over all channels, as simulate_observation.py writes it: masked channels and
 interference lower what a search can find. The width is the intrinsic one, at half maximum, in samples of the search.
@@ -52,7 +53,7 @@ from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
 from pipeline_classifier.detection.search import events_by_threshold
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.evaluation_plot import plot_evaluation
-from pipeline_classifier.evaluation.evaluation_table import by_threshold, table
+from pipeline_classifier.evaluation.evaluation_table import by_threshold, recall_by_property, table
 from pipeline_classifier.evaluation.false_rate import count_false_events, false_events_table, pulse_free_hours
 from pipeline_classifier.evaluation.injected_pulses import (
     InjectionOptions,
@@ -87,6 +88,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("filterbanks", nargs="*", help="SIGPROC files with <name>_truth.csv beside each")
     SearchOptions.add_to(parser)
     OutputOptions.add_plots_to(parser)
+    parser.add_argument(
+        "--detail", action="store_true", help="print recall also by sweep over width, width in ms, DM and share of band"
+    )
     InjectionOptions.add_to(parser)
     group = parser.add_argument_group("false events per hour")
     group.add_argument("--pulse-free", nargs="+", metavar="FILE", help="SIGPROC files without pulses")
@@ -170,7 +174,7 @@ def evaluate_known(path: str, pulses: Sequence[Pulse], config: PipelineConfig, c
     outcomes = {}
     for threshold, events in done.events.items():
         recovery = compare(pulses, events, done.source.grid)
-        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.tsamp, done.duration_s)
+        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.grid, done.source.tsamp, done.duration_s)
     return record(path, done, outcomes[done.chosen]), outcomes
 
 
@@ -185,7 +189,7 @@ def evaluate_injected(
     for threshold, events in done.events.items():
         recovery = compare(pulses, events, done.source.grid)
         recovery = without_known(recovery, events, original.events[threshold], done.source.grid)
-        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.tsamp, done.duration_s)
+        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.grid, done.source.tsamp, done.duration_s)
     row = record(options.path, done, outcomes[done.chosen])
     return row | {"events_before_injection": len(original.events[done.chosen])}, outcomes
 
@@ -305,7 +309,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     records, outcomes = zip(*evaluated, strict=True)
     outcome = pooled([parts[row["threshold"]] for row, parts in zip(records, outcomes, strict=True)])
     evaluation: dict[str, Any] = {"model": config.model_path.name, "observations": list(records)}
-    evaluation |= quality(outcome, config.trial_dms())
+    evaluation |= quality(outcome, config.trial_dms()) | recall_by_property(outcome)
     evaluation["by_threshold"] = by_threshold(outcomes, config.trial_dms())
 
     written = [folder / "evaluation.json"]
@@ -313,7 +317,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     if output.plots:
         written.append(folder / "evaluation.png")
         plot_evaluation(written[1], evaluation, outcome)
-    print(table(evaluation))
+    print(table(evaluation, args.detail))
     for path in written:
         print(f"{'written':>28} {path}")
     return evaluation

@@ -52,7 +52,7 @@ def classifiers() -> Classifiers:
 
 
 def test_the_report_is_what_compare_says(observation, classifiers, tmp_path):
-    done = evaluate(observation, "--output-dir", tmp_path)
+    done = evaluate(observation, "--detail", "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.png"}
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
@@ -68,6 +68,10 @@ def test_the_report_is_what_compare_says(observation, classifiers, tmp_path):
     # 0.5, 1.5, 3, 6 and 12 ms at 0.5 ms a sample.
     assert [part["of"] for part in evaluation["recall_by_width_samples"]] == [1, 1, 1, 1, 1, 0]
     assert [part["of"] for part in evaluation["recall_by_dm"]] == [1, 2, 2, 0]
+    assert [part["of"] for part in evaluation["recall_by_width_ms"]] == [0, 0, 1, 1, 2, 1, 0, 0]
+    assert [line.split()[-4:] for line in done.stdout.splitlines() if "whole band" in line] == [
+        ["5", "of", "5", "1.000"]
+    ]
     assert evaluation["hours"] == pytest.approx(DURATION_S / 3600)
     assert evaluation["false_events"] == recovery.false_events.sum()
     rate = evaluation["false_events"] / DURATION_S * 3600
