@@ -264,7 +264,7 @@ def input_channels(config: TrainingConfig) -> tuple[str, ...]:
     stored = _channels_of(config, config)
     kind = config.input or "dmt"
     if kind != "dmt" and "freq_time" not in stored:
-        path = config.image_paths(config)[0]
+        path = next(path for path in config.image_paths(config) if "freq_time" not in stored_channels(path))
         raise InputError(f"key 'input' must be 'dmt' for {path}, which has no freq_time channel, got {kind!r}")
     return channels_of_input(kind, stored)
 

@@ -201,7 +201,7 @@ def fit(
     assert isinstance(training_loader.dataset, DMTimeImages)
     channels = training_loader.dataset.channels
     ranks, watch = learner.ranks, Watch(config.checkpoint_interval_s)
-    change = augmentation(centred=config.normaliser == "noise") if config.augment else None
+    change = augmentation(config.normaliser == "noise", channels) if config.augment else None
 
     def save() -> None:
         current = describe(config, learner.model, channels, {}, trained_images)
