@@ -1,10 +1,10 @@
 """The false rate of an observation that may hold pulses: it is searched backwards in time, where no pulse can be found.
 
 Backwards, the low frequencies of a pulse arrive first, so that it is smeared at every trial DM; interference and noise
-are those of the observation. Every event is false, with two exceptions. A bright pulse can be found by its smeared
-response: an event as faint as that of a dispersed event of the forward search, whose track it crosses, is not counted. A
-pulse with a sweep as short as its width looks the same in both directions, as does interference at DM 0. Such events are
-counted, since a forward search cannot tell them from interference either, and their number is reported.
+are those of the observation. Every event is counted as false, except for smeared responses to bright pulses: an event
+that crosses the track of a dispersed event of the forward search, and is as faint as its response, is not counted. A
+pulse with a sweep as short as its width looks the same in both directions, as does interference at DM 0. Such events
+are counted, since a forward search cannot tell them from interference either, and their number is reported.
 """
 
 from collections import Counter
