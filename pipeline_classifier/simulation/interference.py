@@ -87,6 +87,7 @@ LEVELS["hard"] = LEVELS["field"] | {
     FIELD_KINDS: 4.0,
 }
 RFI_LEVELS = ("none", *LEVELS)
+LONGEST_HARD_TSAMP_S = 2e-4  # rates of `hard` are per minute up to here, then per sample, so that gaps remain
 SATURATING_SIGMA = 1e3  # simulated samples of 8 bits saturate from about 16 sigma in mid band
 
 
@@ -294,11 +295,13 @@ def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
     if level == "none":
         return Rfi()
     draw = _Draw(level, header, nsamples, np.random.default_rng([seed, 3]))
+    field_draw = FieldDraw(header, nsamples, np.random.default_rng([seed, 6]))
+    factor = LEVELS[level].get(FIELD_KINDS, 0.0)
+    if level == "hard":
+        draw.minutes = field_draw.minutes = min(draw.minutes, nsamples * LONGEST_HARD_TSAMP_S / 60)
     dead, noisy = draw.channels("dead"), draw.channels("noisy")
     interferers: list[Interferer] = [*draw.impulses(), *draw.carriers(), *draw.mains()]
     interferers += [*draw.saturations(), *draw.chirps()]
-    field_draw = FieldDraw(header, nsamples, np.random.default_rng([seed, 6]))
-    factor = LEVELS[level].get(FIELD_KINDS, 0.0)
     interferers += field_interferers(field_draw, factor)
     return Rfi(
         interferers,

@@ -1,4 +1,4 @@
-"""Random observations as those on which the included models were trained: any band, any sampling time."""
+"""Random observations of any band and sampling time, as those on which models are trained."""
 
 import math
 from collections.abc import Iterator
@@ -17,6 +17,8 @@ DM_MAX = 125.0  # of the pulses: just below the highest trial DM of the default 
 LONGEST_SWEEP = 8000  # samples
 LONGEST_TSAMP_S = 1.3e-3
 PULSES = 40
+NDM = 256  # trial DMs of the grids of `hard_observation`
+LOWEST_MHZ, HIGHEST_MHZ = 110.0, 3500.0  # of the bands of `hard_observation`
 SHORTEST = 4096  # samples; 16 pages
 
 
@@ -54,6 +56,74 @@ def random_observation(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "rfi": ("mild", "strong", "strong")[number % 3],
         "seed": int(rng.integers(1 << 31)),
     }
+
+
+def hard_observation(number: int, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw settings of simulate_observation.py for one observation at the level ``hard``, and the DM grid to search.
+
+    Bands lie between 110 and 3500 MHz and span a factor of 1.03 to 2.5 in frequency, with 64 to 1024 channels and 50 us
+    to 1.3 ms. Adjacent trial DMs differ by 0.5 to 20 samples over the band; two of five grids do not start at DM 0.
+    Widths are at most a quarter of the longest sweep. A fifth of the observations are coherently dedispersed and have
+    pulses near that DM; every sixth has interference alone.
+
+    Parameters
+    ----------
+    number : int
+        Number of the observation.
+    rng : numpy.random.Generator
+        Source of the random numbers.
+
+    Returns
+    -------
+    settings : dict
+        Options of simulate_observation.py, with underscores.
+    grid : dict
+        The config keys ``dms``, ``ddm`` and ``ndm``.
+    """
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    ratio = log_uniform(1.03, 2.5)
+    bottom = log_uniform(LOWEST_MHZ, HIGHEST_MHZ / ratio)
+    top, nchans = bottom * ratio, int(rng.choice([64, 96, 128, 192, 256, 336, 512, 768, 1024]))
+    foff = (top - bottom) / nchans
+    s_per_dm = float(dispersion_delay(1.0, bottom + foff, top))
+    longest_sweep = min(LONGEST_SWEEP, 40 * nchans)  # samples; 40 within a channel
+    # The longest sweep is that of a DM of 10 or more, and a DM of 3000 has a sweep of 200 samples or more.
+    shortest_s, longest_s = np.clip([10 * s_per_dm / longest_sweep, 15 * s_per_dm], 50e-6, LONGEST_TSAMP_S)
+    tsamp_s = log_uniform(shortest_s, longest_s)
+    ddm = min(log_uniform(0.5, 20) * tsamp_s / s_per_dm, longest_sweep * tsamp_s / s_per_dm / NDM)
+    lowest = max(0.0, rng.uniform(-1.5, 1) * (longest_sweep * tsamp_s / s_per_dm - NDM * ddm))
+    dm_max = lowest + (NDM - 4) * ddm
+    longest_width_s = min(256 / 3 * tsamp_s, 0.05, dm_max * s_per_dm / 4)
+    dm_min = max(lowest + 4 * ddm, longest_width_s / 2 / s_per_dm)
+    coherent_dm = rng.uniform(dm_min, dm_max) if rng.random() < 0.2 else 0.0
+    if coherent_dm:
+        dm_min, dm_max = max(dm_min, 0.97 * coherent_dm), min(dm_max, 1.03 * coherent_dm)
+    ascending = rng.random() < 0.2
+    settings = {
+        "fch1": bottom + foff if ascending else top,
+        "foff": foff if ascending else -foff,
+        "nchans": nchans,
+        "tsamp_us": tsamp_s * 1e6,
+        "duration_s": NSAMPLES * tsamp_s,
+        "pulses": 0 if number % 6 == 5 else PULSES,
+        "dm_min": dm_min,
+        "dm_max": dm_max,
+        "snr_min": 5.5,
+        "snr_max": float(rng.choice([30, 60, 3000])),
+        "width_ms_min": 0.5 * tsamp_s * 1e3,
+        "width_ms_max": longest_width_s * 1e3,
+        "band_limited": 0.3,
+        "short_sweep": 0.15,
+        "double": 0.1,
+        "min_separation_s": 300 * tsamp_s,
+        "coherent_dm": coherent_dm,
+        "rfi": "hard",
+        "seed": int(rng.integers(1 << 31)),
+    }
+    return settings, {"dms": lowest, "ddm": ddm, "ndm": NDM}
 
 
 def pulse_free_observations(hours: float, folder: Path, seed: int = 0) -> Iterator[Path]:
