@@ -126,10 +126,10 @@ def hard_observation(number: int, rng: np.random.Generator) -> tuple[dict[str, A
     return settings, {"dms": lowest, "ddm": ddm, "ndm": NDM}
 
 
-def pulse_free_observations(hours: float, folder: Path, seed: int = 0) -> Iterator[Path]:
-    """Simulate observations of strong interference without pulses until they have at least ``hours`` together.
+def pulse_free_observations(hours: float, folder: Path, seed: int = 0, level: str = "strong") -> Iterator[Path]:
+    """Simulate observations of interference without pulses until they have at least ``hours`` together.
 
-    Their settings are those of `random_observation`. Each is removed from ``folder`` before the next one is made.
+    Their settings are those of `random_observation`, the interference that of ``level``. Each is removed from ``folder`` before the next one is made.
     """
     rng = np.random.default_rng(seed)
     number, left_s = 0, hours * 3600
@@ -139,7 +139,7 @@ def pulse_free_observations(hours: float, folder: Path, seed: int = 0) -> Iterat
         header = replace(EFFELSBERG, tsamp=settings["tsamp_us"] * 1e-6, **{name: settings[name] for name in names})
         nsamples = min(NSAMPLES, max(SHORTEST, math.ceil(left_s / header.tsamp)))
         path = folder / f"pulse_free_{number:04d}.fil"
-        rfi = random_rfi("strong", header, nsamples, settings["seed"])
+        rfi = random_rfi(level, header, nsamples, settings["seed"])
         truth = simulate(path, header, nsamples, [], rfi, settings["seed"])
         try:
             yield path

@@ -10,7 +10,7 @@ from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.simulation.observation import read_truth, truth_path
-from pipeline_classifier.simulation.random_observation import hard_observation
+from pipeline_classifier.simulation.random_observation import hard_observation, pulse_free_observations
 
 
 def parsed(settings):
@@ -47,3 +47,12 @@ def test_a_hard_observation_is_simulated(tmp_path, number):
     truth = script.run(args)
     assert truth == truth_path(args.output) and len(read_truth(truth)) >= args.pulses
     assert Filterbank(args.output).nsamples == 32_000
+
+
+def test_pulse_free_observations_have_the_interference_of_their_level(tmp_path):
+    contents = {}
+    for level in ("strong", "field"):
+        for path in pulse_free_observations(1e-4, tmp_path, seed=3, level=level):
+            contents[level] = path.read_bytes()
+            assert read_truth(truth_path(path)) == []
+    assert contents["strong"] != contents["field"] and list(tmp_path.iterdir()) == []
