@@ -129,7 +129,8 @@ def hard_observation(number: int, rng: np.random.Generator) -> tuple[dict[str, A
 def pulse_free_observations(hours: float, folder: Path, seed: int = 0, level: str = "strong") -> Iterator[Path]:
     """Simulate observations of interference without pulses until they have at least ``hours`` together.
 
-    Their settings are those of `random_observation`, the interference that of ``level``. Each is removed from ``folder`` before the next one is made.
+    Their settings are those of `random_observation`, the interference that of ``level``. Each is removed from
+    ``folder`` before the next one is made.
     """
     rng = np.random.default_rng(seed)
     number, left_s = 0, hours * 3600
