@@ -1,11 +1,11 @@
 """Peaks: the pulses of a DM-time plane that was searched with boxcars."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline_classifier.detection.peak_kernels import claim_bow_tie, mark_connected, stands_above
 from pipeline_classifier.frontend.boxcar import BoxcarSearch, best_boxcar, boxcar_snr, boxcar_widths
 from pipeline_classifier.frontend.pages import PageGrid
 
@@ -80,36 +80,29 @@ def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, mo
     wherever its centre is.
     """
     snrs, widths = searched.snr, searched.width
-    best = snrs.copy()
-    best[:, : max(0, first)] = best[:, last:] = -np.inf
+    begin, end = max(0, first), max(0, first, min(snrs.shape[1], last))
+    best = snrs[:, begin:end].copy()
     claimed = np.zeros(best.shape, dtype=bool)
-    columns, widest = np.arange(best.shape[1]), int(widths.max())
     peaks: list[Peak] = []
-    while len(peaks) < most:
-        row, centre = (int(index) for index in np.unravel_index(int(best.argmax()), best.shape))
-        if not np.isfinite(best[row, centre]) or (peaks and best[row, centre] < NEXT_PEAK_SNR):
+    while len(peaks) < most and best.size:
+        row, column = divmod(int(best.argmax()), end - begin)
+        if not np.isfinite(best[row, column]) or (peaks and best[row, column] < NEXT_PEAK_SNR):
             break
-        hidden = claimed[row, centre]
-        apart, window, own_ripples = stands_apart(searched, grid, row, centre)
-        best[window][own_ripples] = -np.inf
+        centre, hidden = begin + column, claimed[row, column]
+        apart, (rows, columns), own_ripples = stands_apart(searched, grid, row, centre)
+        searchable = slice(max(begin, columns.start), min(end, columns.stop))
+        ripples = own_ripples[:, searchable.start - columns.start : searchable.stop - columns.start]
+        best[rows, searchable.start - begin : searchable.stop - begin][ripples] = -np.inf
         if hidden and not apart:
             continue
         if not apart:
             row, centre = brightest_of_bow_tie(snrs, grid, row, centre, int(widths[row, centre]))
         width = int(widths[row, centre])
         peaks.append(Peak(row, centre - (width - 1) // 2, width, float(snrs[row, centre])))
-        reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))[:, None]
-        # Only the columns of the bow tie are touched; the whole plane, for every pulse of a crowd, takes much longer.
-        low = math.floor(centre + min(0, float(reach.min())) - 2 * width - widest)
-        high = math.ceil(centre + max(0, float(reach.max())) + 2 * width + widest)
-        near = slice(max(0, low), high + 1)
-        margin = 2 * width + widths[:, near]
-        bow_tie = columns[near] >= centre + np.minimum(reach, 0) - margin
-        bow_tie &= columns[near] <= centre + np.maximum(reach, 0) + margin
-        claimed[:, near] |= bow_tie
+        reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))
         in_channel = np.where(np.abs(reach) > width, fraction_in_a_channel(grid) * peaks[-1].snr, 0)
-        bow_tie &= best[:, near] < np.maximum(HIDDEN_SNR, in_channel)
-        np.copyto(best[:, near], -np.inf, where=bow_tie)
+        least = np.maximum(HIDDEN_SNR, in_channel)
+        claim_bow_tie(best, claimed, begin, widths, reach, least, centre, width)
     return _with_their_parts(searched.total, grid, peaks, first, last)
 
 
@@ -154,8 +147,6 @@ def stands_apart(
     connected : (rows, columns) ndarray of bool
         Samples of the window above the valley that are connected with the maximum.
     """
-    from scipy.ndimage import label
-
     snr, reach = float(searched.snr[row, centre]), APART_REACH * int(searched.width[row, centre])
     n_dm, n = searched.snr.shape
     rows = n_dm
@@ -165,8 +156,8 @@ def stands_apart(
     start, stop = max(0, centre - reach), min(n, centre + reach + 1)
     window = slice(low, high), slice(start, stop)
     values = searched.snr[window]
-    numbers, _ = label(values >= valley(snr))
-    connected = numbers == numbers[row - low, centre - start]
+    connected = np.zeros(values.shape, dtype=bool)
+    mark_connected(values, np.float32(valley(snr)), row - low, centre - start, connected)
     borders = [(connected[0], low > 0), (connected[-1], high < n_dm)]
     borders += [(connected[:, 0], start > 0), (connected[:, -1], stop < n)]
     leaves_window = any(goes_on and border.any() for border, goes_on in borders)
@@ -201,10 +192,8 @@ def maxima(total: np.ndarray, width: int, first: int, last: int) -> list[tuple[i
     tops = 1 + np.flatnonzero((snr[1:-1] > snr[:-2]) & (snr[1:-1] >= snr[2:]) & (snr[1:-1] >= NEXT_PEAK_SNR))
     found: list[int] = []
     for top in tops[np.argsort(-snr[tops], kind="stable")].tolist():
-        low = np.flatnonzero(snr <= valley(float(snr[top])))
-        right = int(np.searchsorted(low, top))
-        apart = 0 < right < len(low) and snr[low[right - 1] : low[right]].max() <= snr[top]
-        if apart and all(abs(top - other) >= width for other in found):
+        apart = all(abs(top - other) >= width for other in found)
+        if apart and stands_above(snr, top, np.float32(valley(float(snr[top])))):
             found.append(top)
     return [(first + top, float(snr[top])) for top in sorted(found)]
 

@@ -8,10 +8,11 @@ from contextlib import suppress
 
 import numpy as np
 
+from pipeline_classifier.detection.peaks import find_peaks
 from pipeline_classifier.frontend.boxcar import boxcar_search, page_snrs
 from pipeline_classifier.frontend.cleaning import clean
 from pipeline_classifier.frontend.dedispersion import DedispersionTree
-from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.settings import Cleaning
 from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.runtime import end_with_launcher
@@ -49,7 +50,6 @@ def import_packages() -> None:
     with suppress(Exception):  # whoever needs the package reports it
         load_loops_of_front_end()
         load_loops_of_search()
-        import scipy.ndimage  # noqa: F401
         import torch  # noqa: F401
     gc.freeze()
     gc.enable()
@@ -72,8 +72,9 @@ def load_loops_of_front_end() -> None:
 def load_loops_of_search() -> None:
     """Load the compiled loops that search pages; the first time they are compiled, which takes some seconds."""
     pages = np.zeros((1, 4, 64), np.float32)
+    pages[0, 2, 32] = 50.0
     page_snrs(PageBatch.of_pages(pages, np.zeros(1, np.int64), 0), 1.0)
-    boxcar_search(pages[0], 8, 1.0)
+    find_peaks(boxcar_search(pages[0], 8, 1.0), PageGrid(np.arange(4.0), 64), 0, 64, most=1)
 
 
 def one_thread_each() -> None:

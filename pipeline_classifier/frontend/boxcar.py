@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline_classifier.frontend import kernels
+from pipeline_classifier.frontend.boxcar_kernels import best_boxcars
 from pipeline_classifier.frontend.pages import PageBatch, median_of_rows
 
 LEAST_NOISE = 0.95
@@ -106,7 +106,8 @@ def plane_noise(plane: np.ndarray, medians: np.ndarray, noise: float) -> np.ndar
         Noise of each column: that of the plane or, where it is less than `LEAST_NOISE` of ``noise``, interpolated
         between `NOISE_PARTS` stretches of time, and at least `QUIETEST` and at most `LEAST_NOISE` of ``noise``.
     """
-    sizes, n = np.nan_to_num(np.abs(plane[::2, ::2] - medians[::2, None])), plane.shape[1]
+    sizes, n = plane[::2, ::2] - medians[::2, None], plane.shape[1]
+    np.nan_to_num(np.abs(sizes, out=sizes), copy=False)
     sigma = 1.4826 * float(median_of_rows(sizes.reshape(1, -1))[0])
     sigma = sigma or float(np.nan_to_num(plane - medians[:, None]).std()) or 1.0
     if sigma >= LEAST_NOISE * noise:
@@ -138,7 +139,7 @@ def boxcar_search(plane: np.ndarray, longest: int, noise: float = 0.0) -> Boxcar
         np.empty((n_dm, n + 1), np.float32), np.empty((n_dm, n), np.float32), np.empty((n_dm, n), np.int32)
     )
     widths, noises = boxcar_widths(min(longest, n)).astype(np.int32), plane_noise(plane, medians, noise)
-    kernels.best_boxcars(plane, medians, noises, widths, searched.total, searched.snr, searched.width)
+    best_boxcars(plane, medians, noises, widths, searched.total, searched.snr, searched.width)
     return searched
 
 

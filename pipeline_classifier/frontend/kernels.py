@@ -19,10 +19,6 @@ ROUNDING = {"reassoc", "contract", "arcp", "nsz"}
 """What the compiler may assume: sums in any order, but values that are not finite stay so."""
 
 
-GATE_TILE = 1024
-"""Columns that `largest_boxcars` processes at once: their sums stay in the cache. Fastest of 256 to 2048."""
-
-
 class Kernel:
     """A loop that is compiled when it is first called, which is also when numba is imported."""
 
@@ -48,7 +44,9 @@ class Kernel:
 
         _announce_compilation()
         function = self._function
-        options: dict[str, Any] = {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy"}
+        # Without inlining, the machine code of a called loop exists twice, by itself and with its caller, and the two
+        # differ in rounding: the process that compiles runs the former, those that load from the cache the latter.
+        options: dict[str, Any] = {"nogil": True, "fastmath": ROUNDING, "error_model": "numpy", "forceinline": True}
         # numba knows only functions of its own by their names.
         names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
         called = {name: value.compiled for name, value in names.items() if isinstance(value, Kernel)}
@@ -93,73 +91,14 @@ def _warn_without_cache() -> None:
 
 
 @kernel
-def _scaled_row(
-    line: np.ndarray, scale: np.float32, row: np.ndarray, best: np.ndarray, lowest: np.ndarray, total: np.ndarray
-) -> None:
-    """Multiply one row, and add its first samples to the extremes and the sum of their columns."""
-    for j in range(len(line)):
-        row[j] = np.float32(line[j]) * scale
-    for j in range(len(best)):
-        best[j] = row[j] if row[j] > best[j] else best[j]
-        lowest[j] = row[j] if row[j] < lowest[j] else lowest[j]
-        total[j] += row[j]
-
-
-@kernel
-def _sums_of_pairs(row: np.ndarray, late: np.ndarray, sums: np.ndarray, best: np.ndarray) -> None:
-    """Add a row to another one, and keep the maximum of each of its first columns."""
-    for j in range(len(late)):
-        sums[j] = row[j] + late[j]
-    for j in range(min(len(late), len(best))):
-        best[j] = sums[j] if sums[j] > best[j] else best[j]
-
-
-@kernel
-def largest_boxcars(
-    plane: np.ndarray, scale: np.float32, highest: np.ndarray, lowest: np.ndarray, total: np.ndarray
-) -> None:
-    """Find the largest sum, over all rows, of the 1, 2, 3, 4, 6, 8, 12, ... samples that begin in each column.
-
-    Parameters
-    ----------
-    plane : (n_dm, n) ndarray
-        int16, int32 or float32.
-    scale : float32
-        Factor of the values.
-    highest : (n_widths, n) ndarray of float32
-        Gets the largest sums of each width, -inf where they pass the end of the plane.
-    lowest, total : (n,) ndarray of float32
-        Get the smallest value and the sum of each column; the sum is not finite if a value is not.
-    """
-    n_widths, n = highest.shape
-    longest = 2 ** (n_widths // 2 + 1)
-    rows = np.empty((2, GATE_TILE + longest), np.float32)
-    sums_of_three = np.empty(GATE_TILE + longest, np.float32)
-    highest[:] = -np.inf
-    lowest[:] = np.inf
-    total[:] = 0
-    for first in range(0, n, GATE_TILE):
-        last = min(first + GATE_TILE, n)
-        end = min(last + longest - 1, n)
-        for line in range(len(plane)):
-            _scaled_row(
-                plane[line, first:end], scale, rows[0], highest[0, first:last], lowest[first:last], total[first:last]
-            )
-            length, width = end - first, 1
-            for number in range(1, n_widths, 2):
-                if length <= width:
-                    break
-                row, pairs = rows[number // 2 % 2], rows[(number // 2 + 1) % 2]
-                _sums_of_pairs(row, row[width:length], pairs, highest[number, first:last])
-                length -= width
-                if number + 1 < n_widths and length > width:
-                    _sums_of_pairs(row, pairs[width:length], sums_of_three, highest[number + 1, first:last])
-                width *= 2
+def _order(bits: np.int32) -> np.int32:
+    """Turn the bits of a float into an integer of the same order, or back."""
+    return np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @kernel
 def select(values: np.ndarray, rank: int, selected: np.ndarray) -> None:
-    """Find the value of a given rank in each row, as `numpy.partition` does, by bisection: four times as fast.
+    """Find the value of a given rank in each row, as `numpy.partition` does, but in five or six passes.
 
     Parameters
     ----------
@@ -169,82 +108,51 @@ def select(values: np.ndarray, rank: int, selected: np.ndarray) -> None:
         From 0 for the smallest value.
     selected : (m,) ndarray of float32
         Gets the values; 0 for a row without any finite number.
+
+    Notes
+    -----
+    Each pass counts the values below a limit and finds those next to it, so that equal values need no further passes.
+    The limit is interpolated between the counts; at a sixteenth of the interval or more, which bounds the number of
+    passes. The values are compared as integers, whose minimum and maximum the compiler turns into vector instructions.
     """
+    n = values.shape[1]
+    infinity, largest = np.int32(0x7F800000), np.int32(0x7FFFFFFF)
+    keys, limit = np.empty(n, np.int32), np.empty(1, np.float32)
+    bits_of_limit = limit.view(np.int32)
     for number in range(len(values)):
-        row = values[number]
-        low, high = np.float32(np.inf), np.float32(-np.inf)
-        for j in range(len(row)):
-            finite = abs(row[j]) < np.inf
-            low = row[j] if finite and row[j] < low else low
-            high = row[j] if finite and row[j] > high else high
-        selected[number] = 0
-        found = not low < high
-        while not found:
-            guess = low + (high - low) * np.float32(0.5)
-            smaller = np.float32(0)  # an integer would have 64 bits
-            for j in range(len(row)):
-                smaller += np.float32(1) if row[j] < guess else np.float32(0)
-            if smaller > rank:
-                high = guess
-            else:
-                low = guess
-            found = smaller == rank or not low < low + (high - low) * np.float32(0.5) < high
-        if low <= high:
-            at_least = np.float32(np.inf)
-            for j in range(len(row)):
-                at_least = row[j] if low <= row[j] < at_least else at_least
-            selected[number] = at_least
-
-
-@kernel
-def best_boxcars(
-    plane: np.ndarray,
-    medians: np.ndarray,
-    noise: np.ndarray,
-    widths: np.ndarray,
-    total: np.ndarray,
-    snr: np.ndarray,
-    width: np.ndarray,
-) -> None:
-    """Find the best boxcar around each sample of every row.
-
-    Parameters
-    ----------
-    plane : (n_dm, n) ndarray of float32
-        Values that are not finite count as the median of their row.
-    medians : (n_dm,) ndarray of float32
-        Subtracted from the rows.
-    noise : (n,) ndarray of float32
-        Noise of each column.
-    widths : (k,) ndarray of int32
-        Trial widths in samples, ascending, at most n.
-    total : (n_dm, n + 1) ndarray of float32
-        Gets the cumulative sums in units of the noise, beginning with 0.
-    snr : (n_dm, n) ndarray of float32
-        Gets the highest S/N of the boxcars centred on each sample.
-    width : (n_dm, n) ndarray of int32
-        Gets the width of that boxcar, the narrowest of equal ones.
-    """
-    n_dm, n = plane.shape
-    for row in range(n_dm):
-        sums, best, best_width = total[row], snr[row], width[row]
-        sum_so_far = sums[0] = np.float32(0)
+        bits = values[number].view(np.int32)
         for j in range(n):
-            value = (plane[row, j] - medians[row]) / noise[j]
-            sum_so_far += value if abs(value) < np.inf else np.float32(0)
-            sums[j + 1] = sum_so_far
-        best[:] = -np.inf
-        best_width[:] = 1
-        for trial in widths:
-            factor = np.float32(1.0 / np.sqrt(np.float64(trial)))
-            # Slices, because an index that might be negative keeps the compiler from using vector instructions.
-            late, centre = sums[trial:], (trial - 1) // 2
-            at, width_at = best[centre:], best_width[centre:]
-            for j in range(n + 1 - trial):
-                value = (late[j] - sums[j]) * factor
-                better = value > at[j]
-                at[j] = value if better else at[j]
-                width_at[j] = trial if better else width_at[j]
+            keys[j] = _order(bits[j])
+        for j in range(n):
+            keys[j] = largest if np.int32(bits[j] & largest) > infinity else keys[j]
+        low, high = largest, np.int32(-largest)
+        for j in range(n):
+            low = min(low, keys[j]) if keys[j] >= -infinity else low
+            high = max(high, keys[j]) if keys[j] < infinity else high
+        is_finite = low <= high
+        before_low, before_high = np.float32(0), np.float32(n)  # integers would have 64 bits
+        while low < high:
+            bits_of_limit[0] = _order(low)
+            lowest = limit[0]
+            bits_of_limit[0] = _order(high)
+            part = (rank + np.float32(0.5) - before_low) / (before_high - before_low)
+            part = min(max(part, np.float32(1 / 16)), np.float32(15 / 16))
+            limit[0] = lowest * (np.float32(1) - part) + limit[0] * part
+            key = np.int32(min(max(_order(bits_of_limit[0]), low + 1), high))
+            smaller, below, above = np.float32(0), low, high
+            for j in range(n):
+                is_smaller = keys[j] < key
+                smaller += np.float32(1) if is_smaller else np.float32(0)
+                below = max(below, keys[j]) if is_smaller else below
+                above = above if is_smaller else min(above, keys[j])
+            if smaller > rank:
+                high, before_high = below, smaller
+                low = below if smaller == rank + 1 else low
+            else:
+                low, before_low = above, smaller
+                high = above if smaller == rank else high
+        bits_of_limit[0] = _order(low)
+        selected[number] = limit[0] if is_finite else np.float32(0)
 
 
 @kernel

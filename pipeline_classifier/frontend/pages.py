@@ -153,13 +153,13 @@ class PageBatch:
         -------
         highest : (n_widths, n) ndarray of float32
         lowest, total : (n,) ndarray of float32
-            As in `kernels.largest_boxcars`.
+            As in `boxcar_kernels.largest_boxcars`.
         """
-        from pipeline_classifier.frontend import kernels
+        from pipeline_classifier.frontend import boxcar_kernels
 
         n = self.plane.shape[1]
         highest, lowest, total = np.empty((n_widths, n), np.float32), *np.empty((2, n), np.float32)
-        kernels.largest_boxcars(np.ascontiguousarray(self.plane), np.float32(self.scale), highest, lowest, total)
+        boxcar_kernels.largest_boxcars(np.ascontiguousarray(self.plane), np.float32(self.scale), highest, lowest, total)
         return highest, lowest, total
 
     def columns_on_host(self, first: int, end: int) -> np.ndarray:

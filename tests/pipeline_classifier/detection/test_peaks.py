@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.detection.event_merging import merge_duplicates
+from pipeline_classifier.detection.peak_kernels import claim_bow_tie, mark_connected
 from pipeline_classifier.detection.peaks import Peak, find_peaks, maxima, parts_of, sub_pulses
 from pipeline_classifier.frontend.boxcar import best_boxcar, boxcar_search, boxcar_widths
 from pipeline_classifier.frontend.pages import PageGrid
@@ -114,3 +115,30 @@ def test_two_pulses_joined_at_a_wrong_dm_are_separated_at_a_higher_or_a_lower_on
     for part, start, snr in ((first, 250, 30.0), (second, 263, 24.0)):
         assert abs(DISPERSED.dms[part.row] - 60.0) <= 2 and part.snr == pytest.approx(snr, rel=0.02)
         assert abs(part.column - start) <= 1 and part.width == WIDTH
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_samples_connected_with_a_maximum_are_those_of_scipy(seed):
+    from scipy.ndimage import label
+
+    values = np.random.default_rng(seed).standard_normal((12, 17)).astype(np.float32)
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    numbers, _ = label(values >= np.float32(-0.2))
+    connected = np.zeros(values.shape, bool)
+    mark_connected(values, np.float32(-0.2), int(row), int(column), connected)
+    np.testing.assert_array_equal(connected, numbers == numbers[row, column])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_bow_tie_is_marked_and_what_is_bright_in_it_stays(seed):
+    rng, begin, centre, width = np.random.default_rng(seed), seed, 40 + seed, 1 + seed % 5
+    best, widths = rng.uniform(0, 20, (9, 50)).astype(np.float32), rng.integers(1, 30, (9, 90), np.int32)
+    reach, least = rng.uniform(-30, 30, 9), rng.uniform(5, 15, 9)
+    claimed = rng.random((9, 50)) < 0.1
+    columns, margin = begin + np.arange(50), 2 * width + widths[:, begin : begin + 50]
+    inside = columns >= centre + np.minimum(reach, 0)[:, None] - margin
+    inside &= columns <= centre + np.maximum(reach, 0)[:, None] + margin
+    expected = np.where(inside & (best < least[:, None]), -np.inf, best), claimed | inside
+    claim_bow_tie(best, claimed, begin, widths, reach, least, centre, width)
+    np.testing.assert_array_equal(best, expected[0])
+    np.testing.assert_array_equal(claimed, expected[1])

@@ -2,7 +2,10 @@
 
 import importlib
 import logging
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -92,6 +95,29 @@ def test_compilation_is_announced_once_and_a_cache_that_cannot_be_written(tmp_pa
     assert said[1] == ([] if is_writable else said[0])
 
 
+CLEANED = """import sys
+import numpy as np
+from pipeline_classifier.frontend.cleaning_kernels import write_samples
+
+generator = np.random.default_rng(0)
+raw = generator.integers(90, 110, (640, 64), np.uint8)
+nodes, scale, coefficient, series = (generator.random(n, np.float32) for n in ((3, 64), 64, 64, 640))
+out = np.empty((64, 640), np.float32)
+write_samples(raw, nodes, 200, scale, coefficient, series, np.zeros(640, bool), np.float32(0), out)
+sys.stdout.buffer.write(out.tobytes())
+"""
+
+
+def test_loops_round_alike_in_the_process_that_compiles_them_and_in_one_that_loads_them(tmp_path):
+    command, root = [sys.executable, "-c", CLEANED], Path(__file__).resolve().parents[3]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    compiled, loaded = (
+        subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE).stdout for _ in range(2)
+    )
+    assert len(compiled) == 4 * 64 * 640 and compiled == loaded
+    assert list(tmp_path.rglob("*.write_samples-*.nbc"))
+
+
 @given(
     values=st.lists(
         st.sampled_from([-3.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, 7.5, 1e30, np.inf, -np.inf]) | st.floats(-1, 1, width=32),
@@ -114,3 +140,20 @@ def test_values_that_are_not_numbers_are_selected_last():
     selected = np.empty(2, np.float32)
     kernels.select(values, 2, selected)
     assert selected.tolist() == [3.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["normal", "of few values", "powers", "one outlier"])
+def test_selection_of_any_values(kind):
+    """Few distinct values, a range of magnitudes and an outlier are where bisection takes long or ends early."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((5, 2001)).astype(np.float32)
+    if kind == "of few values":
+        values = np.round(4 * values) * np.float32(0.008)
+    elif kind == "powers":
+        values = np.ldexp(np.float32(1), rng.integers(-140, 120, values.shape)) * np.sign(values)
+    elif kind == "one outlier":
+        values[:, 7] = 3e38
+    for rank in (0, 1, 999, 1000, 1999, 2000):
+        selected = np.empty(5, np.float32)
+        kernels.select(values, rank, selected)
+        np.testing.assert_array_equal(selected, np.partition(values, rank, axis=1)[:, rank])
