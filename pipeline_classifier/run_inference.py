@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     if ring:
         result = search_ring(config.model_copy(update={"max_plots": output.most_plots(config)}))
         print(report(result))
-        check_classified(f"the ring 0x{config.key_output}", result.summary, config)
+        check_classified(f"the ring 0x{config.key_output}", result.summary, config, with_channels=False)
         return result
     part = part_of_this_process()
     if (args.joined or args.pages is not None) and part.rank > 0:
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         source = pages_of(files if args.joined else files[0], settings)
         result = search_one(source, config, output, [*files, *inputs])
     print(report(result))
-    check_classified(source.files[0], result.summary, config)
+    check_classified(source.files[0], result.summary, config, isinstance(source, ChannelSource))
     return result
 
 

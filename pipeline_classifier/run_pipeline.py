@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
         errors.append(sentence + "".join(f"; {name} was still running" for name in running))
     if errors:
         raise InputError("; ".join(errors))
-    check_classified(config.filterbank_path, result.summary, config)
+    check_classified(config.filterbank_path, result.summary, config, with_channels=False)
     return result
 
 

@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> SearchResult:
     print(report(result))
     if sentence := missing_pages(result.summary):
         raise InputError(f"--through-ring: {sentence}")
-    check_classified(path, result.summary, config)
+    check_classified(path, result.summary, config, not args.through_ring)
     if pulses is not None:
         print(comparison(pulses, result, grid))
     return result

@@ -26,6 +26,8 @@ LONGEST_REACH = 8
 Chosen by hand."""
 SHORTEST_REACH, BRIGHT_PAGE = 2, 20.0
 """Context in pages where no page within the long reach has this S/N: what bow ties there may be are short and faint."""
+REJECTED = 0.05
+"""Candidate probability below which a peak is interference, in whose bow tie other peaks are searched once more."""
 PEAKS_PER_PAGE = 3  # chosen by hand; not tuned on data
 
 
@@ -220,20 +222,26 @@ class EventFinder:
         beside = math.ceil(MEASURED_BESIDE * n_time)
         limits = first - beside - origin, last + beside - origin
         most = PEAKS_PER_PAGE * (n_pages + 2) if self.candidates else int(passed.sum())
-        peaks: list[Peak] = []
-        centres: list[tuple[int, int]] = []
-        for peak in find_peaks(searched, self.grid, *limits, most):
+
+        def is_here(peak: Peak) -> bool:
+            """Whether a peak belongs to this group, in a page that passed."""
             centre = origin + peak.column + (peak.width - 1) // 2
             # The planes of two groups differ in their noise, so that a pulse on the edge may belong to both or neither.
             tolerance = 1 + peak.width // 8
-            is_here = first - tolerance <= centre < last + tolerance
-            is_here &= all(abs(centre - other) > (peak.width + width) / 2 for other, width in self._at_edge)
-            if is_here and (passed & (begins <= centre) & (centre < ends)).any() and self.decision.is_event(peak.snr):
-                peaks.append(peak)
-                centres.append((centre, peak.width))
-        self._at_edge = [(centre, width) for centre, width in centres if centre >= last - 1 - width // 8]
+            here = first - tolerance <= centre < last + tolerance
+            here &= all(abs(centre - other) > (peak.width + width) / 2 for other, width in self._at_edge)
+            here &= bool((passed & (begins <= centre) & (centre < ends)).any())
+            return here and self.decision.is_event(peak.snr)
+
+        peaks = [peak for peak in find_peaks(searched, self.grid, *limits, most) if is_here(peak)]
         peaks = peaks[: None if self.grid.sweeps else most]
         probabilities = self._probabilities(searched, peaks, origin, float(pages.probability[passed].max()))
+        if self._frequency_time and min(probabilities, default=1.0) < REJECTED:
+            judged = [(peak, probability < REJECTED) for peak, probability in zip(peaks, probabilities, strict=True)]
+            more = [peak for peak in find_peaks(searched, self.grid, *limits, most, judged) if is_here(peak)]
+            peaks, probabilities = peaks + more, probabilities + self._probabilities(searched, more, origin, 0.0)
+        centres = [(origin + peak.column + (peak.width - 1) // 2, peak.width) for peak in peaks]
+        self._at_edge = [(centre, width) for centre, width in centres if centre >= last - 1 - width // 8]
         return [
             self._event(peak, origin, probability)
             for peak, probability in zip(peaks, probabilities, strict=True)

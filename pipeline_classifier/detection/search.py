@@ -293,7 +293,7 @@ def samples_classified(layers: Sequence[LayerResult], n: int) -> int:
     return int(np.maximum(ends - begins, 0).sum())
 
 
-def check_classified(name: object, summary: RunSummary, config: PipelineConfig) -> None:
+def check_classified(name: object, summary: RunSummary, config: PipelineConfig, with_channels: bool = True) -> None:
     """Check that a search could classify something; otherwise that it found no event says nothing about the data.
 
     Parameters
@@ -304,6 +304,8 @@ def check_classified(name: object, summary: RunSummary, config: PipelineConfig) 
         Summary of the search.
     config : PipelineConfig
         For the names of the models.
+    with_channels : bool
+        As in `load_classifiers`.
 
     Raises
     ------
@@ -311,9 +313,10 @@ def check_classified(name: object, summary: RunSummary, config: PipelineConfig) 
         If there were pages and none of them could be classified, or likewise with candidates.
     """
     pages, candidates = summary.pages_without_output, summary.candidates_without_output
+    classifier = config.candidate_classifier_path if with_channels else "candidate_classifier(_dmt)"
     for path, n, what in (
         (config.model_path, 0 if summary.pages_classified else pages, "pages"),
-        (config.candidate_classifier_path, candidates if candidates == summary.candidates else 0, "candidates"),
+        (classifier, candidates if candidates == summary.candidates else 0, "candidates"),
     ):
         if n:
             raise InputError(
