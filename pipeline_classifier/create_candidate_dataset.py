@@ -92,10 +92,10 @@ class Recorder:
         peaks: Sequence[Peak],
         frequency_time: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Keep the images of peaks; all are taken for pulses."""
+        """Keep the images of peaks; all are taken for interference, so that those in their bow ties are found too."""
         dm_time = np.stack([cutout(searched, grid, peak) for peak in peaks])
         self.images.append(candidate_images(dm_time, frequency_time))
-        return np.ones(len(peaks), np.float32)
+        return np.zeros(len(peaks), np.float32)
 
 
 def labelled_peaks(layer: Layer, images: np.ndarray, peaks: Sequence[Event], matcher: Matcher) -> Peaks:
