@@ -1,6 +1,6 @@
 """Cleaning: raw samples to channels of zero mean and unit noise, with interference masked or subtracted."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,14 +68,15 @@ class Cleaned(NamedTuple):
     Attributes
     ----------
     data : (nchans, >= n) ndarray of float32 or int8
-        Samples of zero mean and unit noise; zero in masked channels, strong impulses and unusable samples.
+        Samples of zero mean and unit noise; zero in masked channels, strong impulses and unusable samples. On a GPU a
+        tensor.
     good : (nchans,) ndarray of bool
         Channels in use.
     not_finite, constant : (n,) ndarray of int32
         Number of channels whose sample is not finite or out of range, or in a constant stretch.
     """
 
-    data: np.ndarray
+    data: Any
     good: np.ndarray
     not_finite: np.ndarray
     constant: np.ndarray

@@ -116,30 +116,6 @@ def quantise(data: np.ndarray, nchans: int, out: np.ndarray) -> np.ndarray:
     return out
 
 
-def brute_force(data: np.ndarray, delays: np.ndarray, n: int) -> np.ndarray:
-    """Compute ``out[i, t] = sum_c data[c, t + delays[i, c]]`` term by term: the reference for the tree.
-
-    Parameters
-    ----------
-    data : (nchans, n + largest delay) ndarray
-        int8 or float samples.
-    delays : (n_dm, nchans) ndarray of int
-        Delays in samples.
-    n : int
-        Samples to return.
-
-    Returns
-    -------
-    (n_dm, n) ndarray
-        The dtype is `accumulator_dtype` for int8 samples, otherwise that of ``data``.
-    """
-    out = np.zeros((len(delays), n), accumulator_dtype(len(data)) if data.dtype.kind == "i" else data.dtype)
-    for row, shifts in zip(out, delays, strict=True):
-        for channel, shift in zip(data, shifts, strict=True):
-            row += channel[shift : shift + n]
-    return out
-
-
 class DedispersionTree:
     """Dedispersion in which trial DMs share partial sums.
 
@@ -153,8 +129,8 @@ class DedispersionTree:
         Delays in samples, from `channel_delays`.
     quanta : (n_dm,) ndarray, optional
         Delay quanta in samples, from `delay_quanta`: trial DMs whose sweeps over a band differ by less share its
-        partial sum, which sacrifices a little S/N of the shortest pulses for fewer additions. Without quanta the result
-        equals `brute_force` over the rounded delays to the bit.
+        partial sum, which sacrifices a little S/N of the shortest pulses for fewer additions. Without quanta the
+        rounded delays are exact.
     stretch : int
         Samples summed at once.
 
@@ -191,7 +167,7 @@ class DedispersionTree:
         self.memory_bytes = self._size * np.dtype(np.int16).itemsize
         self._free: list[np.ndarray] = []
 
-    def __call__(self, data: np.ndarray, n: int, out: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, data: np.ndarray, n: int) -> np.ndarray:
         """Dedisperse a block. Several threads may call this at the same time; each uses a separate workspace.
 
         Parameters
@@ -200,18 +176,14 @@ class DedispersionTree:
             Samples from `quantise`; missing ones at the end count as zeros.
         n : int
             Samples to return.
-        out : (n_dm, n) ndarray, optional
-            Memory for the result.
 
         Returns
         -------
         (n_dm, n) ndarray of `accumulator_dtype`
         """
-        if out is None:
-            out = np.empty((len(self.delays), n), dtype=accumulator_dtype(len(data)))
-        out[:] = 0
-        self._add(data, out, 0)
-        return out
+        plane = np.zeros((len(self.delays), n), accumulator_dtype(len(data)))
+        self.add(data, plane, 0)
+        return plane
 
     def add(self, data: np.ndarray, plane: np.ndarray, origin: int | None = None) -> None:
         """Add the dedispersed samples of one chunk to a plane, which other chunks may overlap.
@@ -229,14 +201,7 @@ class DedispersionTree:
         origin : int, optional
             Column of the first sample without delay; by default `max_delay`, for planes of max_delay + n columns.
         """
-        self._add(data, plane, self.max_delay if origin is None else origin)
-
-    def release(self) -> None:
-        """Free the workspaces, which are otherwise kept for the next call."""
-        self._free.clear()
-
-    def _add(self, data: np.ndarray, plane: np.ndarray, origin: int) -> None:
-        """Add to columns ``origin + t - delay`` as far as the plane has them."""
+        origin = self.max_delay if origin is None else origin
         try:
             memory = self._free.pop()
         except IndexError:
@@ -244,3 +209,7 @@ class DedispersionTree:
         tables = self._sub_bands, self._additions, self._summands
         kernels.dedisperse(data, plane, origin, *tables, memory, self._stretch)
         self._free.append(memory)
+
+    def release(self) -> None:
+        """Free the workspaces, which are otherwise kept for the next call."""
+        self._free.clear()

@@ -125,7 +125,7 @@ class FilterbankPages(ChannelSource):
         stacks = stacks_of(settings.dms)
         self.plan = plan_chunks(file, stacks, settings)
         self._unused_bands = unused_bands(self.frequencies, dead_channels(file, self.cleaning), self.cleaning.zaplist)
-        self._trees = [self._tree(stack, settings) for stack in stacks]
+        self._trees = [dedispersion.DedispersionTree(*self._delays(stack, settings)) for stack in stacks]
         self.max_delay = max(tree.max_delay for tree in self._trees)
         self.layers = [
             self._layer(number, stack, factor, settings)
@@ -140,11 +140,10 @@ class FilterbankPages(ChannelSource):
     def _start_counting(self) -> None:
         self._samples_read = self._channel_samples = self._not_finite = self._constant = 0
 
-    def _tree(self, stack: np.ndarray, settings: FrontEndSettings) -> dedispersion.DedispersionTree:
-        return dedispersion.DedispersionTree(
-            dedispersion.channel_delays(stack, self.frequencies, self.tsamp),
-            None if settings.exact else dedispersion.delay_quanta(stack, self.frequencies, self.tsamp),
-        )
+    def _delays(self, stack: np.ndarray, settings: FrontEndSettings) -> tuple[np.ndarray, np.ndarray | None]:
+        """Delays and quanta of a tree."""
+        delays = dedispersion.channel_delays(stack, self.frequencies, self.tsamp)
+        return delays, None if settings.exact else dedispersion.delay_quanta(stack, self.frequencies, self.tsamp)
 
     def _layer(self, number: int, stack: np.ndarray, factor: int, settings: FrontEndSettings) -> Layer:
         grid = PageGrid(

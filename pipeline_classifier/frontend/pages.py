@@ -183,8 +183,8 @@ class PageBatch:
         return images, images.max(axis=(1, 2)) == images.min(axis=(1, 2))
 
     def sampled(self) -> np.ndarray:
-        """Every eighth row and fourth column of the pages, float32; all values of pages below 65,536 values."""
-        rows, columns = (8, 4) if len(self.plane) * self.n_time >= 65536 else (1, 1)
+        """Cut out the values of the pages from which their noise is measured, float32; see `sampling_steps`."""
+        rows, columns = sampling_steps(len(self.plane), self.n_time)
         windows = np.lib.stride_tricks.sliding_window_view(self.plane[::rows], self.n_time, axis=1)
         values = windows.transpose(1, 0, 2)[:, :, ::columns][self.columns]
         return np.multiply(values, np.float32(self.scale), dtype=np.float32, casting="unsafe")
@@ -273,15 +273,22 @@ def _grey_levels(pages: np.ndarray, black: np.ndarray, extent: np.ndarray) -> np
     return images
 
 
+def sampling_steps(n_dm: int, n_time: int) -> tuple[int, int]:
+    """Steps between the rows and columns of a page from which its noise is measured: 8 and 4 from 65,536 values on.
+
+    Neighbouring trial DMs share most of their noise.
+    """
+    return (8, 4) if n_dm * n_time >= 65536 else (1, 1)
+
+
 def robust_noise(pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and noise of each page (B, n_dm, n_time), both (B,) float32.
 
-    The noise is 1.4826 times the median absolute deviation, or the standard deviation where that is 0. Pages of at
-    least 65,536 values are sampled in every eighth row and fourth column: neighbouring trial DMs share most of their
-    noise.
+    The noise is 1.4826 times the median absolute deviation, or the standard deviation where that is 0. Large pages are
+    sampled (`sampling_steps`).
     """
-    small = pages.shape[1] * pages.shape[2] < 65536
-    sample = (pages if small else pages[:, ::8, ::4]).reshape(len(pages), -1)
+    rows, columns = sampling_steps(*pages.shape[1:])
+    sample = pages[:, ::rows, ::columns].reshape(len(pages), -1)
     median = median_of_rows(sample, lower=True)
     sigma = np.float32(1.4826) * median_of_rows(np.abs(sample - median[:, None]), lower=True)
     degenerate = sigma == 0

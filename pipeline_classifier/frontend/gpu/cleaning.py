@@ -10,6 +10,7 @@ from pipeline_classifier.frontend import cleaning
 from pipeline_classifier.frontend.baseline import CLIP, OUTLIERS, TILE
 from pipeline_classifier.frontend.blanking import OUT_OF_RANGE, SHORTEST_BINS, in_float_range, typical_size
 from pipeline_classifier.frontend.channel_mask import ChannelFigures, narrow_band_signals, outlier_channels
+from pipeline_classifier.frontend.cleaning import Cleaned
 from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, largest_level
 from pipeline_classifier.frontend.impulses import (
     IMPULSE_THRESHOLD,
@@ -24,25 +25,6 @@ from pipeline_classifier.frontend.impulses import (
 )
 from pipeline_classifier.frontend.settings import BIN, Cleaning
 from pipeline_classifier.frontend.zero_dm import BESIDE_IMPULSES, SIGNIFICANT
-
-
-class Cleaned(NamedTuple):
-    """A cleaned block, as `frontend.cleaning.Cleaned` with the samples on the device.
-
-    Attributes
-    ----------
-    data : (nchans, n) tensor of int8
-        Samples in `LEVELS_PER_SIGMA` steps per sigma.
-    good : (nchans,) ndarray of bool
-        Channels in use.
-    not_finite, constant : (n,) ndarray of int32
-        Number of channels whose sample is not finite or out of range, or in a constant stretch.
-    """
-
-    data: torch.Tensor
-    good: np.ndarray
-    not_finite: np.ndarray
-    constant: np.ndarray
 
 
 class Statistics(NamedTuple):
@@ -69,6 +51,11 @@ def clean(raw: torch.Tensor, frequencies: np.ndarray, tsamp: float, settings: Cl
         Sampling time in seconds.
     settings : Cleaning
         Methods and thresholds.
+
+    Returns
+    -------
+    Cleaned
+        With the samples as a tensor of int8 on the device, in `LEVELS_PER_SIGMA` steps per sigma.
 
     Notes
     -----

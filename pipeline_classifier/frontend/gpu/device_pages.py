@@ -14,7 +14,7 @@ from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, Plane
 from pipeline_classifier.frontend.gpu.cleaning import clean
 from pipeline_classifier.frontend.gpu.dedispersion import DeviceTree
 from pipeline_classifier.frontend.gpu.images import robust_noise, to_images
-from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.pages import PageBatch, sampling_steps
 from pipeline_classifier.frontend.settings import FrontEndSettings
 
 MOST_WORKERS = 3
@@ -69,7 +69,7 @@ class DeviceBatch(PageBatch):
         return to_images(self._pages(chosen), normaliser, resolution)
 
     def sampled(self) -> np.ndarray:
-        """Copy every eighth row and fourth column of the pages to the host, as `PageBatch.sampled`."""
+        """Copy the values that `PageBatch.sampled` cuts out to the host."""
         return self._sampled().cpu().numpy()
 
     def cut(self, chosen: slice | np.ndarray) -> np.ndarray:
@@ -77,8 +77,7 @@ class DeviceBatch(PageBatch):
         return self._pages(chosen).cpu().numpy()
 
     def _sampled(self) -> torch.Tensor:
-        rows, columns = (8, 4) if len(self.plane) * self.n_time >= 65536 else (1, 1)
-        return self._pages(slice(None), rows, columns)
+        return self._pages(slice(None), *sampling_steps(len(self.plane), self.n_time))
 
     def _pages(self, chosen: slice | np.ndarray, rows: int = 1, columns: int = 1) -> torch.Tensor:
         """Some of the pages on the device, float32: all of their values, or each of so many rows and columns."""
@@ -109,12 +108,7 @@ class DevicePages(FilterbankPages):
         self._device = torch.empty(0, device=device).device
         self.plan = replace(self.plan, workers=min(self.plan.workers, MOST_WORKERS))
         self._device_trees = [
-            DeviceTree(
-                dedispersion.channel_delays(stack, self.frequencies, self.tsamp),
-                None if settings.exact else dedispersion.delay_quanta(stack, self.frequencies, self.tsamp),
-                self._device,
-            )
-            for stack in stacks_of(settings.dms)
+            DeviceTree(*self._delays(stack, settings), self._device) for stack in stacks_of(settings.dms)
         ]
 
     def _dedispersed(self, chunk: Chunk) -> Planes:

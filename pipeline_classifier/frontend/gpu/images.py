@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipeline_classifier.frontend.pages import NORMALISERS, ROBUST_RANGE
+from pipeline_classifier.frontend.pages import NORMALISERS, ROBUST_RANGE, sampling_steps
 
 
 def to_images(pages: torch.Tensor, normaliser: str, resolution: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -43,8 +43,8 @@ def to_images(pages: torch.Tensor, normaliser: str, resolution: int) -> tuple[to
 
 def robust_noise(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Median and noise of each page (B, n_dm, n_time), both (B,) float32, as `frontend.pages.robust_noise`."""
-    small = pages.shape[1] * pages.shape[2] < 65536
-    sample = (pages if small else pages[:, ::8, ::4]).reshape(len(pages), -1)
+    rows, columns = sampling_steps(*pages.shape[1:])
+    sample = pages[:, ::rows, ::columns].reshape(len(pages), -1)
     median = sample.median(dim=1).values
     sigma = 1.4826 * (sample - median[:, None]).abs().median(dim=1).values
     degenerate = sigma == 0

@@ -8,11 +8,12 @@ import pytest
 from pipeline_classifier.frontend.baseline import TILE, bin_sums, residual, running_baseline
 from pipeline_classifier.frontend.channel_mask import ChannelFigures
 from pipeline_classifier.frontend.cleaning import clean, downsample, figures_of_merit
-from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, brute_force, delays_in_samples
+from pipeline_classifier.frontend.dedispersion import LEVELS_PER_SIGMA, delays_in_samples
 from pipeline_classifier.frontend.impulses import SMOOTHING, impulse_samples
 from pipeline_classifier.frontend.settings import BIN, Cleaning
 from pipeline_classifier.simulation.observation import EFFELSBERG
 from pipeline_classifier.simulation.pulses import Injector, Pulse
+from tests.pipeline_classifier.frontend.brute_force import brute_force
 
 FREQUENCIES, TSAMP = EFFELSBERG.frequencies, EFFELSBERG.tsamp
 N = 16384

@@ -14,13 +14,13 @@ from pipeline_classifier.frontend.dedispersion import (
     LEVELS_PER_SIGMA,
     DedispersionTree,
     accumulator_dtype,
-    brute_force,
     channel_delays,
     delay_quanta,
     delays_in_samples,
     quantise,
 )
 from pipeline_classifier.simulation.observation import EFFELSBERG
+from tests.pipeline_classifier.frontend.brute_force import brute_force
 
 
 def test_known_delays():

@@ -13,13 +13,14 @@ from pipeline_classifier.frontend import filterbank_pages
 from pipeline_classifier.frontend.boxcar import boxcar_search
 from pipeline_classifier.frontend.chunks import PROGRAM_MB
 from pipeline_classifier.frontend.cleaning import Cleaned
-from pipeline_classifier.frontend.dedispersion import brute_force, delays_in_samples, quantise
+from pipeline_classifier.frontend.dedispersion import delays_in_samples, quantise
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import simulate
 from pipeline_classifier.simulation.pulses import Pulse
 from single_pulse_classifier_training.cli import InputError
+from tests.pipeline_classifier.frontend.brute_force import brute_force
 
 HEADER = Header(nchans=64, nbits=8, tsamp=4.096e-4, fch1=1530.0, foff=-5.0, tstart=59000.0)
 DMS = 2.0 * np.arange(64)
