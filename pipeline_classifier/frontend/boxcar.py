@@ -139,7 +139,9 @@ def boxcar_search(plane: np.ndarray, longest: int, noise: float = 0.0) -> Boxcar
         np.empty((n_dm, n + 1), np.float32), np.empty((n_dm, n), np.float32), np.empty((n_dm, n), np.int32)
     )
     widths, noises = boxcar_widths(min(longest, n)).astype(np.int32), plane_noise(plane, medians, noise)
-    best_boxcars(plane, medians, noises, widths, searched.total, searched.snr, searched.width)
+    widths = np.pad(widths, (0, -len(widths) % 4), mode="edge")
+    factors = (1 / np.sqrt(widths.astype(np.float64))).astype(np.float32)
+    best_boxcars(plane, medians, noises, widths, factors, searched.total, searched.snr, searched.width)
     return searched
 
 

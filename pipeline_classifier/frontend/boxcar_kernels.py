@@ -116,6 +116,7 @@ def best_boxcars(
     medians: np.ndarray,
     noise: np.ndarray,
     widths: np.ndarray,
+    factors: np.ndarray,
     total: np.ndarray,
     snr: np.ndarray,
     width: np.ndarray,
@@ -131,7 +132,9 @@ def best_boxcars(
     noise : (n,) ndarray of float32
         Noise of each column.
     widths : (k,) ndarray of int32
-        Trial widths in samples, ascending, at most n.
+        Trial widths in samples, ascending, at most n; a multiple of four, of which the last ones may be equal.
+    factors : (k,) ndarray of float32
+        Reciprocal roots of the widths.
     total : (n_dm, n + 1) ndarray of float32
         Gets the cumulative sums in units of the noise, beginning with 0.
     snr : (n_dm, n) ndarray of float32
@@ -139,15 +142,18 @@ def best_boxcars(
     width : (n_dm, n) ndarray of int32
         Gets the width of that boxcar, the narrowest of equal ones.
     """
+    # Loops over samples in place of assignments to slices, which take seconds to compile.
     n_dm, n = plane.shape
     longest = widths[-1]
-    trials = np.append(widths, np.full(-len(widths) % 4, longest, np.int32))  # a multiple of four
-    factors = (1 / np.sqrt(trials.astype(np.float64))).astype(np.float32)
     values = np.empty((4, n), np.float32)
     # Infinite beside the row, so that the boxcars that pass its ends have the lowest S/N.
     left = (longest - 1) // 2
-    sums = np.full((4, left + n + 1 + longest - left), np.inf, np.float32)
-    sums[:, left + n + 1 :] = -np.inf
+    sums = np.empty((4, n + 1 + longest), np.float32)
+    for line in sums:
+        for j in range(left):
+            line[j] = np.inf
+        for j in range(left + n + 1, len(line)):
+            line[j] = -np.inf
     for first in range(0, n_dm, 4):
         rows = range(first, min(first + 4, n_dm))
         for row in rows:
@@ -158,7 +164,10 @@ def best_boxcars(
         _sums_of_rows(values, sums[:, left : left + n + 1])
         for row in rows:
             line = sums[row - first]
-            total[row] = line[left : left + n + 1]
-            snr[row], width[row] = -np.inf, 1
-            for k in range(0, len(trials), 4):
-                _best_of_four(line, left, trials[k : k + 4], factors[k : k + 4], snr[row], width[row])
+            best, best_width = snr[row], width[row]
+            for j in range(n + 1):
+                total[row, j] = line[left + j]
+            for j in range(n):
+                best[j], best_width[j] = -np.inf, 1
+            for k in range(0, len(widths), 4):
+                _best_of_four(line, left, widths[k : k + 4], factors[k : k + 4], best, best_width)
