@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
+from pipeline_classifier.formats.candidate_list_formats import FORMATS
 from pipeline_classifier.formats.file_names import output_name
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import DEVICES
@@ -175,6 +176,54 @@ class OutputOptions:
         if not self.plots or self.all_plots:
             return None if self.plots else 0
         return config.max_plots if self.max_plots is None else self.max_plots
+
+
+@dataclass(frozen=True)
+class CandidateOptions:
+    """Candidates that another program has found.
+
+    Attributes
+    ----------
+    candidate_list : Path or None
+        List of an observation.
+    list_format : str or None
+        Its format; by default it is recognised by the content.
+    keep_all : bool
+        Keep duplicates in the catalogue.
+    """
+
+    candidate_list: Path | None = None
+    list_format: str | None = None
+    keep_all: bool = False
+
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
+        """Add the options to a parser."""
+        parser.add_argument(
+            "--candidate-list",
+            type=Path,
+            metavar="LIST",
+            help="classify the candidates in the list of another search of the filterbank file; nothing is searched",
+        )
+        parser.add_argument("--list-format", choices=sorted(FORMATS), help="format of the list (default: by content)")
+        parser.add_argument("--keep-all", action="store_true", help="keep duplicates of the list in the catalogue")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Take the options from parsed arguments; raise InputError for what they cannot be combined with."""
+        if args.candidate_list is None:
+            for option in ("list_format", "keep_all"):
+                if getattr(args, option):
+                    raise InputError(f"--{option.replace('_', '-')} must be used with --candidate-list")
+            return cls()
+        if args.filterbank is None:
+            raise InputError("--candidate-list must be used with --filterbank, got another input")
+        for option in ("joined", "resume", "plots_only", "report", "saliency"):
+            if getattr(args, option):
+                raise InputError(
+                    f"only one of --candidate-list and --{option.replace('_', '-')} may be given, got both"
+                )
+        return cls(args.candidate_list, args.list_format, args.keep_all)
 
 
 def check_distinct(paths: Sequence[str | Path]) -> None:

@@ -6,6 +6,7 @@
   python run_inference.py --filterbank a.fil b.fil 'data/*.fil'    many files, in turn; the models are loaded once
   python run_inference.py --filterbank a_1.fil a_2.fil --joined    one observation in several files, without gaps
   python run_inference.py --pages batch.npy                        dedispersed candidates
+  python run_inference.py --filterbank a.fil --candidate-list l    the candidates that another program lists
 
 A ring is read until n_spectra pages have come, none has come for idle_timeout_s, its writer has died, or SIGINT or
 SIGTERM arrives. The outputs are named after the config's filterbank; they grow while the ring is read and are valid at
@@ -56,12 +57,14 @@ from pipeline_classifier.detection.decision import decide
 from pipeline_classifier.detection.parts import Part, part_of_this_process
 from pipeline_classifier.detection.search import SearchResult, check_classified
 from pipeline_classifier.detection.workers import prepare_process, wait_for_packages
+from pipeline_classifier.formats.candidate_lists import read_candidate_list
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
 from pipeline_classifier.frontend.sources import ArrayPages, ChannelSource
 from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_search import live_search, open_ring
-from pipeline_classifier.options import OutputOptions, SearchOptions
+from pipeline_classifier.options import CandidateOptions, OutputOptions, SearchOptions
+from pipeline_classifier.output.classified_list import classify_list
 from pipeline_classifier.output.results import draw_later, report, search_and_write
 from pipeline_classifier.output.run_files import InUse, check_names, lock, remove_unfinished
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -76,6 +79,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     SearchOptions.add_to(parser)
     OutputOptions.add_to(parser)
+    CandidateOptions.add_to(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--filterbank",
@@ -100,8 +104,11 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         raise InputError(f"{'--joined' if args.joined else '--resume'} must be used with --filterbank")
     if args.joined and args.resume:
         raise InputError("only one of --joined and --resume may be given, got both")
+    listed = CandidateOptions.of(args)
     options = SearchOptions.of(args)
     config = options.load_config()
+    if listed.candidate_list is not None:
+        return classify_listed(args, listed, config, options.files_read(config))
     if args.plots_only:
         return draw_only(args, config, output)
     if ring:
@@ -152,6 +159,30 @@ def draw_only(args: argparse.Namespace, config: PipelineConfig, output: OutputOp
             source = FilterbankPages(path, config.front_end())
         draw_later(source, config, output)
     return []
+
+
+def classify_listed(
+    args: argparse.Namespace, listed: CandidateOptions, config: PipelineConfig, inputs: Sequence[Path]
+) -> SearchResult | list[SearchResult]:
+    """Classify the candidates in the list of another search; ``inputs`` are the other files that the run reads."""
+    files = many_files.expand(args.filterbank) or [config.filterbank_path]
+    if len(files) > 1:
+        raise InputError(f"--candidate-list must be used with one filterbank file, got {len(files)}")
+    if part_of_this_process().rank > 0:
+        return []
+    assert listed.candidate_list is not None
+    candidates = read_candidate_list(listed.candidate_list, listed.list_format)
+    source = FilterbankPages(files[0], config.front_end())
+    suffixes = [layer.suffix for layer in source.layers]
+    check_names([(source.name, source.files)], suffixes, [*files, candidates.path, *inputs], config.output_path)
+    make_output_folder(config.output_path, "output_dir")
+    classifiers = load_classifiers(config)
+    if classifiers.candidates is None:
+        raise InputError("candidate_classifier must be a model to classify a list of candidates, got null")
+    event_threshold = decide(config, classifiers, source.layers).event_threshold or 0.0
+    result = classify_list(source, candidates, classifiers.candidates, event_threshold, config, listed.keep_all)
+    print(report(result))
+    return result
 
 
 def search_ring(config: PipelineConfig) -> SearchResult:

@@ -74,8 +74,19 @@ class CandidateClassifier:
         """
         if not peaks:
             return np.empty(0, dtype=np.float32)
+        return self.probabilities_of(np.stack([cutout(searched, grid, peak) for peak in peaks]), frequency_time)
+
+    def probabilities_of(self, dm_time: np.ndarray, frequency_time: np.ndarray | None = None) -> np.ndarray:
+        """Return the candidate probability of each cutout, (n,) float32, as `probabilities` does.
+
+        Parameters
+        ----------
+        dm_time : (n, SIDE, SIDE) ndarray of float32
+            As `candidate_cutouts.cutout` makes them; n is at least 1.
+        frequency_time : (n, 2, SIDE, SIDE) ndarray of float32, optional
+            As `FrequencyTime.cutouts` makes them, if the network needs them.
+        """
         import torch
 
-        cutouts = np.stack([cutout(searched, grid, peak) for peak in peaks])
-        images = torch.from_numpy(candidate_images(cutouts, frequency_time, self.checkpoint.channels))
+        images = torch.from_numpy(candidate_images(dm_time, frequency_time, self.checkpoint.channels))
         return torch.cat([self._network.probabilities(part) for part in images.split(BATCH_SIZE)]).numpy()

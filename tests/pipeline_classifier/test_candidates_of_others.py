@@ -1,0 +1,226 @@
+"""Candidates that another program has found: in the list of an observation, and in files."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_classifier import run_inference
+from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
+from pipeline_classifier.detection import frequency_time, listed_candidates
+from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout
+from pipeline_classifier.detection.frequency_time import FrequencyTime
+from pipeline_classifier.detection.listed_candidates import Place, PlaceCutouts, measured_snr
+from pipeline_classifier.dispersion import dispersion_delay
+from pipeline_classifier.frontend import kernels
+from pipeline_classifier.frontend.boxcar import boxcar_search
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
+from pipeline_classifier.frontend.pages import ROBUST_RANGE
+from pipeline_classifier.simulation.interference import Rfi
+from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
+from pipeline_classifier.simulation.pulses import Pulse
+from tests.command_line import run_here
+
+HEADER = replace(EFFELSBERG, nchans=64, foff=-5.0, fch1=1527.5)
+NSAMPLES = 40000
+DURATION_S = NSAMPLES * HEADER.tsamp
+PULSES = [
+    Pulse(0.6, 57.0, 40, 0.82),
+    Pulse(1.4, 30.0, 25, 1.64),
+    Pulse(2.2, 100.0, 30, 3.28),
+    Pulse(3.0, 57.0, 90, 0.41),
+]
+NOT_PULSES = [(0.95, 33.0), (1.85, 70.0)]
+
+
+def samples_of(pulse: Pulse) -> int:
+    return max(1, round(pulse.width_ms / 1e3 / HEADER.tsamp))
+
+
+@pytest.fixture(scope="module")
+def observation(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("obs") / "obs.fil"
+    simulate(path, HEADER, NSAMPLES, PULSES, Rfi(), seed=4)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(observation) -> FilterbankPages:
+    return FilterbankPages(observation, load_pipeline_config(DEFAULT_CONFIG).front_end())
+
+
+def heimdall(path: Path, rows: list[tuple[float, float, float, int]]) -> Path:
+    """Write a list of heimdall: time, DM, S/N and log2 of the width."""
+    lines = [
+        f"{snr}\t{round(time / HEADER.tsamp)}\t{time:.6f}\t{width}\t1\t{dm}\t5\t0\t9\n" for time, dm, snr, width in rows
+    ]
+    path.write_text("".join(lines))
+    return path
+
+
+def classify(observation: Path, path: Path, *options: object):
+    return run_here(
+        run_inference, "--filterbank", observation, "--candidate-list", path, "--output-dir", path.parent, *options
+    )
+
+
+def agreement(image: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of the sub-bands that neither has masked: masks depend on the stretch of time that is cleaned."""
+    used = (image.max(axis=1) > ROBUST_RANGE[0]) & (other.max(axis=1) > ROBUST_RANGE[0])
+    assert used.sum() >= SIDE - 3
+    return np.corrcoef(image[used].ravel(), other[used].ravel())[0, 1]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("column", [1, 3, 40])
+def test_cutouts_are_sums_of_dedispersed_samples(column):
+    rng = np.random.default_rng(column)
+    data, good = rng.integers(-20, 20, (12, 500)).astype(np.int8), rng.random(12) < 0.8
+    dms, starts, delay_per_dm = np.array([-1.0, 3.3, 20.0]), np.array([2, -7, 90]), np.linspace(0, 11.3, 12)
+    sums, counts = np.zeros((2, 3, 9), np.float32)
+    for first, end in [(0, 130), (130, 500)]:  # in two parts
+        part = np.ascontiguousarray(data[:, first:end])
+        kernels.add_dedispersed(part, good, starts - first, column, dms, delay_per_dm, sums, counts)
+    for row, dm in enumerate(dms):
+        for number in range(9):
+            begins = starts[row] + np.rint(dm * delay_per_dm).astype(int) + number * column
+            spans = [slice(max(0, begin), max(0, begin + column)) for begin in begins[good]]
+            values = [samples[span] for samples, span in zip(data[good], spans, strict=True)] if dm >= 0 else []
+            assert sums[row, number] == sum(int(v.sum()) for v in values)
+            assert counts[row, number] == sum(v.size for v in values)
+
+
+def test_cutouts_are_those_of_the_search(source):
+    places = [Place(pulse.time_s, pulse.dm_pc_cm3, samples_of(pulse)) for pulse in PULSES]
+    cutter = PlaceCutouts(source)
+    dm_time, snrs = cutter.dm_time(places)
+    views = cutter.frequency_time(places, snrs)
+    assert snrs == pytest.approx([pulse.snr for pulse in PULSES], rel=0.15, abs=3)
+    pages = np.concatenate([batch.pages for batch in source.planes()])
+    plane = np.concatenate([*pages[:-1], pages[-1][:, -(NSAMPLES % 256) :]], axis=1)
+    assert plane.shape[1] == NSAMPLES
+    searched = boxcar_search(plane, 128, 1.0)
+    for place, image, pair, snr in zip(places, dm_time, views, snrs, strict=True):
+        row = int(np.argmin(np.abs(source.grid.dms - place.dm)))
+        peak = replace(cutter.peak(place, row), snr=float(snr))
+        expected = cutout(searched, source.grid, peak)
+        inside = expected.min(axis=1) > ROBUST_RANGE[0]
+        inside &= image.min(axis=1) > ROBUST_RANGE[0]
+        middle = slice(SIDE // 2 - 8, SIDE // 2 + 8)
+        assert np.corrcoef(image[middle].ravel(), expected[middle].ravel())[0, 1] > 0.9
+        assert image[inside].std() == pytest.approx(expected[inside].std(), rel=0.1)
+        assert image[SIDE // 2].argmax() == pytest.approx(SIDE // 2, abs=1)
+        same = FrequencyTime(source, source.layers[0]).cutouts([peak], 0)[0]
+        assert min(map(agreement, pair, same)) > 0.99
+
+
+def test_cutouts_do_not_depend_on_the_parts(source, monkeypatch):
+    places = [Place(1.0, 300.0, 2), Place(1.1, 20.0, 9), Place(2.2, 100.0, 32), Place(3.0, 57.0, 4), Place(4.0, 5.0, 1)]
+    cutter = PlaceCutouts(source, 2)
+    dm_time, snrs = cutter.dm_time(places)
+    views = cutter.frequency_time(places, snrs)
+    for place, image, snr, pair in zip(places, dm_time, snrs, views, strict=True):
+        one, alone = cutter.dm_time([place])
+        assert np.array_equal(one[0], image) and alone[0] == snr
+        assert agreement(cutter.frequency_time([place], alone)[0, 0], pair[0]) > 0.97
+    monkeypatch.setattr(frequency_time, "VALUES_AT_ONCE", 64 * 3000)
+    monkeypatch.setattr(listed_candidates, "VALUES_AT_ONCE", 64 * 3000)
+    for pair, other in zip(views, cutter.frequency_time(places, snrs), strict=True):
+        assert agreement(pair[0], other[0]) > 0.97
+
+
+def test_negative_dms_and_the_end_of_the_observation(source):
+    cutter = PlaceCutouts(source)
+    dm_time, _ = cutter.dm_time([Place(1.0, 3.0, 16), Place(DURATION_S - 1e-3, 3.0, 16)])
+    step = 4 / float(source.grid.sweep(1.0))
+    dms = 3.0 + (np.arange(SIDE) - SIDE // 2) * step
+    assert (dms < 0).any()
+    assert np.all(dm_time[0][dms < 0] == ROBUST_RANGE[0]) and np.all(dm_time[0][dms >= 0] > ROBUST_RANGE[0])
+    assert np.all(dm_time[1][dms >= 0][:, 40:] == 0)  # after the end, for the steepest row too
+    bottom = float(dispersion_delay(1.0, HEADER.frequencies[-1], HEADER.frequencies[0]))
+    assert cutter.is_inside(Place(1.0, 1.5 / bottom, 1)) and cutter.is_inside(Place(1.0, 6 / bottom, 1))
+    assert not any(map(cutter.is_inside, [Place(1.0, 100 / bottom, 1), Place(-0.1, 9, 1), Place(DURATION_S, 9, 1)]))
+    assert not cutter.is_inside(Place(np.nan, 9, 1))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 10, 37])
+def test_the_snr_is_that_of_the_boxcar(width):
+    column = max(1, round(width / 4))
+    profile = np.zeros(SIDE * column)
+    middle = SIDE // 2 * column + column / 2
+    profile[round(middle - width / 2) : round(middle - width / 2) + width] = 10 / np.sqrt(width)
+    row = profile.reshape(SIDE, column).sum(axis=1) / np.sqrt(column)
+    assert measured_snr(row, width) == pytest.approx(10, rel=0.15 if width > 2 else 0.31)
+
+
+def test_a_list_is_classified(observation, tmp_path, caplog):
+    rows = [(pulse.time_s, pulse.dm_pc_cm3, pulse.snr, int(np.log2(samples_of(pulse)))) for pulse in PULSES]
+    duplicate = (PULSES[3].time_s + 3e-4, PULSES[3].dm_pc_cm3 + 0.5, 40.0, 2)
+    wrong = [(time, dm, 6.5, 2) for time, dm in NOT_PULSES]
+    outside = [(DURATION_S + 1 + n, 50.0, 7.0, 1) for n in range(11)] + [(1.0, 1e5, 7.0, 1)]
+    rows = [*outside[:1], rows[3], duplicate, *wrong, *rows[:3], *outside[1:]]
+    path = heimdall(tmp_path / "beam.cand", rows)
+    done = classify(observation, path)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "beam_classified.cand").read_text().splitlines()
+    assert [line.rsplit("\t", 2)[0] for line in lines] == path.read_text().splitlines()
+    probabilities, labels = np.array([line.split("\t")[-2:] for line in lines], dtype=float).T
+    assert labels.tolist() == [-1, 1, 1, 0, 0, 1, 1, 1] + [-1] * 11
+    assert np.all(probabilities[labels < 0] == -1) and np.all(probabilities[labels > 0] >= 0.2)
+    events = rows_of(tmp_path / "candidates_obs.csv")
+    assert [float(event["time_s"]) for event in events] == [pulse.time_s for pulse in PULSES]
+    assert [float(event["dm_pc_cm3"]) for event in events] == [pulse.dm_pc_cm3 for pulse in PULSES]
+    assert float(events[3]["width_ms"]) == pytest.approx(4 * HEADER.tsamp * 1e3, abs=1e-3)
+    assert "events  4" in done.stdout and str(tmp_path / "beam_classified.cand") in done.stdout
+    assert caplog.text.count("beam.cand, line ") == 10 and "2 more rows" in caplog.text
+    assert not (tmp_path / "unfinished_obs").exists()
+
+    assert classify(observation, path, "--keep-all", "--list-format", "heimdall").returncode == 0
+    assert len(rows_of(tmp_path / "candidates_obs.csv")) == 5
+
+
+def test_a_list_without_widths_and_signal_to_noise_ratios(observation, tmp_path):
+    path = tmp_path / "others.csv"
+    path.write_text(f"file,snr,stime,width,dm,label\nobs.fil,,{PULSES[3].time_s},,57.0,0\n")
+    done = classify(observation, path)
+    assert done.returncode == 0, done.stderr
+    (row,) = rows_of(tmp_path / "others_classified.csv")
+    assert row["label"] == "0" and row["predicted_label"] == "1"
+    (event,) = rows_of(tmp_path / "candidates_obs.csv")
+    assert event["width_samples"] == "1" and float(event["snr"]) == pytest.approx(45, rel=0.3)
+
+
+def test_results_of_a_search_are_kept(observation, tmp_path):
+    for kind in ("candidates_obs.csv", "predictions_obs.npy"):
+        (tmp_path / kind).write_text("earlier")
+    assert classify(observation, heimdall(tmp_path / "a.cand", [(0.6, 57.0, 40.0, 3)])).returncode == 0
+    kept = [path.read_text() for path in tmp_path.glob("*_obs.2*")]
+    assert kept == ["earlier", "earlier"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--candidate-list", "a.cand"], "--candidate-list must be used with --filterbank"),
+        (["--pages", "a.npy", "--candidate-list", "a.cand"], "--candidate-list must be used with --filterbank"),
+        (["--filterbank", "OBS", "--joined", "--candidate-list", "a.cand"], "--candidate-list and --joined"),
+        (["--filterbank", "OBS", "OTHER", "--candidate-list", "a.cand"], "one filterbank file, got 2"),
+        (["--filterbank", "OBS", "--candidate-list", "none.cand"], "none.cand: No such file"),
+        (["--filterbank", "OBS", "--keep-all"], "--keep-all must be used with --candidate-list"),
+        (["--filterbank", "OBS", "--list-format", "presto"], "--list-format must be used with --candidate-list"),
+    ],
+)
+def test_errors_before_the_work(observation, tmp_path, options, message):
+    heimdall(tmp_path / "a.cand", [(0.6, 57.0, 40.0, 3)])
+    (tmp_path / "other.fil").symlink_to(observation)
+    names = {"OBS": observation, "OTHER": tmp_path / "other.fil"}
+    words = [names.get(word, word) for word in options]
+    done = run_here(run_inference, *words, "--output-dir", tmp_path / "out", folder=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+    assert not (tmp_path / "out").exists() and "Traceback" not in done.stderr
