@@ -123,6 +123,8 @@ class OutputOptions:
         Largest number of pictures; None for that of the config.
     all_plots : bool
         A picture of each event, however many there are.
+    save_candidates : bool
+        Each event as a candidate file of FETCH.
     """
 
     plots: bool = True
@@ -130,6 +132,7 @@ class OutputOptions:
     saliency: bool = False
     max_plots: int | None = None
     all_plots: bool = False
+    save_candidates: bool = False
 
     @staticmethod
     def add_plots_to(parser: argparse._ActionsContainer) -> None:
@@ -155,21 +158,31 @@ class OutputOptions:
             help="show in the picture of each event what the network reacted to; reads the observation again",
         )
 
+        parser.add_argument(
+            "--save-candidates",
+            action="store_true",
+            help="write each event of a filterbank file as a candidate file (.h5) of FETCH; reads the file again",
+        )
+
     @classmethod
     def of(cls, args: argparse.Namespace, ring: bool) -> Self:
         """Take the options from parsed arguments; raise InputError for an option that a ring does not support."""
-        for option in ("report", "saliency"):
+        for option in ("report", "saliency", "save_candidates"):
             if ring and getattr(args, option):
+                option = option.replace("_", "-")
                 raise InputError(f"--{option} must be used with a file, got a ring, which cannot be read again")
         if args.saliency and args.no_plots:
             raise InputError("only one of --saliency and --no-plots may be given, got both")
         if args.max_plots is not None and args.max_plots < 0:
             raise InputError(f"--max-plots must be 0 or more, got {args.max_plots}")
-        return cls(not args.no_plots, args.report, args.saliency, args.max_plots, args.all_plots)
+        if args.save_candidates and getattr(args, "pages", None) is not None:
+            raise InputError("--save-candidates must be used with a filterbank file, got pages, which have no channels")
+        plots = not args.no_plots
+        return cls(plots, args.report, args.saliency, args.max_plots, args.all_plots, args.save_candidates)
 
     def names(self) -> list[str]:
         """Return the names of the outputs that are asked for."""
-        return [name for name in ("plots", "report", "saliency") if getattr(self, name)]
+        return [name for name in ("plots", "report", "saliency", "save_candidates") if getattr(self, name)]
 
     def most_plots(self, config: PipelineConfig) -> int | None:
         """Return the largest number of pictures, None for all."""
@@ -218,7 +231,7 @@ class CandidateOptions:
             return cls()
         if args.filterbank is None:
             raise InputError("--candidate-list must be used with --filterbank, got another input")
-        for option in ("joined", "resume", "plots_only", "report", "saliency"):
+        for option in ("joined", "resume", "plots_only", "report", "saliency", "save_candidates"):
             if getattr(args, option):
                 raise InputError(
                     f"only one of --candidate-list and --{option.replace('_', '-')} may be given, got both"

@@ -32,6 +32,7 @@ if the search is stopped:
   event_<name>_NNNN.png      a picture of each of the most probable and brightest events (--no-plots: none;
                              --max-plots N, --all-plots: of N, of all; --saliency: with the evidence for a pulse)
   report_<name>.html         with --report: one self-contained page with all results
+  cand_tstart_....h5         with --save-candidates: each event as a candidate file of FETCH
 --plots-only draws the missing pictures of an earlier search from its list of candidates, without a search.
 The run summary and the table of events are printed on standard output. If no page could be classified, or the models
 have no finite output, the results are written, and the exit code is 2.
@@ -143,7 +144,7 @@ def draw_only(args: argparse.Namespace, config: PipelineConfig, output: OutputOp
     """Draw the missing pictures of earlier searches; there are no results."""
     if args.pages is None and args.filterbank is None:
         raise InputError("--plots-only must be used with a file, got a ring, which cannot be read again")
-    for option in ("resume", "report", "saliency", "no_plots"):
+    for option in ("resume", "report", "saliency", "no_plots", "save_candidates"):
         if getattr(args, option):
             raise InputError(f"only one of --plots-only and --{option.replace('_', '-')} may be given, got both")
     part = part_of_this_process()

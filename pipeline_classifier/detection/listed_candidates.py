@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -67,6 +68,79 @@ class Judged:
     snrs: np.ndarray
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Rows and columns of a DM-time cutout.
+
+    Attributes
+    ----------
+    starts : (rows,) ndarray of int64
+        Sample at which the first column of each row begins at the top channel.
+    column : int
+        Samples in a column.
+    dms : (rows,) ndarray of float64
+        Trial DMs in pc cm^-3.
+    first, end : int
+        First sample that is needed in any channel, and the one after the last.
+    """
+
+    starts: np.ndarray
+    column: int
+    dms: np.ndarray
+    first: int
+    end: int
+
+    @classmethod
+    def of(cls, starts: np.ndarray, column: int, dms: np.ndarray, n_columns: int, source: ChannelSource) -> Self:
+        """Return a frame of ``n_columns`` columns with the samples that it needs."""
+        longest = dispersion_delay(float(dms[-1]), source.frequencies[-1], source.frequencies[0]) / source.tsamp
+        end = min(int(starts.max()) + float(longest) + n_columns * column + 1, source.nsamples)
+        return cls(starts, column, dms, int(starts.min()), int(end))
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether samples from ``start`` to before ``end`` are needed."""
+        return self.first < end and start < self.end
+
+
+def dedispersed(
+    source: FilterbankPages, frames: Sequence[Frame], n_columns: int, threads: int | None = None
+) -> np.ndarray:
+    """Cut out DM-time planes of equal size, (n, rows, n_columns) float32 in units of the noise.
+
+    Parameters
+    ----------
+    source : FilterbankPages
+    frames : sequence of Frame
+        Rows of negative DM and columns outside the observation are 0.
+    n_columns : int
+    threads : int, optional
+        One per core by default.
+    """
+    needed = []
+    for start, end in itertools.pairwise(source.chunk_edges().tolist()):
+        if numbers := [number for number, frame in enumerate(frames) if frame.overlaps(start, end)]:
+            needed.append((start, end, numbers))
+    delay_per_dm = dispersion_delay(1.0, source.frequencies, source.frequencies[0]) / source.tsamp
+
+    def add(chunk: tuple[int, int, list[int]]) -> list[tuple[int, np.ndarray]]:
+        start, end, numbers = chunk
+        data = np.empty((len(source.frequencies), end - start), np.int8)
+        good = source.cleaned(start, end - start, data).good
+        parts = []
+        for number in numbers:
+            frame, part = frames[number], np.zeros((2, len(frames[number].dms), n_columns), np.float32)
+            kernels.add_dedispersed(data, good, frame.starts - start, frame.column, frame.dms, delay_per_dm, *part)
+            parts.append((number, part))
+        return parts
+
+    sums, counts = np.zeros((2, len(frames), len(frames[0].dms), n_columns), np.float32)
+    for parts in map_in_order(add, needed, threads):
+        for number, (part, n) in parts:
+            sums[number] += part
+            counts[number] += n
+    return sums / np.sqrt(np.maximum(counts, 1)) / np.float32(dedispersion.LEVELS_PER_SIGMA)
+
+
 class PlaceCutouts:
     """Makes the cutouts of candidates at given places.
 
@@ -114,41 +188,22 @@ class PlaceCutouts:
         snrs : (n,) ndarray of float32
         """
         frames = [self._frame(place) for place in places]
-        edges = self._source.chunk_edges()
-        needed = [
-            (int(start), int(end), [number for number, frame in enumerate(frames) if frame.overlaps(start, end)])
-            for start, end in itertools.pairwise(edges)
-        ]
-        sums, counts = np.zeros((2, len(places), SIDE, SIDE), np.float32)
-
-        def add(chunk: tuple[int, int, list[int]]) -> list[tuple[int, np.ndarray]]:
-            start, end, numbers = chunk
-            data = np.empty((len(self._source.frequencies), end - start), np.int8)
-            good = self._source.cleaned(start, end - start, data).good
-            return [(number, frames[number].sums(data, good, start, self._delay_per_dm)) for number in numbers]
-
-        for parts in map_in_order(add, (chunk for chunk in needed if chunk[2]), self._threads):
-            for number, part in parts:
-                sums[number] += part[0]
-                counts[number] += part[1]
+        cutouts = dedispersed(self._source, frames, SIDE, self._threads)
         widths = [place.width for place in places]
-        cutouts = sums / np.sqrt(np.maximum(counts, 1)) / np.float32(dedispersion.LEVELS_PER_SIGMA)
         snrs = np.array([measured_snr(*row) for row in zip(cutouts[:, SIDE // 2], widths, strict=True)])
         cutouts /= np.maximum(1, snrs / BRIGHTEST_SNR).astype(np.float32)[:, None, None]
         for cutout, frame in zip(cutouts, frames, strict=True):
             cutout[frame.dms < 0] = ROBUST_RANGE[0]
         return cutouts, snrs.astype(np.float32)
 
-    def _frame(self, place: Place) -> "Frame":
+    def _frame(self, place: Place) -> Frame:
         column = max(1, round(place.width / COLUMNS_PER_WIDTH))
         peak = self.peak(place, 0)
         start = round(peak.column + (peak.width - column) / 2) - SIDE // 2 * column
         step = max(column / self._samples_per_dm, self._least_step)
         offsets = (np.arange(SIDE) - SIDE // 2) * step
         starts = start - np.rint(self._grid.top_delay(offsets)).astype(np.int64)
-        dms = place.dm + offsets
-        reach = float(dms[-1] * self._delay_per_dm[-1]) + SIDE * column
-        return Frame(starts, column, dms, int(starts.min()), int(min(starts.max() + reach, self._source.nsamples)))
+        return Frame.of(starts, column, place.dm + offsets, SIDE, self._source)
 
     def frequency_time(self, places: Sequence[Place], snrs: np.ndarray) -> np.ndarray:
         """Cut out the channels about candidates, (n, 2, SIDE, SIDE) float32, as `FrequencyTime.cutouts` does.
@@ -194,41 +249,6 @@ class PlaceCutouts:
             group.append(number)
         if group:
             yield group, first, end
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Rows and columns of a DM-time cutout.
-
-    Attributes
-    ----------
-    starts : (rows,) ndarray of int64
-        Sample at which the first column of each row begins at the top channel.
-    column : int
-        Samples in a column.
-    dms : (rows,) ndarray of float64
-        Trial DMs in pc cm^-3.
-    first, end : int
-        First sample that is needed in any channel, and the one after the last.
-    """
-
-    starts: np.ndarray
-    column: int
-    dms: np.ndarray
-    first: int
-    end: int
-
-    def overlaps(self, start: int, end: int) -> bool:
-        """Whether samples from ``start`` to before ``end`` are needed."""
-        return self.first < end and start < self.end
-
-    def sums(
-        self, data: np.ndarray, good: np.ndarray, start: int, delay_per_dm: np.ndarray, columns: int = SIDE
-    ) -> np.ndarray:
-        """Sums and numbers of samples that a chunk adds, (2, rows, columns) float32; ``start`` is its first sample."""
-        sums, counts = np.zeros((2, len(self.dms), columns), np.float32)
-        kernels.add_dedispersed(data, good, self.starts - start, self.column, self.dms, delay_per_dm, sums, counts)
-        return np.stack([sums, counts])
 
 
 class _SharedChannels(FrequencyTime):

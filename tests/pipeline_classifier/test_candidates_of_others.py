@@ -14,6 +14,7 @@ from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout
 from pipeline_classifier.detection.frequency_time import FrequencyTime
 from pipeline_classifier.detection.listed_candidates import Place, PlaceCutouts, measured_snr
 from pipeline_classifier.dispersion import dispersion_delay
+from pipeline_classifier.formats.candidate_files import read_candidate_file
 from pipeline_classifier.frontend import kernels
 from pipeline_classifier.frontend.boxcar import boxcar_search
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
@@ -224,3 +225,42 @@ def test_errors_before_the_work(observation, tmp_path, options, message):
     done = run_here(run_inference, *words, "--output-dir", tmp_path / "out", folder=tmp_path)
     assert done.returncode == 2 and message in done.stderr
     assert not (tmp_path / "out").exists() and "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def saved(observation, tmp_path_factory) -> Path:
+    """Folder with the results of a search and its events as candidate files."""
+    folder = tmp_path_factory.mktemp("saved")
+    done = run_here(
+        run_inference, "--filterbank", observation, "--output-dir", folder, "--no-plots", "--save-candidates"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "events  4" in done.stdout and ".h5" not in done.stdout
+    return folder
+
+
+def test_saved_candidates_have_the_pulse_in_the_middle(saved):
+    events = rows_of(saved / "candidates_obs.csv")
+    files = sorted(map(read_candidate_file, saved.glob("*.h5")), key=lambda file: file.time_s)
+    assert len(files) == len(events) == len(PULSES)
+    for file, event, pulse in zip(files, events, PULSES, strict=True):
+        assert file.dm == float(event["dm_pc_cm3"]) and file.width_samples == int(event["width_samples"])
+        assert file.time_s == pytest.approx(float(event["time_s"]), abs=1e-6)
+        assert file.snr == pytest.approx(float(event["snr"]), abs=0.01)
+        assert file.attributes["nchans"] == HEADER.nchans and file.attributes["tstart"] == HEADER.tstart
+        assert file.freq_time.shape == (64, 256) and file.dm_time.dtype == np.float32
+        row, column = np.unravel_index(file.dm_time.argmax(), file.dm_time.shape)
+        assert abs(int(column) - 128) <= 1
+        assert file.dms[row] == pytest.approx(pulse.dm_pc_cm3, abs=1.5)
+        assert file.dm_time[0].max() < 0.6 * file.dm_time.max() and file.dm_time[:, 0].max() < 6
+        in_channels = file.freq_time[:, 127:130].sum(axis=1)
+        assert (in_channels > 0).mean() > 0.9
+        assert abs(int(file.freq_time.sum(axis=0).argmax()) - 128) <= 1
+        assert file.dm_time[:, :100].std() == pytest.approx(1, abs=0.3)
+
+
+def test_only_searches_with_channels_save_candidates(tmp_path):
+    for words, message in [([], "got a ring"), (["--pages", "a.npy"], "got pages")]:
+        done = run_here(run_inference, *words, "--save-candidates", "--output-dir", tmp_path / "out", folder=tmp_path)
+        assert done.returncode == 2 and "--save-candidates must be used with a f" in done.stderr
+        assert message in done.stderr
