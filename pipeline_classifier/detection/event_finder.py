@@ -233,11 +233,12 @@ class EventFinder:
             here &= bool((passed & (begins <= centre) & (centre < ends)).any())
             return here and self.decision.is_event(peak.snr)
 
-        peaks = [peak for peak in find_peaks(searched, self.grid, *limits, most) if is_here(peak)]
-        peaks = peaks[: None if self.grid.sweeps else most]
+        found = find_peaks(searched, self.grid, *limits, most)
+        peaks = [peak for peak in found if is_here(peak)][: None if self.grid.sweeps else most]
         probabilities = self._probabilities(searched, peaks, origin, float(pages.probability[passed].max()))
         if self._frequency_time and min(probabilities, default=1.0) < REJECTED:
-            judged = [(peak, probability < REJECTED) for peak, probability in zip(peaks, probabilities, strict=True)]
+            rejected = {peak for peak, p in zip(peaks, probabilities, strict=True) if p < REJECTED}
+            judged = [(peak, peak in rejected) for peak in found]
             more = [peak for peak in find_peaks(searched, self.grid, *limits, most, judged) if is_here(peak)]
             peaks, probabilities = peaks + more, probabilities + self._probabilities(searched, more, origin, 0.0)
         centres = [(origin + peak.column + (peak.width - 1) // 2, peak.width) for peak in peaks]

@@ -104,7 +104,16 @@ def find_peaks(
             bow_tie, least = claimed, np.maximum(HIDDEN_SNR, in_channel)
         claim_bow_tie(best, bow_tie, begin, widths, reach, least, centre, peak.width)
 
+    def remove_ripples(row: int, centre: int) -> bool:
+        """Remove what is connected with a maximum; return whether it stands apart."""
+        apart, (rows, columns), ripples = stands_apart(searched, grid, row, centre)
+        searchable = slice(max(begin, columns.start), max(begin, min(end, columns.stop)))
+        ripples = ripples[:, searchable.start - columns.start : searchable.stop - columns.start]
+        best[rows, searchable.start - begin : searchable.stop - begin][ripples] = -np.inf
+        return apart
+
     for peak, is_interference in judged:
+        remove_ripples(peak.row, peak.column + (peak.width - 1) // 2)
         claim(peak, is_interference)
     peaks: list[Peak] = []
     while len(peaks) < most and best.size:
@@ -112,10 +121,7 @@ def find_peaks(
         if not np.isfinite(best[row, column]) or ((peaks or judged) and best[row, column] < NEXT_PEAK_SNR):
             break
         centre, hidden = begin + column, claimed[row, column]
-        apart, (rows, columns), own_ripples = stands_apart(searched, grid, row, centre)
-        searchable = slice(max(begin, columns.start), min(end, columns.stop))
-        ripples = own_ripples[:, searchable.start - columns.start : searchable.stop - columns.start]
-        best[rows, searchable.start - begin : searchable.stop - begin][ripples] = -np.inf
+        apart = remove_ripples(row, centre)
         if hidden and not apart:
             continue
         if not apart and not judged:
@@ -123,12 +129,14 @@ def find_peaks(
         width = int(widths[row, centre])
         peaks.append(Peak(row, centre - (width - 1) // 2, width, float(snrs[row, centre])))
         claim(peaks[-1])
-    return _with_their_parts(searched.total, grid, peaks, first, last)
+    return _with_their_parts(searched.total, grid, peaks, [peak for peak, _ in judged], first, last)
 
 
-def _with_their_parts(total: np.ndarray, grid: PageGrid, peaks: Sequence[Peak], first: int, last: int) -> list[Peak]:
-    """Return the peaks and their companions, each replaced by the sub-pulses that it consists of."""
-    centres = [peak.column + peak.width // 2 for peak in peaks]
+def _with_their_parts(
+    total: np.ndarray, grid: PageGrid, peaks: Sequence[Peak], known: Sequence[Peak], first: int, last: int
+) -> list[Peak]:
+    """Return the peaks and their companions that are not known, each replaced by the sub-pulses that it consists of."""
+    centres = [peak.column + peak.width // 2 for peak in (*peaks, *known)]
     parts: list[Peak] = []
     for number, peak in enumerate(peaks):
         others = centres[:number] + centres[number + 1 :]
