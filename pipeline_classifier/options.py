@@ -197,6 +197,8 @@ class CandidateOptions:
 
     Attributes
     ----------
+    candidates : list of str or None
+        Candidate files, or patterns.
     candidate_list : Path or None
         List of an observation.
     list_format : str or None
@@ -205,6 +207,7 @@ class CandidateOptions:
         Keep duplicates in the catalogue.
     """
 
+    candidates: list[str] | None = None
     candidate_list: Path | None = None
     list_format: str | None = None
     keep_all: bool = False
@@ -228,15 +231,15 @@ class CandidateOptions:
             for option in ("list_format", "keep_all"):
                 if getattr(args, option):
                     raise InputError(f"--{option.replace('_', '-')} must be used with --candidate-list")
-            return cls()
-        if args.filterbank is None:
+        elif args.filterbank is None:
             raise InputError("--candidate-list must be used with --filterbank, got another input")
+        if args.candidates is None and args.candidate_list is None:
+            return cls()
+        what = "--candidates" if args.candidate_list is None else "--candidate-list"
         for option in ("joined", "resume", "plots_only", "report", "saliency", "save_candidates"):
             if getattr(args, option):
-                raise InputError(
-                    f"only one of --candidate-list and --{option.replace('_', '-')} may be given, got both"
-                )
-        return cls(args.candidate_list, args.list_format, args.keep_all)
+                raise InputError(f"only one of {what} and --{option.replace('_', '-')} may be given, got both")
+        return cls(args.candidates, args.candidate_list, args.list_format, args.keep_all)
 
 
 def check_distinct(paths: Sequence[str | Path]) -> None:

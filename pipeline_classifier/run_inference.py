@@ -7,6 +7,7 @@
   python run_inference.py --filterbank a_1.fil a_2.fil --joined    one observation in several files, without gaps
   python run_inference.py --pages batch.npy                        dedispersed candidates
   python run_inference.py --filterbank a.fil --candidate-list l    the candidates that another program lists
+  python run_inference.py --candidates 'dir/*.h5'                  candidate files of FETCH, your and MeerTRAP
 
 A ring is read until n_spectra pages have come, none has come for idle_timeout_s, its writer has died, or SIGINT or
 SIGTERM arrives. The outputs are named after the config's filterbank; they grow while the ring is read and are valid at
@@ -53,11 +54,11 @@ if __name__ == "__main__":
 
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection import many_files
-from pipeline_classifier.detection.classifiers import load_classifiers
-from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.detection.classifiers import load_candidate_classifier, load_classifiers
+from pipeline_classifier.detection.decision import decide, event_threshold_of
 from pipeline_classifier.detection.parts import Part, part_of_this_process
 from pipeline_classifier.detection.search import SearchResult, check_classified
-from pipeline_classifier.detection.workers import prepare_process, wait_for_packages
+from pipeline_classifier.detection.workers import one_thread_each, prepare_process, wait_for_packages
 from pipeline_classifier.formats.candidate_lists import read_candidate_list
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
@@ -65,6 +66,7 @@ from pipeline_classifier.frontend.sources import ArrayPages, ChannelSource
 from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_search import live_search, open_ring
 from pipeline_classifier.options import CandidateOptions, OutputOptions, SearchOptions
+from pipeline_classifier.output.classified_files import classify_files, write_results
 from pipeline_classifier.output.classified_list import classify_list
 from pipeline_classifier.output.results import draw_later, report, search_and_write
 from pipeline_classifier.output.run_files import InUse, check_names, lock, remove_unfinished
@@ -89,6 +91,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="SIGPROC filterbank files, or quoted patterns (default without FILE: the config's)",
     )
     what.add_argument("--pages", help="one .npy batch of dedispersed pages or images")
+    what.add_argument(
+        "--candidates", nargs="+", metavar="FILE", help="candidate files of FETCH, your or MeerTRAP, or quoted patterns"
+    )
     parser.add_argument("--joined", action="store_true", help="the filterbank files are one observation, without gaps")
     parser.add_argument(
         "--plots-only", action="store_true", help="draw the missing pictures of an earlier search; nothing is searched"
@@ -99,15 +104,17 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     """Search what the command line names; return the result, or those of many files."""
-    ring = args.pages is None and args.filterbank is None
+    listed = CandidateOptions.of(args)
+    ring = args.pages is None and args.filterbank is None and args.candidates is None
     output = OutputOptions.of(args, ring)
     if (args.joined or args.resume) and args.filterbank is None:
         raise InputError(f"{'--joined' if args.joined else '--resume'} must be used with --filterbank")
     if args.joined and args.resume:
         raise InputError("only one of --joined and --resume may be given, got both")
-    listed = CandidateOptions.of(args)
     options = SearchOptions.of(args)
     config = options.load_config()
+    if listed.candidates is not None:
+        return classify_candidates(listed.candidates, config)
     if listed.candidate_list is not None:
         return classify_listed(args, listed, config, options.files_read(config))
     if args.plots_only:
@@ -184,6 +191,29 @@ def classify_listed(
     result = classify_list(source, candidates, classifiers.candidates, event_threshold, config, listed.keep_all)
     print(report(result))
     return result
+
+
+def classify_candidates(patterns: Sequence[str], config: PipelineConfig) -> list[SearchResult]:
+    """Classify candidate files, and write the results in the columns of FETCH; there are no results of a search."""
+    files = many_files.expand(patterns, "--candidates")
+    folder = make_output_folder(config.output_path, "output_dir")
+    if part_of_this_process().rank > 0:
+        return []
+    wait_for_packages()
+    classifier, model = load_candidate_classifier(config, with_channels=True)
+    if classifier is None or model is None:
+        raise InputError("candidate_classifier must be a model to classify candidates, got null")
+    one_thread_each()
+    threshold, _ = event_threshold_of(config, classifier.checkpoint)
+    classified = classify_files(files, classifier)
+    path = folder / f"results_{model.stem}.csv"
+    write_results(path, classified, threshold)
+    pulses = int((classified.probabilities >= threshold).sum())
+    print(f"{len(classified.files)} candidates, {pulses} with a probability of {threshold:.4g} or more\nwritten {path}")
+    if classified.unreadable:
+        n, names = len(classified.unreadable), some_of(classified.unreadable)
+        raise InputError(f"--candidates: all {len(files)} files must be readable, got {n} that are not ({names})")
+    return []
 
 
 def search_ring(config: PipelineConfig) -> SearchResult:

@@ -35,7 +35,7 @@ HEADER_BYTES, BLOCK_BYTES, BLOCKS = 1 << 16, 1 << 12, 32
 """What of an observation is compared: 192 KiB of any file, so that thousands of files take seconds."""
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
+def expand(patterns: Sequence[str], option: str = "--filterbank") -> list[Path]:
     """Return the files that names and patterns such as 'data/*.fil' match, each once, sorted within a pattern.
 
     Raises
@@ -47,7 +47,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise InputError(f"--filterbank {pattern}: must be a file or a pattern that matches one, got neither")
+            raise InputError(f"{option} {pattern}: must be a file or a pattern that matches one, got neither")
         files |= dict.fromkeys(Path(name) for name in found)
     return list(files)
 

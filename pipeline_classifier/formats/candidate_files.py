@@ -5,18 +5,22 @@ DM of the candidate; ``data_freq_time``, dedispersed at that DM, has one row for
 the observation. One time of both is half a width long, and the arrival is in the middle.
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.file_types import format_of
 from single_pulse_classifier_training.runtime import atomic_writer
+
+if TYPE_CHECKING:
+    import h5py
 
 DATASETS = ("data_dm_time", "data_freq_time")
 PLANE = 256
@@ -116,6 +120,8 @@ def read_candidate_file(path: str | Path) -> CandidateFile:
     InputError
         If it is not an HDF5 file, is damaged, lacks a dataset or an attribute, or has one with an impossible value.
     """
+    import h5py
+
     path = Path(path)
     kind = format_of(path)
     if kind != "an HDF5 file":
@@ -141,6 +147,8 @@ def write_candidate_file(path: str | Path, candidate: CandidateFile) -> None:
     InputError
         If it lacks an attribute, or has another shape or an impossible value.
     """
+    import h5py
+
     path = Path(path)
     _check_attributes(path, candidate.attributes)
     _check_plane(path, "data_dm_time", candidate.dm_time.shape, candidate.dm_time.dtype)
@@ -260,6 +268,8 @@ def _check_plane(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype)
 
 def _read_attributes(path: Path, root: h5py.File) -> dict[str, Any]:
     """Read the attributes that are numbers or text, and check them."""
+    import h5py
+
     if len(root.attrs) > MAX_ATTRIBUTES:
         raise InputError(
             f"{path}: a candidate file must have at most {MAX_ATTRIBUTES} attributes, got {len(root.attrs)}"
@@ -276,6 +286,8 @@ def _read_attributes(path: Path, root: h5py.File) -> dict[str, Any]:
 
 
 def _read_plane(path: Path, root: h5py.File, name: str) -> np.ndarray:
+    import h5py
+
     # The operator "in" of h5py would follow a link, even out of the file.
     links = root.id.links
     if not links.exists(name.encode()) or links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:

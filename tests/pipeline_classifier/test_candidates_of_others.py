@@ -11,10 +11,11 @@ from pipeline_classifier import run_inference
 from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
 from pipeline_classifier.detection import frequency_time, listed_candidates
 from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout
+from pipeline_classifier.detection.candidate_frames import cutouts_of
 from pipeline_classifier.detection.frequency_time import FrequencyTime
 from pipeline_classifier.detection.listed_candidates import Place, PlaceCutouts, measured_snr
 from pipeline_classifier.dispersion import dispersion_delay
-from pipeline_classifier.formats.candidate_files import read_candidate_file
+from pipeline_classifier.formats.candidate_files import CandidateFile, read_candidate_file, write_candidate_file
 from pipeline_classifier.frontend import kernels
 from pipeline_classifier.frontend.boxcar import boxcar_search
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
@@ -257,6 +258,81 @@ def test_saved_candidates_have_the_pulse_in_the_middle(saved):
         assert (in_channels > 0).mean() > 0.9
         assert abs(int(file.freq_time.sum(axis=0).argmax()) - 128) <= 1
         assert file.dm_time[:, :100].std() == pytest.approx(1, abs=0.3)
+
+
+def test_candidate_files_are_classified(saved, tmp_path):
+    noise = read_candidate_file(min(saved.glob("*.h5")))
+    rng = np.random.default_rng(5)
+    planes = rng.standard_normal((256, 256)), rng.standard_normal((64, 256))
+    write_candidate_file(tmp_path / "noise.h5", CandidateFile(*planes, noise.attributes))
+    (tmp_path / "damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    command = ["--candidates", saved / "*.h5", tmp_path / "*.h5", "--output-dir", tmp_path]
+    done = run_here(run_inference, *command)
+    assert done.returncode == 2 and "all 6 files must be readable, got 1" in done.stderr
+    assert "damaged.h5" in done.stderr and "5 candidates, 4 with" in done.stdout
+    (tmp_path / "damaged.h5").unlink()
+    assert run_here(run_inference, *command).returncode == 0
+    rows = rows_of(tmp_path / "results_candidate_classifier.csv")
+    assert list(rows[0]) == ["candidate", "probability", "label"]
+    assert [Path(row["candidate"]) for row in rows] == [*sorted(saved.glob("*.h5")), tmp_path / "noise.h5"]
+    assert [row["label"] for row in rows] == ["1"] * 4 + ["0"]
+    assert [float(row["probability"]) > 0.5 for row in rows] == [True] * 4 + [False]
+
+
+def test_the_frame_of_a_file_is_that_of_the_cutouts(saved, source):
+    cutter = PlaceCutouts(source)
+    for path in saved.glob("*.h5"):
+        file = read_candidate_file(path)
+        place = Place(file.time_s, file.dm, int(file.width_samples))
+        dm_time, snrs = cutter.dm_time([place])
+        views = cutter.frequency_time([place], snrs)[0]
+        image, pair = cutouts_of(file)
+        middle = (slice(SIDE // 2 - 6, SIDE // 2 + 7),) * 2
+        assert np.corrcoef(image[middle].ravel(), dm_time[0][middle].ravel())[0, 1] > 0.85
+        near = slice(SIDE // 2 - 8, SIDE // 2 + 8)
+        profile, expected = (
+            np.where(view > ROBUST_RANGE[0], view, 0)[:, near].mean(axis=0) for view in (pair[0], views[0])
+        )
+        assert np.corrcoef(profile, expected)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("nchans", [40, 64, 256])
+def test_the_channels_of_a_file_are_delayed_as_they_were(saved, nchans):
+    file = read_candidate_file(min(saved.glob("*.h5")))
+    attributes = file.attributes | {"dm": 20.0, "width": 16}
+    channels = np.random.default_rng(1).standard_normal((nchans, 256))
+    channels[:, 128] = 500
+    dedispersed, undispersed = cutouts_of(replace(file, freq_time=channels, attributes=attributes))[1][:, ::-1]
+    assert set(dedispersed.argmax(axis=1)) <= {31, 32}  # one time is two columns
+    # Seen about the time at which it passes the middle of the band.
+    frequencies = 1530 - 320 * (np.arange(SIDE) + 0.5) / SIDE
+    delays = dispersion_delay(20.0, frequencies, frequencies[SIDE // 2]) / HEADER.tsamp / 4
+    inside = np.abs(delays) < 29
+    assert inside.sum() > 30 and not inside.all()
+    assert undispersed.argmax(axis=1)[inside] == pytest.approx(32 + delays[inside], abs=3)
+    assert np.all(np.diff(undispersed.argmax(axis=1)[inside]) >= 0)
+
+
+def test_files_with_other_numbers_of_channels(saved):
+    file = read_candidate_file(min(saved.glob("*.h5")))
+    _, whole = cutouts_of(file)
+    averaged = file.freq_time.reshape(32, 2, 256).mean(axis=1)
+    averaged[20] = np.nan
+    ascending = file.attributes | {"fch1": HEADER.frequencies[-1], "foff": 5.0}
+    _, pair = cutouts_of(replace(file, freq_time=averaged, attributes=ascending))
+    assert pair.shape == whole.shape
+    assert np.all(pair[:, [-1 - 40, -1 - 41]] == ROBUST_RANGE[0])
+    used = np.delete(np.arange(SIDE), [-1 - 40, -1 - 41])
+    assert np.all(pair[:, used].max(axis=(0, 2)) > ROBUST_RANGE[0])
+    assert np.isfinite(cutouts_of(replace(file, attributes=file.attributes | {"dm": 0.0, "width": 0}))[0]).all()
+
+
+@pytest.mark.parametrize("options", [["--joined"], ["--report"], ["--keep-all"], ["--filterbank", "a.fil"]])
+def test_options_that_candidate_files_do_not_have(tmp_path, options):
+    done = run_here(run_inference, "--candidates", "a.h5", *options, folder=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and options[0] in done.stderr
+    done = run_here(run_inference, "--candidates", "none*.h5", folder=tmp_path)
+    assert done.returncode == 2 and "--candidates none*.h5: must be a file" in done.stderr
 
 
 def test_only_searches_with_channels_save_candidates(tmp_path):
