@@ -97,10 +97,6 @@ class Frame:
         end = min(int(starts.max()) + float(longest) + n_columns * column + 1, source.nsamples)
         return cls(starts, column, dms, int(starts.min()), int(end))
 
-    def overlaps(self, start: int, end: int) -> bool:
-        """Whether samples from ``start`` to before ``end`` are needed."""
-        return self.first < end and start < self.end
-
 
 def dedispersed(
     source: FilterbankPages, frames: Sequence[Frame], n_columns: int, threads: int | None = None
@@ -117,9 +113,10 @@ def dedispersed(
         One per core by default.
     """
     needed = []
+    firsts, ends = np.array([(frame.first, frame.end) for frame in frames]).T
     for start, end in itertools.pairwise(source.chunk_edges().tolist()):
-        if numbers := [number for number, frame in enumerate(frames) if frame.overlaps(start, end)]:
-            needed.append((start, end, numbers))
+        if len(numbers := np.flatnonzero((firsts < end) & (ends > start))):
+            needed.append((start, end, numbers.tolist()))
     delay_per_dm = dispersion_delay(1.0, source.frequencies, source.frequencies[0]) / source.tsamp
 
     def add(chunk: tuple[int, int, list[int]]) -> list[tuple[int, np.ndarray]]:

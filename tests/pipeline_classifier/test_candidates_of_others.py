@@ -1,11 +1,13 @@
 """Candidates that another program has found: in the list of an observation, and in files."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline_classifier import run_inference
 from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
@@ -23,6 +25,9 @@ from pipeline_classifier.frontend.pages import ROBUST_RANGE
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
 from pipeline_classifier.simulation.pulses import Pulse
+from single_pulse_classifier_training.channels import CHANNELS
+from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
+from single_pulse_classifier_training.training_models import build_model
 from tests.command_line import run_here
 
 HEADER = replace(EFFELSBERG, nchans=64, foff=-5.0, fch1=1527.5)
@@ -324,6 +329,29 @@ def test_files_with_other_numbers_of_channels(saved):
     used = np.delete(np.arange(SIDE), [-1 - 40, -1 - 41])
     assert np.all(pair[:, used].max(axis=(0, 2)) > ROBUST_RANGE[0])
     assert np.isfinite(cutouts_of(replace(file, attributes=file.attributes | {"dm": 0.0, "width": 0}))[0]).all()
+
+
+def test_a_network_that_needs_the_channels_gets_them(observation, saved, tmp_path):
+    """An untrained one: its probabilities differ from candidate to candidate only if it gets their cutouts."""
+    torch.manual_seed(2)
+    name, model = "DM_time_freq_time_candidate_classifier", tmp_path / "views.pth"
+    network = build_model(name, SIDE, CHANNELS)
+    save_checkpoint(model, Checkpoint(network, name, SIDE, normaliser="noise", channels=CHANNELS))
+    config = json.loads(DEFAULT_CONFIG.read_text()) | {
+        "candidate_classifier": str(model),
+        "path_to_models": str(DEFAULT_CONFIG.with_name("models")),
+        "path_to_a_transientx_config": None,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = heimdall(tmp_path / "a.cand", [(pulse.time_s, pulse.dm_pc_cm3, pulse.snr, 3) for pulse in PULSES])
+    done = classify(observation, path, "-c", tmp_path / "config.json", "--event-threshold", 0, "--keep-all")
+    assert done.returncode == 0, done.stderr
+    in_list = [line.split("\t")[-2] for line in (tmp_path / "a_classified.cand").read_text().splitlines()]
+    assert [f"{float(row['probability']):.6f}" for row in rows_of(tmp_path / "candidates_obs.csv")] == in_list
+    command = ["--candidates", saved / "*.h5", "-c", tmp_path / "config.json", "--output-dir", tmp_path]
+    assert run_here(run_inference, *command).returncode == 0
+    in_files = [row["probability"] for row in rows_of(tmp_path / "results_views.csv")]
+    assert len(set(in_list)) == len(set(in_files)) == len(PULSES)
 
 
 @pytest.mark.parametrize("options", [["--joined"], ["--report"], ["--keep-all"], ["--filterbank", "a.fil"]])
