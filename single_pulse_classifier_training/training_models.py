@@ -188,8 +188,12 @@ class ResidualTower(nn.Module):
             if number >= plain:
                 self.stages.append(ResidualBlock(after))
 
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the maps before they are pooled, (N, channels[-1], height, width)."""
+        return self.stages(self.stem(x))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stages(self.stem(x))
+        x = self.maps(x)
         return torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
 
 
@@ -230,8 +234,9 @@ class DMTimeSmallResidual(ResidualTower):
 class CandidateTwoTowers(nn.Module):
     """One tower for DM-time and one for the frequency-time channels; dense layers combine their features.
 
-    The frequency-time tower begins with a stride of eight sub-bands and two columns: a pulse is a few columns wide and
-    tens of sub-bands high. Sub-bands without a good channel, whose values are 0, are set to the mean of the noise.
+    The frequency-time tower begins with a stride of four sub-bands and two columns: a pulse is a few columns wide and
+    tens of sub-bands high. The maps are not pooled to one value, since the pulse is in the middle, and interference may
+    be anywhere. Sub-bands without a good channel, whose values are 0, are set to the mean of the noise.
 
     Parameters
     ----------
@@ -246,15 +251,17 @@ class CandidateTwoTowers(nn.Module):
         self.dm_time_channel = slice(dm_time, dm_time + 1)
         self.freq_time_channels = slice(freq_time[0], None, 1 + len(inputs) - len(freq_time))
         self.dm_time = ResidualTower(1, DM_TIME_TOWER, (5, 5), (2, 2))
-        self.freq_time = ResidualTower(len(freq_time), FREQ_TIME_TOWER, (8, 5), (8, 2))
-        self.fc1 = nn.Linear(2 * (DM_TIME_TOWER[-1] + FREQ_TIME_TOWER[-1]), TWO_TOWERS_DENSE)
+        self.freq_time = ResidualTower(len(freq_time), FREQ_TIME_TOWER, (8, 5), (4, 2))
+        # Maps of 8 x 8 pixels, averaged to 4 x 4, and of 4 x 8 pixels.
+        self.fc1 = nn.Linear(16 * DM_TIME_TOWER[-1] + 32 * FREQ_TIME_TOWER[-1], TWO_TOWERS_DENSE)
         self.dropout = nn.Dropout(0.3)
         self.fc2 = nn.Linear(TWO_TOWERS_DENSE, N_CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         dm_time, freq_time = images[:, self.dm_time_channel], images[:, self.freq_time_channels]
         freq_time = torch.where(freq_time > 0, in_sigma(freq_time), 0.0)
-        features = torch.cat((self.dm_time(in_sigma(dm_time)), self.freq_time(freq_time)), dim=1)
+        maps = F.avg_pool2d(self.dm_time.maps(in_sigma(dm_time)), 2), self.freq_time.maps(freq_time)
+        features = torch.cat([each.flatten(1) for each in maps], dim=1)
         return self.fc2(self.dropout(F.relu(self.fc1(features))))
 
 
