@@ -5,7 +5,6 @@ order. The trial DMs are not those of the config: every row of a DM-time cutout 
 """
 
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -24,8 +23,6 @@ from pipeline_classifier.frontend.pages import ROBUST_RANGE
 from pipeline_classifier.frontend.sources import Channels, ChannelSource, Layer
 from pipeline_classifier.frontend.threads import map_in_order
 from single_pulse_classifier_training.cli import InputError
-
-logger = logging.getLogger(__name__)
 
 AT_ONCE = 1024
 """Candidates whose cutouts are in memory at the same time; 130 KB each."""

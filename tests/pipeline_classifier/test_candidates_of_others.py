@@ -203,6 +203,29 @@ def test_a_list_without_widths_and_signal_to_noise_ratios(observation, tmp_path)
     assert event["width_samples"] == "1" and float(event["snr"]) == pytest.approx(45, rel=0.3)
 
 
+@pytest.mark.parametrize("name", ["candidates_obs.csv", "candidates_obs.cands", "heimdall_obs.csv"])
+def test_the_lists_of_a_search_get_its_events(observation, saved, tmp_path, name):
+    """Times in seconds and as MJD, widths in samples, in ms and as a power of two."""
+    path = tmp_path / f"list{Path(name).suffix}"
+    path.write_bytes((saved / name).read_bytes())
+    assert classify(observation, path).returncode == 0
+    for event, found in zip(
+        rows_of(tmp_path / "candidates_obs.csv"), rows_of(saved / "candidates_obs.csv"), strict=True
+    ):
+        assert float(event["time_s"]) == pytest.approx(float(found["time_s"]), abs=2e-6)
+        for column in ("dm_pc_cm3", "snr"):
+            assert event[column] == found[column]
+        assert event["width_samples"] == found["width_samples"] or name.startswith("heimdall")
+        assert float(event["probability"]) == pytest.approx(float(found["probability"]), abs=0.05)
+
+
+def test_an_empty_list_has_no_events(observation, tmp_path):
+    path = heimdall(tmp_path / "none.cand", [])
+    assert classify(observation, path).returncode == 0
+    assert (tmp_path / "none_classified.cand").read_text() == ""
+    assert rows_of(tmp_path / "candidates_obs.csv") == []
+
+
 def test_results_of_a_search_are_kept(observation, tmp_path):
     for kind in ("candidates_obs.csv", "predictions_obs.npy"):
         (tmp_path / kind).write_text("earlier")
