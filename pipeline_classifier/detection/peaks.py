@@ -107,9 +107,10 @@ def find_peaks(
     def remove_ripples(row: int, centre: int) -> bool:
         """Remove what is connected with a maximum; return whether it stands apart."""
         apart, (rows, columns), ripples = stands_apart(searched, grid, row, centre)
-        searchable = slice(max(begin, columns.start), max(begin, min(end, columns.stop)))
-        ripples = ripples[:, searchable.start - columns.start : searchable.stop - columns.start]
-        best[rows, searchable.start - begin : searchable.stop - begin][ripples] = -np.inf
+        low, high = max(begin, columns.start), min(end, columns.stop)
+        if low < high:  # a pulse that was judged may be beside what is searched
+            ripples = ripples[:, low - columns.start : high - columns.start]
+            best[rows, low - begin : high - begin][ripples] = -np.inf
         return apart
 
     for peak, is_interference in judged:

@@ -19,6 +19,18 @@ LONGEST_TSAMP_S = 1.3e-3
 PULSES = 40
 NDM = 256  # trial DMs of the grids of `hard_observation`
 LOWEST_MHZ, HIGHEST_MHZ = 110.0, 3500.0  # of the bands of `hard_observation`
+CANDIDATE_KINDS = (
+    "mixed",
+    "interference",
+    "faint",
+    "hard",
+    "interference",
+    "bright",
+    "interference",
+    "hard interference",
+)
+"""Kinds of observations for candidate classifiers: pulses of S/N 6 to 50 in any interference, faint and bright ones,
+the observations of `hard_observation`, and interference without pulses."""
 SHORTEST = 4096  # samples; 16 pages
 
 
@@ -124,6 +136,39 @@ def hard_observation(number: int, rng: np.random.Generator) -> tuple[dict[str, A
         "seed": int(rng.integers(1 << 31)),
     }
     return settings, {"dms": lowest, "ddm": ddm, "ndm": NDM}
+
+
+def candidate_observation(number: int, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw one of the observations for the training set of the candidate classifiers; see `CANDIDATE_KINDS`.
+
+    Parameters
+    ----------
+    number : int
+        Number of the observation; the kinds take turns.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    settings : dict
+        Options of simulate_observation.py, with underscores.
+    grid : dict
+        Keys of the pipeline config.
+    """
+    kind = CANDIDATE_KINDS[number % len(CANDIDATE_KINDS)]
+    grid: dict[str, Any] = {}
+    if kind.startswith("hard"):
+        settings, grid = hard_observation(0, rng)
+    else:
+        settings = random_observation(int(rng.integers(1 << 20)), rng)
+    changes: dict[str, dict[str, Any]] = {
+        "mixed": {"pulses": PULSES, "rfi": str(rng.choice(["mild", "strong", "field"]))},
+        "faint": {"pulses": 70, "snr_min": 5.5, "snr_max": 15, "rfi": str(rng.choice(["strong", "field"]))},
+        "bright": {"pulses": 50, "snr_min": 15, "snr_max": 1500, "band_limited": 0.4, "rfi": "field"},
+        "interference": {"pulses": 0, "rfi": str(rng.choice(["extreme", "hard", "field"], p=[0.6, 0.2, 0.2]))},
+        "hard": {},
+        "hard interference": {"pulses": 0},
+    }
+    return settings | changes[kind], grid
 
 
 def pulse_free_observations(hours: float, folder: Path, seed: int = 0, level: str = "strong") -> Iterator[Path]:

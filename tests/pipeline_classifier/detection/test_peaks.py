@@ -160,3 +160,5 @@ def test_a_pulse_in_the_bow_tie_of_interference_is_found_once_this_is_rejected()
     more = find_peaks(searched, grid, 0, 1200, 10, [(interference, True)])
     assert len(near_the_pulse(more)) == 1 and near_the_pulse(more)[0].snr > 24
     assert interference not in more and len(more) < 6
+    for column in (20, 1190):
+        assert find_peaks(searched, grid, 300, 900, 10, [(Peak(40, column, 4, 30.0), False)])[0] == interference
