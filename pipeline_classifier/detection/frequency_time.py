@@ -65,19 +65,24 @@ class FrequencyTime:
         starts = np.array(centres) * factor - SIDE // 2 * columns
         dms = self._layer.grid.dms[[peak.row for peak in peaks]]
         delays = np.rint(dms[:, None] * self._delay_per_dm).astype(np.int64)
-        dedispersed = self._sums(starts[:, None] + delays, columns)
+        # Both images are in the same samples, which are cleaned once.
+        end = int((starts + delays.max(axis=1) + SIDE * columns).max())
+        samples = range(max(0, int(starts.min())), min(self._source.nsamples, end))
+        dedispersed = self._sums(samples, starts[:, None] + delays, columns)
         channel = self._bands.mean(axis=1).astype(int)[brightest_rows(dedispersed)]
         delay = delays[np.arange(len(peaks)), channel]
-        undispersed = self._sums(np.broadcast_to((starts + delay)[:, None], delays.shape), columns)
+        undispersed = self._sums(samples, np.broadcast_to((starts + delay)[:, None], delays.shape), columns)
         scale = np.array([min(1.0, BRIGHTEST_SNR / peak.snr) for peak in peaks], np.float32)
         values = np.stack([dedispersed, undispersed], axis=1) * scale[:, None, None, None]
         return np.nan_to_num(values, nan=ROBUST_RANGE[0])[:, :, ::-1]
 
-    def _sums(self, starts: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def _sums(self, samples: range, starts: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Sum the samples of each sub-band and column.
 
         Parameters
         ----------
+        samples : range
+            Samples of the observation that all cutouts are in.
         starts : (n, nchans) ndarray of int64
             Sample of each channel at which the first column begins.
         columns : (n,) ndarray of int64
@@ -88,12 +93,10 @@ class FrequencyTime:
         (n, SIDE, SIDE) ndarray of float32
             In units of the noise, row 0 = highest frequency; NaN in sub-bands without a channel in use.
         """
-        first, end = int(starts.min()), int((starts.max(axis=1) + SIDE * columns).max())
-        first, end = max(0, first), min(self._source.nsamples, end)
         sums, counts = np.zeros((2, len(starts), SIDE, SIDE), np.float32)
         used = np.zeros(SIDE, bool)
-        for begin in range(first, end, self._at_once):
-            data, good = self._channels(begin, min(self._at_once, end - begin))
+        for begin in samples[:: self._at_once]:
+            data, good = self._channels(begin, min(self._at_once, samples.stop - begin))
             used |= np.array([good[low:high].any() for low, high in self._bands])
             for number, column in enumerate(columns.tolist()):
                 kernels.add_to_cutout(
