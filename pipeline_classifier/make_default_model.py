@@ -39,7 +39,6 @@ from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.labelled_set import CANDIDATES as CANDIDATE_SET
 from single_pulse_classifier_training.labelled_set import SetPaths, write_json
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
-from single_pulse_classifier_training.training_models import TWO_TOWERS
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +239,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     )
     installed = []
     for name, changes in (
-        (CANDIDATES, {"input": "dmft", "model_name": TWO_TOWERS}),
+        (CANDIDATES, {"input": "dmft"}),
         (f"{CANDIDATES}_dmt", {"input": "dmt", "model_name": "DM_time_candidate_classifier"}),
     ):
         candidates = train(work, name, ready, path_to_checkpoints=f"./checkpoints/{name}/", **training, **changes)

@@ -155,7 +155,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualTower(nn.Module):
-    """Strided convolutions with residual blocks between them; the result is the mean and the maximum of each map.
+    """Strided convolutions with residual blocks between them, whose maps are pooled.
 
     Parameters
     ----------
@@ -167,6 +167,8 @@ class ResidualTower(nn.Module):
         Kernel size and stride of the stem.
     plain : int
         Number of first stages without a residual block, which would take most of the time at their size.
+    pooled : (int, int), optional
+        Height and width to which the maps are averaged; by default the result is the mean and the maximum of each.
     """
 
     def __init__(
@@ -176,8 +178,10 @@ class ResidualTower(nn.Module):
         kernel: tuple[int, int],
         stride: tuple[int, int],
         plain: int = 0,
+        pooled: tuple[int, int] | None = None,
     ):
         super().__init__()
+        self.pooled = pooled
         padding = (kernel[0] - stride[0] + 1) // 2, (kernel[1] - stride[1] + 1) // 2
         stem = nn.Conv2d(n_inputs, channels[0], kernel, stride, padding, bias=False)
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True))
@@ -188,12 +192,10 @@ class ResidualTower(nn.Module):
             if number >= plain:
                 self.stages.append(ResidualBlock(after))
 
-    def maps(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the maps before they are pooled, (N, channels[-1], height, width)."""
-        return self.stages(self.stem(x))
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.maps(x)
+        x = self.stages(self.stem(x))
+        if self.pooled is not None:
+            return F.adaptive_avg_pool2d(x, self.pooled).flatten(1)
         return torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
 
 
@@ -250,9 +252,9 @@ class CandidateTwoTowers(nn.Module):
         freq_time = [number for number, name in enumerate(inputs) if name in FREQUENCY_TIME]
         self.dm_time_channel = slice(dm_time, dm_time + 1)
         self.freq_time_channels = slice(freq_time[0], None, 1 + len(inputs) - len(freq_time))
-        self.dm_time = ResidualTower(1, DM_TIME_TOWER, (5, 5), (2, 2))
-        self.freq_time = ResidualTower(len(freq_time), FREQ_TIME_TOWER, (8, 5), (4, 2))
-        # Maps of 8 x 8 pixels, averaged to 4 x 4, and of 4 x 8 pixels.
+        # Of images of 64 x 64, maps of 8 x 8 pixels are averaged to 4 x 4, and those of 4 x 8 pixels remain.
+        self.dm_time = ResidualTower(1, DM_TIME_TOWER, (5, 5), (2, 2), pooled=(4, 4))
+        self.freq_time = ResidualTower(len(freq_time), FREQ_TIME_TOWER, (8, 5), (4, 2), pooled=(4, 8))
         self.fc1 = nn.Linear(16 * DM_TIME_TOWER[-1] + 32 * FREQ_TIME_TOWER[-1], TWO_TOWERS_DENSE)
         self.dropout = nn.Dropout(0.3)
         self.fc2 = nn.Linear(TWO_TOWERS_DENSE, N_CLASSES)
@@ -260,8 +262,7 @@ class CandidateTwoTowers(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         dm_time, freq_time = images[:, self.dm_time_channel], images[:, self.freq_time_channels]
         freq_time = torch.where(freq_time > 0, in_sigma(freq_time), 0.0)
-        maps = F.avg_pool2d(self.dm_time.maps(in_sigma(dm_time)), 2), self.freq_time.maps(freq_time)
-        features = torch.cat([each.flatten(1) for each in maps], dim=1)
+        features = torch.cat((self.dm_time(in_sigma(dm_time)), self.freq_time(freq_time)), dim=1)
         return self.fc2(self.dropout(F.relu(self.fc1(features))))
 
 

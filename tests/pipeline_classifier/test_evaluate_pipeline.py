@@ -125,7 +125,7 @@ def test_false_events_are_counted_and_stored_for_the_pair_that_was_measured(tmp_
     candidates = load_checkpoint(models / "candidate_classifier.pth", "cpu")
     candidates.threshold, candidates.thresholds, candidates.measured_pair = 0.5, [], None
     with torch.no_grad():
-        candidates.model.fc.bias *= 1 + 1e-6
+        candidates.model.fc2.bias *= 1 + 1e-6
     save_checkpoint(tmp_path / "new.pth", candidates)
     (tmp_path / "config.json").write_text(json.dumps({"candidate_classifier": "new.pth", "max_false_per_hour": 400}))
     options = ("-c", tmp_path / "config.json", "--output-dir", tmp_path)
