@@ -38,6 +38,12 @@ LONGEST_BOXCAR = 256
 MOST_EXAMINED = 0.3
 """Largest part of a block that is examined; where more of the series is significant, the faintest runs are left out, so
 that the time is bounded. With 0.1, the pulses of S/N 40 in a test with two or three pulses a second take all of it."""
+LONGEST_SPARED = 16
+"""Longest sweep, in widths, of a pulse that is spared: those of a longer one lose less than a tenth of their S/N, and
+what else is in the series while they sweep over the band must be subtracted."""
+LARGEST_NOISE = 1.35
+"""Noise of a run, in units of that of the block, above which it is bad data, whatever its sub-bands show: 1.25 with
+a bright pulse as long as its sweep, and 1.42 where the baseline drifts beside a stretch of noise of 100,000 sigma."""
 ALIGNED_SNR, ALIGNED_DIFFERENCE = 1.07, 16.0
 """A run is a dispersed pulse if, at its own sweep, its S/N is so many times that at no or a negative sweep, and the
 squares of the two differ by so much. Chosen by hand: an undispersed impulse of any S/N reaches 1.03, noise a difference
@@ -138,7 +144,8 @@ def dispersed_runs(
     found = []
     for first, end in significant_runs(series * np.float32(n_good**0.5)):
         sub_bands = np.ascontiguousarray(sub_bands_of(np.arange(first, end)).T) / np.float32(n_good**0.5)
-        if has_sweep(sub_bands):
+        noise = 1.4826 * float(np.median(np.abs(sub_bands - np.median(sub_bands)))) * SUB_BANDS**0.5
+        if noise < LARGEST_NOISE and has_sweep(sub_bands):
             found.append((first, end))
     return found
 
@@ -172,18 +179,21 @@ def significant_runs(series: np.ndarray) -> list[tuple[int, int]]:
 
 
 def has_sweep(sub_bands: np.ndarray) -> bool:
-    """Decide whether sub-bands (SUB_BANDS, n), whose sum has unit noise, show a pulse with a positive sweep."""
+    """Decide whether sub-bands (SUB_BANDS, n), whose sum has unit noise, show a pulse with a short, positive sweep."""
     k, n = sub_bands.shape
     widths = np.unique(np.rint(1.6 ** np.arange(0, np.log(n) / np.log(1.6)))).astype(int)
     place = (np.arange(k) + 0.5) / k
     sweeps = np.unique(np.rint(1.3 ** np.arange(np.log(n) / np.log(1.3))).astype(int))
     sweeps = np.concatenate([-sweeps[::-1], [0], sweeps])
-    power = np.empty(len(sweeps))
+    power, width_of = np.empty(len(sweeps)), np.empty(len(sweeps), int)
     for number, sweep in enumerate(sweeps.tolist()):
         aligned = np.zeros(3 * n + 1, np.float32)
         for delay, values in zip(np.rint(place * sweep).astype(int).tolist(), sub_bands, strict=True):
             aligned[1 + n - delay : 1 + 2 * n - delay] += values
         total = np.cumsum(aligned)
-        power[number] = max(float((total[width:] - total[:-width]).max()) ** 2 / width for width in widths.tolist())
-    others, own = power[sweeps <= 0].max(), power[sweeps > 0].max(initial=0)
-    return own > max(ALIGNED_SNR**2 * others, others + ALIGNED_DIFFERENCE)
+        power[number], width_of[number] = max(
+            (float((total[width:] - total[:-width]).max()) ** 2 / width, width) for width in widths.tolist()
+        )
+    own, others = int(power.argmax()), power[sweeps <= 0].max()
+    is_better = power[own] > max(ALIGNED_SNR**2 * others, others + ALIGNED_DIFFERENCE)
+    return bool(is_better and sweeps[own] <= LONGEST_SPARED * width_of[own])

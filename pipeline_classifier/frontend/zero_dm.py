@@ -141,5 +141,5 @@ def _clip_and_find_impulses(
         if bright and is_dispersed(clipped(np.arange(first, end)).T):
             blanked[first:end] = False
     for first, end in dispersed_runs(series, n_good, clipped):
-        series[first:end] = 0
+        series[first:end], blanked[first:end] = 0, False
     return blanked

@@ -241,5 +241,5 @@ def _clip_and_find_impulses(
         if end - first >= SHORTEST_SWEEP and values[first:end].sum() > 0:
             blanked[first:end] &= not is_dispersed(sub_bands(np.arange(first, end)).T)
     for first, end in dispersed_runs(values, n_good, sub_bands):
-        series[first:end] = 0
+        series[first:end], blanked[first:end] = 0, False
     return blanked
