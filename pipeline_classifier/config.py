@@ -197,6 +197,7 @@ class PipelineConfig(ConfigFile):
     event_threshold: float | None = Field(default=None, ge=0, le=1)
     max_false_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     candidate_classifier: Name | None = str(DEFAULT_CONFIG.with_name("models") / "candidate_classifier.pth")
+    candidate_classifier_dmt: Name | None = str(DEFAULT_CONFIG.with_name("models") / "candidate_classifier_dmt.pth")
     min_snr: float = Field(default=6.25, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bf16"] = "float32"
     snr_gate: float | None = Field(default=None, ge=0, le=LARGEST_THRESHOLD)
@@ -263,6 +264,11 @@ class PipelineConfig(ConfigFile):
     def candidate_classifier_path(self) -> Path | None:
         """Checkpoint of the candidate classifier, if there is one."""
         return self.resolve(self.candidate_classifier) if self.candidate_classifier else None
+
+    @property
+    def candidate_classifier_dmt_path(self) -> Path | None:
+        """Checkpoint of the candidate classifier for sources without channels, if there is one."""
+        return self.resolve(self.candidate_classifier_dmt) if self.candidate_classifier_dmt else None
 
     @property
     def output_path(self) -> Path:

@@ -3,13 +3,14 @@
   python create_candidate_dataset.py A.fil B.fil --output-dir data --name crab
       labels from A_truth.csv and B_truth.csv beside the observations (simulate_observation.py writes them)
 
-Every peak of a boxcar search, in every page, gives one cutout. A peak is a pulse if its time and DM agree with one in
-the truth table; it gives no cutout if they nearly agree.
+Every peak that a search shows to the candidate classifier gives one candidate. It is a pulse if its time and DM agree
+with one in the truth table; it is left out if they nearly agree.
 
 Written to the output folder; files of an earlier set of the same name are replaced:
   training_<name>_candidates.json  config for training.py with the settings of the included model
 and, as <name>_DM_time_dataset_peaks_...:
-  training_64x64.npy     (N, 64, 64) uint8 images, row 0 = highest DM
+  training_64x64.npy     (N, 3, 64, 64) uint8 images: frequency-time, DM-time, frequency-time without dedispersion;
+                         row 0 = highest frequency or DM
   labels_training.npy    (N,) strings, Pulse or Artefact
   groups_training.npy    (N,) int64, number of the pulse or, for artefacts, of the stretch of eight pages
   snr_training.npy       (N,) float32, S/N of the pulse as the truth table gives it, NaN for artefacts
@@ -34,18 +35,24 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
-from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout, cutout_images
-from pipeline_classifier.detection.event_finder import PEAKS_PER_PAGE
-from pipeline_classifier.detection.peaks import find_peaks
+from pipeline_classifier.detection.candidate_cutouts import SIDE, candidate_images, cutout
+from pipeline_classifier.detection.decision import GATE_PART, Decision
+from pipeline_classifier.detection.event_finder import EventFinder
+from pipeline_classifier.detection.frequency_time import FrequencyTime
+from pipeline_classifier.detection.page_classifier import Classified
+from pipeline_classifier.detection.peaks import Peak
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.known_events import origin_of
 from pipeline_classifier.evaluation.recovery import Matcher
-from pipeline_classifier.frontend.boxcar import boxcar_search
+from pipeline_classifier.events import Event
+from pipeline_classifier.frontend.boxcar import BoxcarSearch, page_snrs
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
-from pipeline_classifier.frontend.pages import PageBatch
+from pipeline_classifier.frontend.pages import PageGrid
+from pipeline_classifier.frontend.sources import Layer
 from pipeline_classifier.frontend.threads import map_in_order
 from pipeline_classifier.options import add_config_option, check_distinct, set_name
 from pipeline_classifier.simulation.observation import known_pulses, truth_path
+from single_pulse_classifier_training.channels import CHANNELS
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.labelled_set import CANDIDATES, SetPaths, begin_set, finish_set
 from single_pulse_classifier_training.runtime import make_output_folder, save_npy
@@ -72,42 +79,57 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def labelled_peaks(source: FilterbankPages, batch: PageBatch, matcher: Matcher) -> Peaks:
-    """Return the peaks of adjoining pages, each page searched together with its neighbours, and their labels.
+class Recorder:
+    """Takes the place of the candidate classifier in a search, and keeps the images of every peak."""
+
+    def __init__(self) -> None:
+        self.images: list[np.ndarray] = []
+
+    def probabilities(
+        self,
+        searched: BoxcarSearch,
+        grid: PageGrid,
+        peaks: Sequence[Peak],
+        frequency_time: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Keep the images of peaks; all are taken for interference, so that those in their bow ties are found too."""
+        dm_time = np.stack([cutout(searched, grid, peak) for peak in peaks])
+        self.images.append(candidate_images(dm_time, frequency_time))
+        return np.zeros(len(peaks), np.float32)
+
+
+def labelled_peaks(layer: Layer, images: np.ndarray, peaks: Sequence[Event], matcher: Matcher) -> Peaks:
+    """Return the images of the peaks of a layer that are clearly pulses or clearly not, and their labels.
+
+    Parameters
+    ----------
+    layer : Layer
+    images : (N, 3, SIDE, SIDE) ndarray of uint8
+        Images of the peaks.
+    peaks : sequence of Event
+    matcher : Matcher
 
     Returns
     -------
-    images : (N, SIDE, SIDE) ndarray of uint8
-    is_pulse : (N,) ndarray of bool
-    group : (N,) ndarray of int64
+    images : (n, 3, SIDE, SIDE) ndarray of uint8
+    is_pulse : (n,) ndarray of bool
+    group : (n,) ndarray of int64
         Number of the pulse, or -1 minus that of the stretch of pages.
-    snr : (N,) ndarray of float32
+    snr : (n,) ndarray of float32
         S/N of the pulse, NaN for artefacts.
     """
-    grid = source.layers[batch.layer].grid
-    cutouts, is_pulse, group, snr = [], [], [], []
-    for number in range(len(batch)):
-        pages = slice(max(0, number - 1), number + 2)
-        start, origin = int(batch.starts[number]), int(batch.starts[pages][0])
-        if (np.diff(batch.starts[pages]) != grid.n_time).any():
-            continue  # the last page of a file, which overlaps with the one before it
-        searched = boxcar_search(np.concatenate(batch.pages[pages], axis=1), grid.n_time // 2, grid.noise)
-        edges = start - origin - grid.n_time // 4, start - origin + grid.n_time + grid.n_time // 4
-        for peak in find_peaks(searched, grid, *edges, most=PEAKS_PER_PAGE):
-            where = (
-                (origin + peak.column + peak.width / 2) * grid.tsamp,
-                float(grid.dms[peak.row]),
-                peak.width * grid.tsamp,
-            )
-            pulses = matcher.matches(*where)
-            if peak.snr < LEAST_SNR or (not len(pulses) and len(matcher.matches(*where, NEARLY))):
-                continue
-            cutouts.append(cutout(searched, grid, peak))
-            is_pulse.append(len(pulses) > 0)
-            group.append(pulses[0] if len(pulses) else -1 - (batch.first + number) // PAGES_PER_GROUP)
-            snr.append(matcher.snrs[pulses].max() if len(pulses) else np.nan)
-    images = cutout_images(np.array(cutouts, np.float32).reshape(-1, SIDE, SIDE))
-    return images, np.array(is_pulse, bool), np.array(group, np.int64), np.array(snr, np.float32)
+    chosen, is_pulse, group, snr = [], [], [], []
+    for number, peak in enumerate(peaks):
+        where = peak.time_s, peak.dm_pc_cm3, peak.width_ms / 1e3
+        pulses = matcher.matches(*where)
+        if not len(pulses) and len(matcher.matches(*where, NEARLY)):
+            continue
+        stretch = int(peak.time_s / (layer.grid.tsamp * layer.grid.n_time * PAGES_PER_GROUP))
+        chosen.append(number)
+        is_pulse.append(len(pulses) > 0)
+        group.append(pulses[0] if len(pulses) else -1 - stretch)
+        snr.append(matcher.snrs[pulses].max() if len(pulses) else np.nan)
+    return images[chosen], np.array(is_pulse, bool), np.array(group, np.int64), np.array(snr, np.float32)
 
 
 def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankPages, Matcher]]:
@@ -126,7 +148,21 @@ def plan(paths: Sequence[str], config: PipelineConfig) -> list[tuple[FilterbankP
 def peaks_of(observation: tuple[FilterbankPages, Matcher]) -> Peaks:
     """All peaks of an observation, as `labelled_peaks` returns them, with groups numbered from 0."""
     source, matcher = observation
-    parts = [labelled_peaks(source, batch, matcher) for batch in source.planes(1)]
+    decision = Decision(threshold=0, event_threshold=0, min_snr=LEAST_SNR, snr_gate=GATE_PART * LEAST_SNR)
+    recorders, found = [Recorder() for _ in source.layers], [list[Event]() for _ in source.layers]
+    finders = [
+        EventFinder(layer, decision, recorder, FrequencyTime(source, layer))
+        for layer, recorder in zip(source.layers, recorders, strict=True)
+    ]
+    for batch in source.planes(1):
+        snrs = page_snrs(batch, finders[batch.layer].grid.noise).beginning
+        pages = Classified(np.ones(len(batch), np.float32), snrs, 0, 0)
+        found[batch.layer] += finders[batch.layer].add(batch, pages)
+    parts = []
+    for layer, finder, recorder, events in zip(source.layers, finders, recorders, found, strict=True):
+        events += finder.finish()
+        images = np.concatenate([np.empty((0, len(CHANNELS), SIDE, SIDE), np.uint8), *recorder.images])
+        parts.append(labelled_peaks(layer, images, events, matcher))
     source.release()
     images, is_pulse, group, snr = (np.concatenate(column) for column in zip(*parts, strict=True))
     return images, is_pulse, np.unique(group, return_inverse=True)[1], snr
@@ -153,7 +189,7 @@ def run(args: argparse.Namespace) -> dict[str, Path]:
     columns = {"labels": np.where(is_pulse, "Pulse", "Artefact"), "groups": group, "snr": snr}
     # A column of a cutout is a quarter of the width of its peak, and a row the DM that sweeps over it.
     facts: dict[str, Any] = {"normaliser": "noise", "dms": None, "tsamp_s": None, "page_s": None}
-    facts["pulse_free_hours"] = None
+    facts |= {"pulse_free_hours": None, "channels": list(CHANNELS)}
     facts["origin"] = [origin_of(source, truth_path(source.files[0])) for source, _ in planned]
     return finish_set(paths, columns, facts)
 

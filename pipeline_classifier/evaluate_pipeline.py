@@ -3,10 +3,12 @@
   python evaluate_pipeline.py A.fil B.fil -c config.json --output-dir out      observations with A_truth.csv beside them
   python evaluate_pipeline.py --inject MINE.fil -c config.json --pulses 100    pulses are added to your own file first
   python evaluate_pipeline.py --pulse-free N1.fil N2.fil -c config.json --store    false events per hour, for the model
+  python evaluate_pipeline.py --null MINE.fil -c config.json --wanted-rate 1    false events per hour of your own sky
 
 Prints recall by S/N, width and DM, false events per hour, and the errors of time, DM and S/N, over all observations
-together. Recall and false events are also printed for other thresholds, to help choose "event_threshold" in the config.
-The same is written to evaluation.json and drawn in evaluation.png.
+together. With --detail, recall is also printed by sweep over width, width in ms, DM in pc cm^-3, and the share of the
+band that a pulse covers. Recall and false events are also printed for other thresholds, to help choose
+"event_threshold" in the config. The same is written to evaluation.json and drawn in evaluation.png.
 
 The S/N is that of a pulse in white noise over all channels, as simulate_observation.py writes it: masked channels and
 interference lower what a search can find. The width is the intrinsic one, at half maximum, in samples of the search.
@@ -20,18 +22,24 @@ With --pulse-free the observations have no pulses, and only false events are cou
 are written to false_events.json. --store writes the rates into the checkpoint of the candidate classifier, from where
 "max_false_per_hour" chooses, with the checksums of the two networks. With --max-false-per-hour the threshold for this
 rate becomes the default threshold there. Rates have exact Poisson intervals with a confidence of 95 %.
+
+With --null the observations may have pulses: each is searched forwards, and backwards in time, which turns dispersion
+to negative DMs. No pulse can be found backwards, so that all events are false, except for faint responses to bright
+pulses, which the forward search explains and which are not counted. The numbers are written to null_events.json. Pulses
+with a sweep below two widths look the same in both directions; events of such short sweeps count as false, and their
+number is printed.
 """
 
 import argparse
 import json
 import logging
+import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # packages by their full name, from any folder
@@ -39,48 +47,34 @@ if __name__ == "__main__":
 
     quiet_interrupts()
 
-import numpy as np
-
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import Classifiers, load_classifiers
 from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
 from pipeline_classifier.detection.search import events_by_threshold
 from pipeline_classifier.detection.workers import prepare_process
-from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.evaluation.evaluation_plot import plot_evaluation
-from pipeline_classifier.evaluation.evaluation_table import by_threshold, table
+from pipeline_classifier.evaluation.evaluation_table import by_threshold, recall_by_property, table
 from pipeline_classifier.evaluation.false_rate import count_false_events, false_events_table, pulse_free_hours
+from pipeline_classifier.evaluation.injected_pulses import (
+    InjectionOptions,
+    injected_file,
+    injected_path,
+    pulses_to_inject,
+)
+from pipeline_classifier.evaluation.null_search import count_null_events, null_hours
 from pipeline_classifier.evaluation.recovery import Outcome, compare, outcome_of, pooled, quality, without_known
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
 from pipeline_classifier.options import OutputOptions, SearchOptions
-from pipeline_classifier.simulation.injection import inject
-from pipeline_classifier.simulation.observation import (
-    MOST_PULSES,
-    PulseRanges,
-    check_not_foreign,
-    known_pulses,
-    random_pulses,
-    truth_path,
-    write_truth,
-)
+from pipeline_classifier.simulation.observation import known_pulses
 from pipeline_classifier.simulation.pulses import Pulse
 from pipeline_classifier.simulation.random_observation import pulse_free_observations
-from single_pulse_classifier_training.calibration import hours_needed, threshold_for_rate
+from single_pulse_classifier_training.calibration import hours_needed, rate_text, threshold_for_rate
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
 logger = logging.getLogger(__name__)
-
-INJECTION_OPTIONS = (
-    "pulses", "snr_min", "snr_max", "dm_min", "dm_max", "width_ms_min", "width_ms_max", "seed", "keep",
-)  # fmt: skip
-DM_MARGIN = 0.05
-"""Fraction of the range of trial DMs, at either end, without injected pulses: near DM 0 a pulse looks like
-interference. Chosen by hand."""
-LONGEST_IN_PAGES, LONGEST_IN_BASELINE_WINDOWS = 1 / 3, 1 / 4
-"""Longest injected pulse, in units of a page and of the baseline window: both reduce the S/N of longer ones."""
 
 MOST_HOURS = 1000.0
 """Most hours to be simulated: a week of computing."""
@@ -94,23 +88,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("filterbanks", nargs="*", help="SIGPROC files with <name>_truth.csv beside each")
     SearchOptions.add_to(parser)
     OutputOptions.add_plots_to(parser)
-    group = parser.add_argument_group("injection")
-    group.add_argument("--inject", metavar="FILE", help="SIGPROC file to add pulses to")
-    group.add_argument("--pulses", type=int, default=100, help="number of pulses (default: %(default)s)")
-    group.add_argument("--snr-min", type=float, default=6.0, help="smallest S/N (default: %(default)s)")
-    group.add_argument("--snr-max", type=float, default=30.0, help="largest S/N (default: %(default)s)")
-    group.add_argument("--dm-min", type=float, help="lowest DM, pc cm^-3 (default: a little above the lowest trial DM)")
-    group.add_argument(
-        "--dm-max", type=float, help="highest DM, pc cm^-3 (default: a little below the highest trial DM)"
+    parser.add_argument(
+        "--detail", action="store_true", help="print recall also by sweep over width, width in ms, DM and share of band"
     )
-    group.add_argument("--width-ms-min", type=float, help="smallest width (default: one sample)")
-    group.add_argument(
-        "--width-ms-max",
-        type=float,
-        help="largest width (default: a third of a page, at most a quarter of the baseline window)",
-    )
-    group.add_argument("--seed", type=int, default=0, help="random seed of the pulses (default: %(default)s)")
-    group.add_argument("--keep", action="store_true", help="keep the file with pulses, and its truth table")
+    InjectionOptions.add_to(parser)
     group = parser.add_argument_group("false events per hour")
     group.add_argument("--pulse-free", nargs="+", metavar="FILE", help="SIGPROC files without pulses")
     group.add_argument(
@@ -120,6 +101,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="simulate so many hours of strong interference instead, in many bands (about ten minutes per hour)",
     )
     group.add_argument("--store", action="store_true", help="write the rates into the candidate classifier")
+    group.add_argument("--null", nargs="+", metavar="FILE", help="SIGPROC files that are searched backwards in time")
+    group.add_argument("--joined", action="store_true", help="the files of --null are one observation")
+    group.add_argument(
+        "--wanted-rate",
+        type=float,
+        metavar="RATE",
+        help="print the lowest threshold with at most RATE false events per hour in the files of --null",
+    )
     return parser
 
 
@@ -128,6 +117,7 @@ def check_mode(args: argparse.Namespace) -> None:
     modes = {
         "observations with <name>_truth.csv beside them": args.filterbanks,
         "--inject FILE": args.inject,
+        "--null FILE": args.null,
         "--pulse-free FILE": args.pulse_free,
         "--pulse-free-hours HOURS": args.pulse_free_hours,
     }
@@ -136,107 +126,15 @@ def check_mode(args: argparse.Namespace) -> None:
         raise InputError(f"one of {', '.join(modes)} must be given, got {' and '.join(given) or 'none'}")
     if args.store and not args.pulse_free and not args.pulse_free_hours:
         raise InputError("--store must be used with --pulse-free FILE or --pulse-free-hours HOURS")
+    for name in ("joined", "wanted_rate"):
+        if getattr(args, name) not in (None, False) and not args.null:
+            raise InputError(f"--{name.replace('_', '-')} must be used with --null FILE")
+    if args.null and args.max_false_per_hour is not None:
+        raise InputError("--null must be used with --wanted-rate, got --max-false-per-hour")
+    if args.wanted_rate is not None and not 0 < args.wanted_rate < math.inf:
+        raise InputError(f"--wanted-rate must be a positive number, got {args.wanted_rate:g}")
     if args.pulse_free_hours is not None and not 0 < args.pulse_free_hours <= MOST_HOURS:
         raise InputError(f"--pulse-free-hours must be above 0, at most {MOST_HOURS:g}, got {args.pulse_free_hours:g}")
-
-
-@dataclass(frozen=True)
-class InjectionOptions:
-    """Pulses to inject; None stands for a value that depends on the config (`pulses_to_inject`).
-
-    Attributes
-    ----------
-    path : Path
-        The observation.
-    pulses : int
-    snr : (float, float)
-        Lowest and highest S/N.
-    dm_pc_cm3, width_ms : (float or None, float or None)
-    seed : int
-    keep : bool
-        Keep the file with pulses.
-    """
-
-    path: Path
-    pulses: int
-    snr: tuple[float, float]
-    dm_pc_cm3: tuple[float | None, float | None]
-    width_ms: tuple[float | None, float | None]
-    seed: int
-    keep: bool
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Self | None:
-        """Take the options from parsed arguments, and check them; None without ``--inject``."""
-        if not args.inject:
-            parser = get_parser()
-            for name in INJECTION_OPTIONS:
-                if getattr(args, name) != parser.get_default(name):
-                    raise InputError(f"--{name.replace('_', '-')} must be used with --inject FILE")
-            return None
-        if not 1 <= args.pulses <= MOST_PULSES:
-            raise InputError(f"--pulses must be 1 to {MOST_PULSES}, got {args.pulses}")
-        if args.seed < 0:
-            raise InputError(f"--seed must be 0 or more, got {args.seed}")
-        return cls(
-            Path(args.inject),
-            args.pulses,
-            (args.snr_min, args.snr_max),
-            (args.dm_min, args.dm_max),
-            (args.width_ms_min, args.width_ms_max),
-            args.seed,
-            args.keep,
-        )
-
-
-def pulses_to_inject(options: InjectionOptions, config: PipelineConfig) -> list[Pulse]:
-    """Draw pulses to inject, if possible so far apart that none lies in the bow tie of another.
-
-    By default their DMs cover the trial DMs without `DM_MARGIN` at either end, and their widths range from one sample
-    to the smaller of a third of a page and a quarter of the baseline window.
-    """
-    file, settings = Filterbank(options.path, config.ifs), config.front_end()
-    dms, cleaning = settings.dms, settings.cleaning
-    margin = DM_MARGIN * (dms[-1] - dms[0])
-    tsamp = file.tsamp * cleaning.td
-    page_s = settings.n_time * max(settings.time_downsample) * tsamp
-    longest_s = min(LONGEST_IN_PAGES * page_s, LONGEST_IN_BASELINE_WINDOWS * (cleaning.baseline_window_s or np.inf))
-
-    def given(values: tuple[float | None, float | None], low: float, high: float) -> tuple[float, float]:
-        first, second = (float(default if x is None else x) for x, default in zip(values, (low, high), strict=True))
-        return first, second
-
-    dm = given(options.dm_pc_cm3, dms[0] + margin, dms[-1] - margin)
-    sweep_s = float(dispersion_delay(max(dm[1] - dm[0], 0.0), file.frequencies[-1], file.frequencies[0]))
-    ranges = PulseRanges(
-        dm_pc_cm3=dm,
-        snr=options.snr,
-        width_ms=given(options.width_ms, min(tsamp, longest_s) * 1e3, longest_s * 1e3),
-        min_separation_s=max(page_s, min(2 * page_s + sweep_s, 0.5 * file.duration_s / options.pulses)),
-    )
-    return random_pulses(options.pulses, ranges, file.header, file.nsamples, options.seed)
-
-
-def injected_path(options: InjectionOptions, folder: Path) -> Path:
-    """Return the path of the file with pulses; InputError if a kept one would replace another file."""
-    path = folder / f"{options.path.stem}_injected.fil"
-    if options.keep:
-        check_not_foreign(path, "--output-dir")
-    return path
-
-
-@contextmanager
-def injected_file(options: InjectionOptions, pulses: Sequence[Pulse], ifs: int | str, path: Path) -> Iterator[Path]:
-    """Write the file with pulses; unless it is kept, it exists inside the ``with`` block only."""
-    if options.keep:
-        injector = inject(options.path, path, pulses, options.seed, ifs, progress=True)
-        write_truth(truth_path(path), injector.pulses, injector.boxcar_widths_ms, Filterbank(path).tstart)
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix=".injected_", dir=path.parent) as folder:
-        path = Path(folder) / path.name
-        inject(options.path, path, pulses, options.seed, ifs, progress=True)
-        yield path
 
 
 @dataclass(frozen=True)
@@ -276,7 +174,7 @@ def evaluate_known(path: str, pulses: Sequence[Pulse], config: PipelineConfig, c
     outcomes = {}
     for threshold, events in done.events.items():
         recovery = compare(pulses, events, done.source.grid)
-        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.tsamp, done.duration_s)
+        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.grid, done.source.tsamp, done.duration_s)
     return record(path, done, outcomes[done.chosen]), outcomes
 
 
@@ -291,7 +189,7 @@ def evaluate_injected(
     for threshold, events in done.events.items():
         recovery = compare(pulses, events, done.source.grid)
         recovery = without_known(recovery, events, original.events[threshold], done.source.grid)
-        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.tsamp, done.duration_s)
+        outcomes[threshold] = outcome_of(pulses, events, recovery, done.source.grid, done.source.tsamp, done.duration_s)
     row = record(options.path, done, outcomes[done.chosen])
     return row | {"events_before_injection": len(original.events[done.chosen])}, outcomes
 
@@ -319,9 +217,7 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
     """
     from single_pulse_classifier_training.checkpoint import update_checkpoint
 
-    path, rate = config.candidate_classifier_path, args.max_false_per_hour
-    if path is None:
-        raise InputError("--pulse-free must be used with a candidate classifier; evaluate.py measures rates of pages")
+    path, rate = candidate_classifier_of(config, "--pulse-free"), args.max_false_per_hour
     hours = args.pulse_free_hours if args.pulse_free is None else pulse_free_hours(args.pulse_free, config.ifs)
     if rate is not None and rate * hours < 1:
         raise InputError(f"--max-false-per-hour is too low: {hours_needed(rate, hours)}")
@@ -338,8 +234,7 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
     values: dict[str, Any] = {"thresholds": false.thresholds(), "measured_pair": classifiers.pair}
     measured: dict[str, object] = {"model": config.model_path.name, "candidate_classifier": path.name}
     measured |= {"hours": false.hours, "observations": args.pulse_free or "simulated"} | values
-    with atomic_writer(folder / "false_events.json") as file:
-        file.write((json.dumps(measured, indent=4) + "\n").encode())
+    write_json(folder / "false_events.json", measured)
     if args.store:
         update_checkpoint(path, **values)
     for written in [folder / "false_events.json", *([path] if args.store else [])]:
@@ -352,13 +247,50 @@ def measure_false_events(args: argparse.Namespace, config: PipelineConfig) -> di
     return measured
 
 
+def measure_null(args: argparse.Namespace, config: PipelineConfig) -> dict[str, object]:
+    """Count the false events of observations that may have pulses; return the content of null_events.json."""
+    path, rate = candidate_classifier_of(config, "--null"), args.wanted_rate
+    observations = [args.null] if args.joined else [[file] for file in args.null]
+    hours = null_hours(observations, config.ifs)
+    if rate is not None and rate * hours < 1:
+        raise InputError(f"--wanted-rate is too low: {hours_needed(rate, hours)}")
+    written = make_output_folder(config.output_path, "output_dir") / "null_events.json"
+    classifiers = load_classifiers(config, warn_if_not_measured=False)
+    config.warn_of_unused_settings()
+    null = count_null_events(observations, config, classifiers)
+    print("\n".join(null.table()))
+    measured: dict[str, object] = {"model": config.model_path.name, "candidate_classifier": path.name}
+    measured |= {"hours": null.false.hours, "observations": observations, "thresholds": null.rows()}
+    write_json(written, measured)
+    print(f"{'written':>28} {written}")
+    if rate is not None:  # last, as no threshold may have so low a rate
+        threshold, count = null.threshold_for(rate)
+        print(f"{f'threshold for {rate:g} per hour':>28} {threshold:.4g}, with {rate_text(count, null.false.hours)}")
+    return measured
+
+
+def candidate_classifier_of(config: PipelineConfig, option: str) -> Path:
+    """Return the path of the candidate classifier; InputError without one."""
+    if config.candidate_classifier_path is None:
+        raise InputError(f"{option} must be used with a candidate classifier; evaluate.py measures rates of pages")
+    return config.candidate_classifier_path
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write figures, complete or not at all."""
+    with atomic_writer(path) as file:
+        file.write((json.dumps(content, indent=4) + "\n").encode())
+
+
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Evaluate; return the content of evaluation.json or false_events.json."""
+    """Evaluate; return the content of evaluation.json, false_events.json or null_events.json."""
     check_mode(args)
     injection, output = InjectionOptions.of(args), OutputOptions(plots=not args.no_plots)
     config = SearchOptions.of(args).load_config()
     if args.pulse_free or args.pulse_free_hours:
         return measure_false_events(args, config)
+    if args.null:
+        return measure_null(args, config)
     if injection:
         truths = [pulses_to_inject(injection, config)]
     else:
@@ -377,16 +309,15 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     records, outcomes = zip(*evaluated, strict=True)
     outcome = pooled([parts[row["threshold"]] for row, parts in zip(records, outcomes, strict=True)])
     evaluation: dict[str, Any] = {"model": config.model_path.name, "observations": list(records)}
-    evaluation |= quality(outcome, config.trial_dms())
+    evaluation |= quality(outcome, config.trial_dms()) | recall_by_property(outcome)
     evaluation["by_threshold"] = by_threshold(outcomes, config.trial_dms())
 
     written = [folder / "evaluation.json"]
-    with atomic_writer(written[0]) as file:
-        file.write((json.dumps(evaluation, indent=4) + "\n").encode())
+    write_json(written[0], evaluation)
     if output.plots:
         written.append(folder / "evaluation.png")
         plot_evaluation(written[1], evaluation, outcome)
-    print(table(evaluation))
+    print(table(evaluation, args.detail))
     for path in written:
         print(f"{'written':>28} {path}")
     return evaluation

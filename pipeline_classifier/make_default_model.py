@@ -3,9 +3,10 @@
   python make_default_model.py --work-dir /tmp/default_model
 
 Runs simulate_observation.py, create_dataset.py, create_candidate_dataset.py and training.py one after the other, each
-in its own process; their files stay in the work folder (about 50 GB). The thresholds are then set by the false pages
-and events per hour on other, pulse-free observations. The checkpoints become models/default.pth and
-models/candidate_classifier.pth, the training configs models/<model>_training_config.json.
+in its own process; their files stay in the work folder (about 15 GB), but for the observations of the candidates. What
+an interrupted run has finished is not done again. The thresholds are then set by the false pages and events per hour on
+other, pulse-free observations. The checkpoints become models/default.pth, models/candidate_classifier.pth and
+models/candidate_classifier_dmt.pth, the training configs models/<model>_training_config.json.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -27,13 +29,15 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline_classifier.config import PipelineConfig
+from pipeline_classifier.detection.candidate_cutouts import SIDE
 from pipeline_classifier.detection.classifiers import load_classifiers
 from pipeline_classifier.detection.workers import prepare_process
 from pipeline_classifier.evaluation.false_rate import count_false_events
-from pipeline_classifier.simulation.random_observation import random_observation
+from pipeline_classifier.simulation.random_observation import candidate_observation, random_observation
 from single_pulse_classifier_training.calibration import false_rate_thresholds, rate_text, threshold_for_rate
 from single_pulse_classifier_training.cli import InputError, run_script
-from single_pulse_classifier_training.labelled_set import write_json
+from single_pulse_classifier_training.labelled_set import CANDIDATES as CANDIDATE_SET
+from single_pulse_classifier_training.labelled_set import SetPaths, write_json
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder
 
 logger = logging.getLogger(__name__)
@@ -54,8 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     for name, count, what in (
         ("observations", 150, "with pulses in mild and strong interference"),
-        ("crowded", 120, "with more and fainter pulses in extreme interference, for the candidate classifier only"),
-        ("pulse-free", 300, "of extreme interference alone, for the candidate classifier"),
+        ("candidates", 480, "with and without pulses, for the candidate classifiers only"),
         ("calibration", 24, "of strong interference alone, for the thresholds"),
     ):
         parser.add_argument(f"--{name}", type=int, default=count, help=f"observations {what} (default: %(default)s)")
@@ -123,10 +126,38 @@ def train_page_classifier(work: Path, observations: list[Path], epochs: int, see
     return train(work, "default", "training_default.json", seed=seed, num_epochs=epochs)
 
 
-def train_candidate_classifier(work: Path, observations: list[Path], epochs: int, seed: int) -> Path:
-    """Train the candidate classifier; return its checkpoint."""
-    command(HERE / "create_candidate_dataset.py", *observations, "--output-dir", work, "--name", CANDIDATES)
-    return train(work, CANDIDATES, f"training_{CANDIDATES}_candidates.json", seed=seed, num_epochs=3 * epochs)
+def candidates_of(folder: Path, number: int, seed: int) -> Path:
+    """Simulate an observation, make the set of its candidates, and remove it; return the description of the set."""
+    name = f"candidates_{number:04d}"
+    paths = SetPaths(folder, name, CANDIDATE_SET, (SIDE,))
+    if not paths.description.exists():
+        settings, grid = candidate_observation(number, np.random.default_rng([seed, number]))
+        observation, config = folder / f"{name}.fil", folder / f"{name}.json"
+        config.write_text(json.dumps(grid))
+        command(HERE / "simulate_observation.py", observation, *options_of(settings))
+        where: list[str | Path] = ["-c", config, "--output-dir", folder, "--name", name]
+        command(HERE / "create_candidate_dataset.py", observation, *where)
+        observation.unlink()
+    return paths.description
+
+
+def candidate_set(work: Path, count: int, seed: int) -> str:
+    """Make the sets of candidates of ``count`` observations; return a training config that joins them."""
+    folder = make_output_folder(work / "candidates", "--work-dir")
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(partial(candidates_of, folder, seed=seed), range(count))
+        paths = list(tqdm(made, total=count, desc="observations of candidates", unit="file", disable=None))
+    sets = [json.loads(path.read_text()) for path in paths]
+
+    def names(key: str) -> list[str]:
+        return [f"candidates/{of_one[key]}" for of_one in sets]
+
+    settings = json.loads((folder / "training_candidates_0000_candidates.json").read_text())
+    images = [f"candidates/{of_one['files_by_resolution'][str(SIDE)]}" for of_one in sets]
+    files = {"files_by_resolution": {str(SIDE): images}, **{key: names(key) for key in ("labels", "groups", "snr")}}
+    ready = f"training_{CANDIDATES}.json"
+    write_json(work / ready, settings | files)
+    return ready
 
 
 def measure_thresholds(
@@ -197,28 +228,26 @@ def run(args: argparse.Namespace) -> list[Path]:
         return [(work / f"{name}_{n:03d}.fil", options_of(random_observation(n, rng) | changes)) for n in range(count)]
 
     observations = jobs("observation", args.observations)
-    crowded = jobs("crowded", args.crowded, rfi="extreme", pulses="60", snr_max="25")
-    pulse_free = jobs("pulse_free", args.pulse_free, rfi="extreme", pulses="0")
     calibration = jobs("calibration", args.calibration, rfi="strong", pulses="0")
-    simulate(observations + crowded + pulse_free + calibration)
+    simulate(observations + calibration)
 
-    def files(*parts: list[tuple[Path, list[str]]]) -> list[Path]:
-        return [path for part in parts for path, _ in part]
-
-    pages = train_page_classifier(work, files(observations), args.epochs, args.seed)
-    candidates = train_candidate_classifier(work, files(observations, crowded, pulse_free), args.epochs, args.seed)
-    of_pages, of_events, pair = measure_thresholds(pages, candidates, files(calibration))
-    return [
-        install(pages, of_pages, FALSE_PAGES_PER_HOUR, work / "default_training_config.json", models / "default.pth"),
-        install(
-            candidates,
-            of_events,
-            FALSE_EVENTS_PER_HOUR,
-            work / f"{CANDIDATES}_training_config.json",
-            models / f"{CANDIDATES}.pth",
-            pair,
-        ),
-    ]
+    paths = [path for path, _ in calibration]
+    pages = train_page_classifier(work, [path for path, _ in observations], args.epochs, args.seed)
+    ready, training = (
+        candidate_set(work, args.candidates, args.seed),
+        {"seed": args.seed, "num_epochs": args.epochs + 4},
+    )
+    installed = []
+    for name, changes in (
+        (CANDIDATES, {"input": "dmft"}),
+        (f"{CANDIDATES}_dmt", {"input": "dmt", "model_name": "DM_time_candidate_classifier"}),
+    ):
+        candidates = train(work, name, ready, path_to_checkpoints=f"./checkpoints/{name}/", **training, **changes)
+        of_pages, of_events, pair = measure_thresholds(pages, candidates, paths)
+        config = work / f"{name}_training_config.json"
+        installed.append(install(candidates, of_events, FALSE_EVENTS_PER_HOUR, config, models / f"{name}.pth", pair))
+    config = work / "default_training_config.json"
+    return [install(pages, of_pages, FALSE_PAGES_PER_HOUR, config, models / "default.pth"), *installed]
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from pipeline_classifier.config import DEFAULT_CONFIG, PipelineConfig, load_pipeline_config
+from pipeline_classifier.formats.candidate_list_formats import FORMATS
 from pipeline_classifier.formats.file_names import output_name
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import DEVICES
@@ -101,7 +102,8 @@ class SearchOptions:
     def files_read(self, config: PipelineConfig) -> list[Path]:
         """Return the files that a search with the loaded config reads, except the observation."""
         transientx = config.path_to_a_transientx_config
-        paths = [self.config or DEFAULT_CONFIG, config.model_path, config.candidate_classifier_path]
+        candidates = config.candidate_classifier_path, config.candidate_classifier_dmt_path
+        paths = [self.config or DEFAULT_CONFIG, config.model_path, *candidates]
         return [path for path in paths if path] + ([config.resolve(transientx)] if transientx else [])
 
 
@@ -121,6 +123,8 @@ class OutputOptions:
         Largest number of pictures; None for that of the config.
     all_plots : bool
         A picture of each event, however many there are.
+    save_candidates : bool
+        Each event as a candidate file of FETCH.
     """
 
     plots: bool = True
@@ -128,6 +132,7 @@ class OutputOptions:
     saliency: bool = False
     max_plots: int | None = None
     all_plots: bool = False
+    save_candidates: bool = False
 
     @staticmethod
     def add_plots_to(parser: argparse._ActionsContainer) -> None:
@@ -153,27 +158,88 @@ class OutputOptions:
             help="show in the picture of each event what the network reacted to; reads the observation again",
         )
 
+        parser.add_argument(
+            "--save-candidates",
+            action="store_true",
+            help="write each event of a filterbank file as a candidate file (.h5) of FETCH; reads the file again",
+        )
+
     @classmethod
     def of(cls, args: argparse.Namespace, ring: bool) -> Self:
         """Take the options from parsed arguments; raise InputError for an option that a ring does not support."""
-        for option in ("report", "saliency"):
+        for option in ("report", "saliency", "save_candidates"):
             if ring and getattr(args, option):
+                option = option.replace("_", "-")
                 raise InputError(f"--{option} must be used with a file, got a ring, which cannot be read again")
         if args.saliency and args.no_plots:
             raise InputError("only one of --saliency and --no-plots may be given, got both")
         if args.max_plots is not None and args.max_plots < 0:
             raise InputError(f"--max-plots must be 0 or more, got {args.max_plots}")
-        return cls(not args.no_plots, args.report, args.saliency, args.max_plots, args.all_plots)
+        if args.save_candidates and getattr(args, "pages", None) is not None:
+            raise InputError("--save-candidates must be used with a filterbank file, got pages, which have no channels")
+        plots = not args.no_plots
+        return cls(plots, args.report, args.saliency, args.max_plots, args.all_plots, args.save_candidates)
 
     def names(self) -> list[str]:
         """Return the names of the outputs that are asked for."""
-        return [name for name in ("plots", "report", "saliency") if getattr(self, name)]
+        return [name for name in ("plots", "report", "saliency", "save_candidates") if getattr(self, name)]
 
     def most_plots(self, config: PipelineConfig) -> int | None:
         """Return the largest number of pictures, None for all."""
         if not self.plots or self.all_plots:
             return None if self.plots else 0
         return config.max_plots if self.max_plots is None else self.max_plots
+
+
+@dataclass(frozen=True)
+class CandidateOptions:
+    """Candidates that another program has found.
+
+    Attributes
+    ----------
+    candidates : list of str or None
+        Candidate files, or patterns.
+    candidate_list : Path or None
+        List of an observation.
+    list_format : str or None
+        Its format; by default it is recognised by the content.
+    keep_all : bool
+        Keep duplicates in the catalogue.
+    """
+
+    candidates: list[str] | None = None
+    candidate_list: Path | None = None
+    list_format: str | None = None
+    keep_all: bool = False
+
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
+        """Add the options to a parser."""
+        parser.add_argument(
+            "--candidate-list",
+            type=Path,
+            metavar="LIST",
+            help="classify the candidates in the list of another search of the filterbank file; nothing is searched",
+        )
+        parser.add_argument("--list-format", choices=sorted(FORMATS), help="format of the list (default: by content)")
+        parser.add_argument("--keep-all", action="store_true", help="keep duplicates of the list in the catalogue")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Take the options from parsed arguments; raise InputError for what they cannot be combined with."""
+        if args.candidate_list is None:
+            for option in ("list_format", "keep_all"):
+                if getattr(args, option):
+                    raise InputError(f"--{option.replace('_', '-')} must be used with --candidate-list")
+        elif args.filterbank is None:
+            raise InputError("--candidate-list must be used with --filterbank, got another input")
+        if args.candidates is None and args.candidate_list is None:
+            return cls()
+        what = "--candidates" if args.candidate_list is None else "--candidate-list"
+        for option in ("joined", "resume", "plots_only", "report", "saliency", "save_candidates"):
+            if getattr(args, option):
+                raise InputError(f"only one of {what} and --{option.replace('_', '-')} may be given, got both")
+        return cls(args.candidates, args.candidate_list, args.list_format, args.keep_all)
 
 
 def check_distinct(paths: Sequence[str | Path]) -> None:

@@ -6,6 +6,8 @@
   python run_inference.py --filterbank a.fil b.fil 'data/*.fil'    many files, in turn; the models are loaded once
   python run_inference.py --filterbank a_1.fil a_2.fil --joined    one observation in several files, without gaps
   python run_inference.py --pages batch.npy                        dedispersed candidates
+  python run_inference.py --filterbank a.fil --candidate-list l    the candidates that another program lists
+  python run_inference.py --candidates 'dir/*.h5'                  candidate files of FETCH, your and MeerTRAP
 
 A ring is read until n_spectra pages have come, none has come for idle_timeout_s, its writer has died, or SIGINT or
 SIGTERM arrives. The outputs are named after the config's filterbank; they grow while the ring is read and are valid at
@@ -31,6 +33,7 @@ if the search is stopped:
   event_<name>_NNNN.png      a picture of each of the most probable and brightest events (--no-plots: none;
                              --max-plots N, --all-plots: of N, of all; --saliency: with the evidence for a pulse)
   report_<name>.html         with --report: one self-contained page with all results
+  cand_tstart_....h5         with --save-candidates: each event as a candidate file of FETCH
 --plots-only draws the missing pictures of an earlier search from its list of candidates, without a search.
 The run summary and the table of events are printed on standard output. If no page could be classified, or the models
 have no finite output, the results are written, and the exit code is 2.
@@ -51,17 +54,20 @@ if __name__ == "__main__":
 
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection import many_files
-from pipeline_classifier.detection.classifiers import load_classifiers
-from pipeline_classifier.detection.decision import decide
+from pipeline_classifier.detection.classifiers import load_candidate_classifier, load_classifiers
+from pipeline_classifier.detection.decision import decide, event_threshold_of
 from pipeline_classifier.detection.parts import Part, part_of_this_process
 from pipeline_classifier.detection.search import SearchResult, check_classified
-from pipeline_classifier.detection.workers import prepare_process, wait_for_packages
+from pipeline_classifier.detection.workers import one_thread_each, prepare_process, wait_for_packages
+from pipeline_classifier.formats.candidate_lists import read_candidate_list
 from pipeline_classifier.formats.joined import open_observation
 from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
-from pipeline_classifier.frontend.sources import ArrayPages
+from pipeline_classifier.frontend.sources import ArrayPages, ChannelSource
 from pipeline_classifier.frontend.threads import thread_count
 from pipeline_classifier.live.live_search import live_search, open_ring
-from pipeline_classifier.options import OutputOptions, SearchOptions
+from pipeline_classifier.options import CandidateOptions, OutputOptions, SearchOptions
+from pipeline_classifier.output.classified_files import classify_files, write_results
+from pipeline_classifier.output.classified_list import classify_list
 from pipeline_classifier.output.results import draw_later, report, search_and_write
 from pipeline_classifier.output.run_files import InUse, check_names, lock, remove_unfinished
 from single_pulse_classifier_training.cli import InputError, run_script
@@ -76,6 +82,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     SearchOptions.add_to(parser)
     OutputOptions.add_to(parser)
+    CandidateOptions.add_to(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--filterbank",
@@ -84,6 +91,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="SIGPROC filterbank files, or quoted patterns (default without FILE: the config's)",
     )
     what.add_argument("--pages", help="one .npy batch of dedispersed pages or images")
+    what.add_argument(
+        "--candidates", nargs="+", metavar="FILE", help="candidate files of FETCH, your or MeerTRAP, or quoted patterns"
+    )
     parser.add_argument("--joined", action="store_true", help="the filterbank files are one observation, without gaps")
     parser.add_argument(
         "--plots-only", action="store_true", help="draw the missing pictures of an earlier search; nothing is searched"
@@ -94,7 +104,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
     """Search what the command line names; return the result, or those of many files."""
-    ring = args.pages is None and args.filterbank is None
+    listed = CandidateOptions.of(args)
+    ring = args.pages is None and args.filterbank is None and args.candidates is None
     output = OutputOptions.of(args, ring)
     if (args.joined or args.resume) and args.filterbank is None:
         raise InputError(f"{'--joined' if args.joined else '--resume'} must be used with --filterbank")
@@ -102,12 +113,16 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         raise InputError("only one of --joined and --resume may be given, got both")
     options = SearchOptions.of(args)
     config = options.load_config()
+    if listed.candidates is not None:
+        return classify_candidates(listed.candidates, config)
+    if listed.candidate_list is not None:
+        return classify_listed(args, listed, config, options.files_read(config))
     if args.plots_only:
         return draw_only(args, config, output)
     if ring:
         result = search_ring(config.model_copy(update={"max_plots": output.most_plots(config)}))
         print(report(result))
-        check_classified(f"the ring 0x{config.key_output}", result.summary, config)
+        check_classified(f"the ring 0x{config.key_output}", result.summary, config, with_channels=False)
         return result
     part = part_of_this_process()
     if (args.joined or args.pages is not None) and part.rank > 0:
@@ -128,7 +143,7 @@ def run(args: argparse.Namespace) -> SearchResult | list[SearchResult]:
         source = pages_of(files if args.joined else files[0], settings)
         result = search_one(source, config, output, [*files, *inputs])
     print(report(result))
-    check_classified(source.files[0], result.summary, config)
+    check_classified(source.files[0], result.summary, config, isinstance(source, ChannelSource))
     return result
 
 
@@ -136,7 +151,7 @@ def draw_only(args: argparse.Namespace, config: PipelineConfig, output: OutputOp
     """Draw the missing pictures of earlier searches; there are no results."""
     if args.pages is None and args.filterbank is None:
         raise InputError("--plots-only must be used with a file, got a ring, which cannot be read again")
-    for option in ("resume", "report", "saliency", "no_plots"):
+    for option in ("resume", "report", "saliency", "no_plots", "save_candidates"):
         if getattr(args, option):
             raise InputError(f"only one of --plots-only and --{option.replace('_', '-')} may be given, got both")
     part = part_of_this_process()
@@ -154,10 +169,57 @@ def draw_only(args: argparse.Namespace, config: PipelineConfig, output: OutputOp
     return []
 
 
+def classify_listed(
+    args: argparse.Namespace, listed: CandidateOptions, config: PipelineConfig, inputs: Sequence[Path]
+) -> SearchResult | list[SearchResult]:
+    """Classify the candidates in the list of another search; ``inputs`` are the other files that the run reads."""
+    files = many_files.expand(args.filterbank) or [config.filterbank_path]
+    if len(files) > 1:
+        raise InputError(f"--candidate-list must be used with one filterbank file, got {len(files)}")
+    if part_of_this_process().rank > 0:
+        return []
+    assert listed.candidate_list is not None
+    candidates = read_candidate_list(listed.candidate_list, listed.list_format)
+    source = FilterbankPages(files[0], config.front_end())
+    suffixes = [layer.suffix for layer in source.layers]
+    check_names([(source.name, source.files)], suffixes, [*files, candidates.path, *inputs], config.output_path)
+    make_output_folder(config.output_path, "output_dir")
+    classifiers = load_classifiers(config)
+    if classifiers.candidates is None:
+        raise InputError("candidate_classifier must be a model to classify a list of candidates, got null")
+    event_threshold = decide(config, classifiers, source.layers).event_threshold or 0.0
+    result = classify_list(source, candidates, classifiers.candidates, event_threshold, config, listed.keep_all)
+    print(report(result))
+    return result
+
+
+def classify_candidates(patterns: Sequence[str], config: PipelineConfig) -> list[SearchResult]:
+    """Classify candidate files, and write the results in the columns of FETCH; there are no results of a search."""
+    files = many_files.expand(patterns, "--candidates")
+    folder = make_output_folder(config.output_path, "output_dir")
+    if part_of_this_process().rank > 0:
+        return []
+    wait_for_packages()
+    classifier, model = load_candidate_classifier(config, with_channels=True)
+    if classifier is None or model is None:
+        raise InputError("candidate_classifier must be a model to classify candidates, got null")
+    one_thread_each()
+    threshold, _ = event_threshold_of(config, classifier.checkpoint)
+    classified = classify_files(files, classifier)
+    path = folder / f"results_{model.stem}.csv"
+    write_results(path, classified, threshold)
+    pulses = int((classified.probabilities >= threshold).sum())
+    print(f"{len(classified.files)} candidates, {pulses} with a probability of {threshold:.4g} or more\nwritten {path}")
+    if classified.unreadable:
+        n, names = len(classified.unreadable), some_of(classified.unreadable)
+        raise InputError(f"--candidates: all {len(files)} files must be readable, got {n} that are not ({names})")
+    return []
+
+
 def search_ring(config: PipelineConfig) -> SearchResult:
     """Search the ring ``key_output``."""
     make_output_folder(config.output_path, "output_dir")
-    classifiers = load_classifiers(config)
+    classifiers = load_classifiers(config, with_channels=False)
     with open_ring(config) as ring:
         return live_search(ring, classifiers, config)
 
@@ -171,7 +233,7 @@ def search_one(
     folder = make_output_folder(config.output_path, "output_dir")
     if isinstance(source, FilterbankPages):
         source.begin(config.threads)  # while torch is imported
-    classifiers = load_classifiers(config)
+    classifiers = load_classifiers(config, with_channels=isinstance(source, ChannelSource))
     if isinstance(source, ArrayPages):
         source.scale_for(classifiers.pages.checkpoint.normaliser)
     decision = decide(config, classifiers, source.layers)

@@ -256,7 +256,7 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
         from_file=True,
     )
     make_output_folder(config.output_path, "output_dir")
-    classifiers = load_classifiers(config)
+    classifiers = load_classifiers(config, with_channels=False)
     with CleanUp() as stack:
         for ring in plan.rings:
             stack.start(ring_of, ring)
@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> SearchResult | Plan:
         errors.append(sentence + "".join(f"; {name} was still running" for name in running))
     if errors:
         raise InputError("; ".join(errors))
-    check_classified(config.filterbank_path, result.summary, config)
+    check_classified(config.filterbank_path, result.summary, config, with_channels=False)
     return result
 
 

@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> SearchResult:
     config = options.load_config()
     config = config.model_copy(update={"max_plots": output.most_plots(config)})
     folder = make_output_folder(config.output_path, "output_dir")
-    classifiers = load_classifiers(config)
+    classifiers = load_classifiers(config, with_channels=not args.through_ring)
     path = Path(args.filterbank or config.filterbank_path)
     if not args.filterbank and not path.exists():
         path = folder / path.name
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> SearchResult:
     print(report(result))
     if sentence := missing_pages(result.summary):
         raise InputError(f"--through-ring: {sentence}")
-    check_classified(path, result.summary, config)
+    check_classified(path, result.summary, config, not args.through_ring)
     if pulses is not None:
         print(comparison(pulses, result, grid))
     return result

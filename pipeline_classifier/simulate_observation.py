@@ -3,6 +3,7 @@
     python simulate_observation.py crab.fil                                  # Effelsberg, 60 s, 40 pulses, mild RFI
     python simulate_observation.py hard.fil --rfi strong --snr-min 6 --seed 7
     python simulate_observation.py low.fil --nchans 512 --fch1 400 --foff 0.2 --tsamp-us 655.36 --dm-max 40
+    python simulate_observation.py frb.fil --coherent-dm 560 --dm-min 550 --dm-max 570 --rfi field
     python simulate_observation.py sky.fil --pulse-free 0.5 --rfi strong    # half an hour without pulses, 4.5 GB
 
 The file is written block by block, after a check of the free space on the disk. An hour takes 9 GB with the default
@@ -10,7 +11,8 @@ channels and sampling time, less with fewer channels or longer samples.
 
 Writes OUT.fil (8 bit) and the truth table OUT_truth.csv with one row per pulse: time_s and mjd at the centre of the
 highest channel, DM, S/N, width of the intrinsic Gaussian (FWHM), width of the best boxcar, scattering time at 1 GHz,
-spectral index, scintillation bandwidth, and centre and width of the spectrum of band-limited bursts (otherwise empty).
+spectral index, scintillation bandwidth, centre and width of the spectrum of band-limited bursts (otherwise empty), and,
+with --coherent-dm, that DM.
 The S/N is that of the best boxcar on the noise-free profile summed over all channels; a search finds less where
 channels are dead, noisy or masked. The same options and seed give identical files. An existing OUT.fil without a truth
 table is not replaced.
@@ -73,7 +75,16 @@ def get_parser() -> argparse.ArgumentParser:
         option(f"--{name}-max", high, f"highest {text}")
     option("--min-separation-s", ranges.min_separation_s, "shortest time between pulses, seconds")
     option("--band-limited", ranges.band_limited, "fraction of pulses that fill only part of the band")
+    option("--short-sweep", ranges.short_sweep, "fraction of pulses whose sweep over the band is 1 to 3 widths")
     option("--double", ranges.double, "fraction of pulses shortly followed by a fainter second pulse")
+    parser.add_argument(
+        "--coherent-dm",
+        type=float,
+        default=ranges.coherent_dm_pc_cm3,
+        metavar="DM",
+        help="DM of coherent dedispersion in each channel, pc cm^-3; pulses of this DM are not smeared in a channel "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--rfi", default="mild", help=f"level of interference: {', '.join(RFI_LEVELS)} (default: mild)")
     option("--seed", 0, "random seed")
     return parser
@@ -107,6 +118,8 @@ def run(args: argparse.Namespace) -> Path:
         band_limited=args.band_limited,
         double=args.double,
         min_separation_s=args.min_separation_s,
+        short_sweep=args.short_sweep,
+        coherent_dm_pc_cm3=args.coherent_dm,
     )
     pulses = random_pulses(n_pulses, ranges, header, nsamples, args.seed)
     rfi = random_rfi(args.rfi, header, nsamples, args.seed)

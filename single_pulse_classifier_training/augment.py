@@ -3,8 +3,13 @@
 Every change draws from the global random generator of torch, whose state is saved in last.pth.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+
+from single_pulse_classifier_training.channels import DM_TIME
+from single_pulse_classifier_training.cli import InputError
 
 # Sizes of the changes, chosen by hand; not tuned on data. Levels are grey levels of 0..255; with the robust normaliser,
 # the noise of a page has a standard deviation of 10.2 levels.
@@ -18,30 +23,51 @@ MOST_SHIFT = 2.0  # pixels
 MOST_SCALE = 1.25  # of a centred image, in either direction
 
 
-def augmentation(centred: bool = False) -> nn.Module:
+def augmentation(centred: bool = False, channels: Sequence[str] = DM_TIME) -> nn.Module:
     """Return a module that applies changes as they occur in observations, one after the other.
 
-    It takes and returns float tensors (N, 1, n_dm, n_time) with values 0..255.
+    It takes and returns float tensors (N, C, n_dm, n_time) with values 0..255.
 
     Parameters
     ----------
     centred : bool
         Whether the images are cutouts centred on a peak and scaled to its width. Otherwise they are pages, in which a
         pulse may be anywhere.
+    channels : sequence of str
+        Channels of an image.
+
+    Raises
+    ------
+    InputError
+        If pages have other channels than DM-time.
     """
+    if not centred and tuple(channels) != DM_TIME:
+        raise InputError("key 'augment' must be false for images of several channels that are not scaled by 'noise'")
     # Importing torchvision takes more than a second.
     from torchvision.transforms import v2
 
-    changes = [Jitter()] if centred else [RollInTime(), FainterPulse(), RowBaseline(), RowDropOut()]
+    changes = [Jitter(channels)] if centred else [RollInTime(), FainterPulse(), RowBaseline(), RowDropOut()]
     noise = v2.GaussianNoise(sigma=NOISE_LEVELS, clip=False)
+    if tuple(channels) != DM_TIME:
+        noise = InUse(noise, channels)
     return v2.Compose([*changes, noise, v2.Lambda(lambda images: images.clamp(0.0, 255.0))])
 
 
 class Jitter(nn.Module):
     """Shift each image by up to two pixels and scale both axes by 0.8 to 1.25, like errors in a measured peak.
 
-    A new pixel takes the value of the nearest old one; beyond the edges, of the outermost one.
+    A new pixel takes the value of the nearest old one; beyond the edges, of the outermost one. All channels are changed
+    alike in time; the sub-bands of the frequency-time channels stay where they are.
+
+    Parameters
+    ----------
+    channels : sequence of str
+        Channels of an image.
     """
+
+    def __init__(self, channels: Sequence[str] = DM_TIME):
+        super().__init__()
+        self.moves_rows = torch.tensor([name in DM_TIME for name in channels])[:, None]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         n_pages, _, n_dm, n_time = images.shape
@@ -53,8 +79,30 @@ class Jitter(nn.Module):
             return (size // 2 + scale * offsets + shift).round().clamp(0, size - 1).to(torch.int64)
 
         rows, columns = places(n_dm), places(n_time)
-        images = images.gather(2, rows[:, None, :, None].expand_as(images))
+        unmoved = torch.arange(n_dm, device=images.device)
+        rows = torch.where(self.moves_rows.to(images.device), rows[:, None], unmoved)
+        images = images.gather(2, rows[..., None].expand_as(images))
         return images.gather(3, columns[:, None, None, :].expand_as(images))
+
+
+class InUse(nn.Module):
+    """Apply a change, except to the sub-bands without a good channel, whose values are 0.
+
+    Parameters
+    ----------
+    change : nn.Module
+    channels : sequence of str
+        Channels of an image.
+    """
+
+    def __init__(self, change: nn.Module, channels: Sequence[str]):
+        super().__init__()
+        self.change = change
+        self.has_sub_bands = torch.tensor([name not in DM_TIME for name in channels])[:, None, None]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        unused = (images == 0) & self.has_sub_bands.to(images.device)
+        return torch.where(unused, images, self.change(images))
 
 
 class RollInTime(nn.Module):

@@ -16,8 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import nn
 
+from single_pulse_classifier_training.channels import DM_TIME, check_channels
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.config import Normaliser, TrainingConfig, first_error
+from single_pulse_classifier_training.config import Normaliser, first_error
 from single_pulse_classifier_training.input_files import ZIP_SIGNATURE, check_archive, check_is_file
 from single_pulse_classifier_training.runtime import atomic_writer
 from single_pulse_classifier_training.training_models import CLASS_NAMES, build_model, current_name
@@ -61,6 +62,8 @@ class Checkpoint:
         Names of the two outputs, in their order.
     normaliser : {"minmax", "robust", "noise"}
         How the training images were scaled to 0..255.
+    channels : tuple of str
+        Channels of an image that the network takes, in their order.
     dms : list of float, optional
         DM of each row of the training images, lowest first, in pc cm^-3.
     tsamp_s : float, optional
@@ -88,6 +91,7 @@ class Checkpoint:
     resolution: int
     class_names: list[str] = field(default_factory=lambda: list(CLASS_NAMES))
     normaliser: str = "minmax"
+    channels: tuple[str, ...] = DM_TIME
     dms: list[float] | None = None
     tsamp_s: float | None = None
     thresholds: list[dict[str, float]] = field(default_factory=list)
@@ -137,6 +141,7 @@ class _Description(_Numbers):
     resolution: int
     class_names: list[str] = CLASS_NAMES
     normaliser: Normaliser = "minmax"
+    channels: tuple[str, ...] = DM_TIME
     dms: list[float] | None = None
     tsamp_s: float | None = Field(default=None, gt=0)
     thresholds: list[_Threshold] = []
@@ -153,6 +158,12 @@ class _Description(_Numbers):
     def _both_classes(cls, names: list[str]) -> list[str]:
         if sorted(names) != CLASS_NAMES:
             raise ValueError(f"must hold {' and '.join(CLASS_NAMES)}, got {names}")
+        return names
+
+    @field_validator("channels")
+    @classmethod
+    def _known_channels(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_channels(names)
         return names
 
 
@@ -236,34 +247,6 @@ def load_checkpoint(
     return _checkpoint(path, _read(path), device, model_name, resolution)
 
 
-def load_initial_weights(config: TrainingConfig, device: torch.device | str) -> Checkpoint:
-    """Load the checkpoint of ``initial_weights``, and log which values of its checkpoint do not hold for new weights.
-
-    Raises
-    ------
-    InputError
-        As ``load_checkpoint``.
-    """
-    assert config.initial_weights is not None
-    path = config.resolve(config.initial_weights)
-    initial = load_checkpoint(path, device, config.model_name, config.resolution)
-    candidates = initial.normaliser == "noise"
-    logger.info(
-        "initial_weights %s: threshold %.4g, temperature %.4g and %d thresholds by false positives per hour are not "
-        "kept, as they do not hold for new weights; until %s measures new ones, the threshold is 0.5 and the "
-        "temperature 1",
-        path,
-        initial.threshold,
-        initial.temperature,
-        len(initial.thresholds),
-        "evaluate_pipeline.py --pulse-free" if candidates else "evaluate.py",
-    )
-    if initial.normaliser != config.normaliser:
-        message = "initial_weights %s were trained on images of the normaliser %s, the config has %s"
-        logger.warning(message, path, initial.normaliser, config.normaliser)
-    return initial
-
-
 def weights_checksum(model: nn.Module) -> str:
     """Compute the SHA-256 of names, types, shapes and values of all weights; it does not depend on device or file."""
     total = hashlib.sha256()
@@ -292,8 +275,8 @@ def _checkpoint(
         if given is not None and _current(given) != _current(content[key]):
             raise InputError(f"{key} must be {content[key]!r}, as in the checkpoint {path}, got {given!r}")
 
-    model = _build_with_weights(path, content["model_name"], content["resolution"], content["state_dict"])
     description = {key: content[key] for key in DESCRIPTION_KEYS if key in content}
+    model = _build_with_weights(path, description, content["state_dict"])
     return Checkpoint(model=model.to(device).eval(), **description)
 
 
@@ -336,13 +319,15 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _build_with_weights(path: Path, model_name: str, resolution: int, state_dict: Any) -> nn.Module:
+def _build_with_weights(path: Path, description: dict[str, Any], state_dict: Any) -> nn.Module:
+    model_name, resolution = description["model_name"], description["resolution"]
+    channels = description.get("channels", DM_TIME)
     if not isinstance(state_dict, dict):
         raise InputError(f"{path}: state_dict must be a dictionary, got {type(state_dict).__name__}")
     try:
         # On the meta device, a network takes no memory and no time until its weights are assigned.
         with torch.device("meta"):
-            model = build_model(model_name, resolution)
+            model = build_model(model_name, resolution, channels)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     expected = model.state_dict()
@@ -351,7 +336,8 @@ def _build_with_weights(path: Path, model_name: str, resolution: int, state_dict
         found, wanted = _shape(tensor), _shape(expected.get(name))
         if found != wanted or wanted == NO_TENSOR:
             raise InputError(
-                f"{path}: the shape of tensor {name!r} must be {wanted} for {model_name} at {resolution}, got {found}"
+                f"{path}: the shape of tensor {name!r} must be {wanted} for {model_name} at {resolution} with the "
+                f"channels {', '.join(channels)}, got {found}"
             )
         assert isinstance(tensor, torch.Tensor)
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"

@@ -82,6 +82,7 @@ Schema = TypeVar("Schema", bound=ConfigFile)
 Text = Annotated[str, AfterValidator(_usable)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
 Normaliser = Literal["minmax", "robust", "noise"]
+Input = Literal["dmt", "ft", "dmft"]
 
 
 def _lowest_first(dms: list[float]) -> list[float]:
@@ -118,6 +119,7 @@ class TrainingConfig(ConfigFile, ImageFiles):
     path_to_images: Name = "./images/"
     resolution: int = Field(gt=0)
     model_name: Name
+    input: Input | None = None
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     num_epochs: int = Field(default=100, ge=1, le=10**6)
     patience: int = Field(default=5, ge=1)

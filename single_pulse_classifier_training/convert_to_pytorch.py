@@ -46,7 +46,7 @@ from single_pulse_classifier_training.input_files import check_is_file, open_npy
 from single_pulse_classifier_training.keras_h5 import find_network, open_keras, read_state_dict
 from single_pulse_classifier_training.options import conversion_parser
 from single_pulse_classifier_training.runtime import atomic_writer, make_output_folder, set_seed
-from single_pulse_classifier_training.training_models import RESOLUTIONS, build_model, models_htable
+from single_pulse_classifier_training.training_models import RESOLUTIONS, build_model, default_channels, models_htable
 
 KERAS_SUFFIXES = (".h5", ".hdf5")
 VERIFY_BATCH = 64
@@ -300,7 +300,8 @@ def write_templates(
     for name, target in zip(names, targets, strict=True):
         set_seed(seed)
         model = build_model(name, resolution).eval()
-        checkpoint = Checkpoint(model, name, resolution, config={"template": True, "seed": seed})
+        config = {"template": True, "seed": seed}
+        checkpoint = Checkpoint(model, name, resolution, channels=default_channels(name), config=config)
         write(target, checkpoint, [f"{name} at {resolution}: random weights, seed {seed}"])
     return targets
 

@@ -1,4 +1,4 @@
-"""Labelled DM-time images on disk, read in batches with constant memory."""
+"""Labelled images on disk, read in batches with constant memory."""
 
 import hashlib
 import mmap
@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from single_pulse_classifier_training.channels import DM_TIME
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.input_files import open_npy
+from single_pulse_classifier_training.set_description import stored_channels
 
 
 class DMTimeImages(Dataset):
@@ -19,21 +21,36 @@ class DMTimeImages(Dataset):
     Parameters
     ----------
     paths : sequence of str or Path
-        uint8 .npy files of shape (N, H, W), (N, 1, H, W) or (N, H, W, 1), taken one after the other.
+        uint8 .npy files of shape (N, H, W), (N, 1, H, W) or (N, H, W, 1), taken one after the other; or (N, C, H, W) if
+        the description of the set names C channels.
     labels : ndarray of int64
         Class of each image: 0 = Artefact, 1 = Pulse.
     resolution : int
         H = W of the network.
+    channels : sequence of str
+        Channels that are read.
+
+    Attributes
+    ----------
+    files : list of ndarray
+        The channels of each file that are read, (N, C, H, W).
+    planes : list of ndarray
+        The DM-time channel of each file, (N, H, W), by which images are compared whatever channels are read.
 
     Raises
     ------
     InputError
-        If a file is missing, unreadable or has another type or shape, or the numbers of labels and images differ.
+        If a file is missing, unreadable or has another type or shape, lacks a channel, or the numbers of labels and
+        images differ.
     """
 
-    def __init__(self, paths: Sequence[str | Path], labels: np.ndarray, resolution: int):
+    def __init__(
+        self, paths: Sequence[str | Path], labels: np.ndarray, resolution: int, channels: Sequence[str] = DM_TIME
+    ):
         self.paths, self.labels, self.resolution = [Path(path) for path in paths], labels, resolution
-        self.files = [_open_images(path, resolution) for path in self.paths]
+        self.channels = tuple(channels)
+        opened = [_open_images(path, resolution, self.channels) for path in self.paths]
+        self.files, self.planes = [files for files, _ in opened], [plane for _, plane in opened]
         self.starts = np.cumsum([0, *(len(images) for images in self.files)])
         if self.starts[-1] != len(labels):
             names = ", ".join(str(path) for path in self.paths)
@@ -53,20 +70,26 @@ class DMTimeImages(Dataset):
 
         Returns
         -------
-        images : (B, 1, H, W) tensor of uint8
+        images : (B, C, H, W) tensor of uint8
         labels : (B,) tensor of int64
         """
         places = np.asarray(indices)
         file_of = np.searchsorted(self.starts, places, side="right") - 1
-        batch = np.empty((len(places), 1, self.resolution, self.resolution), np.uint8)
-        for file in np.unique(file_of):
+        used = np.unique(file_of)
+        if len(used) == 1:
+            [file] = used
+            batch = np.ascontiguousarray(self.files[file][places - self.starts[file]])
+            forget(self.files[file])
+            return torch.from_numpy(batch), torch.from_numpy(self.labels[places])
+        batch = np.empty((len(places), len(self.channels), self.resolution, self.resolution), np.uint8)
+        for file in used:
             chosen = file_of == file
-            batch[chosen, 0] = self.files[file][places[chosen] - self.starts[file]]
+            batch[chosen] = self.files[file][places[chosen] - self.starts[file]]
             forget(self.files[file])
         return torch.from_numpy(batch), torch.from_numpy(self.labels[places])
 
     def chunks(self, n_images: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Iterate over all images in order, up to ``n_images`` of one file at a time.
+        """Iterate over the DM-time channel of all images in order, up to ``n_images`` of one file at a time.
 
         Yields
         ------
@@ -74,7 +97,7 @@ class DMTimeImages(Dataset):
             Index of the first image.
         images : (n, H, W) ndarray of uint8
         """
-        for start, images in zip(self.starts[:-1], self.files, strict=True):
+        for start, images in zip(self.starts[:-1], self.planes, strict=True):
             for first in range(0, len(images), n_images):
                 chunk = images[first : first + n_images]
                 yield int(start) + first, chunk
@@ -83,7 +106,8 @@ class DMTimeImages(Dataset):
     def each_file(self) -> list["DMTimeImages"]:
         """Return the images of each file as a set."""
         labels = np.split(self.labels, self.starts[1:-1])
-        return [DMTimeImages([path], part, self.resolution) for path, part in zip(self.paths, labels, strict=True)]
+        parts = zip(self.paths, labels, strict=True)
+        return [DMTimeImages([path], part, self.resolution, self.channels) for path, part in parts]
 
     def name_of(self, index: int) -> str:
         """Return the name of an image in a message: its index in its file, and the file."""
@@ -91,15 +115,22 @@ class DMTimeImages(Dataset):
         return f"image {index - self.starts[file]} of {self.paths[file]}"
 
     def checksum(self) -> str:
-        """Return a checksum of the number and size of the images, and of the middle row of every image."""
+        """Return a checksum of the number and size of the images, and of the middle row of every DM-time image."""
         total = hashlib.blake2b(repr((self.resolution, self.starts.tolist())).encode(), digest_size=16)
         for _, images in self.chunks(1024):
             total.update(images[:, self.resolution // 2].tobytes())
         return total.hexdigest()
 
+    def middle_rows(self) -> Iterator[np.ndarray]:
+        """Iterate over the middle row of each channel that is read, (n, C, W), of up to 1024 images at a time."""
+        for images in self.files:
+            for first in range(0, len(images), 1024):
+                yield images[first : first + 1024, :, self.resolution // 2]
+                forget(images)
+
     def __reduce__(self):
         # A worker process opens the files again: a pickled memory map would contain the whole set.
-        return DMTimeImages, (self.paths, self.labels, self.resolution)
+        return DMTimeImages, (self.paths, self.labels, self.resolution, self.channels)
 
 
 def forget(images: np.ndarray) -> None:
@@ -168,7 +199,7 @@ def ordered_batches(indices: np.ndarray, batch_size: int, rank: int = 0, n_ranks
 def build_loader(
     dataset: DMTimeImages, batches: TrainingBatches | list[list[int]], num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Return a loader of the batches: images (B, 1, H, W) uint8 and labels (B,) int64."""
+    """Return a loader of the batches: images (B, C, H, W) uint8 and labels (B,) int64."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -185,20 +216,37 @@ def _load_array(path: Path, key: str) -> np.ndarray:
     return np.atleast_1d(np.array(open_npy(path, key)).squeeze())
 
 
-def _open_images(path: Path, resolution: int) -> np.ndarray:
-    images = open_npy(path, "files_by_resolution")
+def _open_images(path: Path, resolution: int, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the channels of a file that are read, (N, C, H, W), and its DM-time channel, (N, H, W), without a copy."""
+    images, stored = open_npy(path, "files_by_resolution"), DM_TIME
     shape = images.shape
-    is_image_set = images.ndim == 3 or images.ndim == 4 and 1 in (shape[1], shape[3])
-    if images.dtype != np.uint8 or not is_image_set:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise InputError(
-            f"{path}: the images must be uint8 (N, H, W), (N, 1, H, W) or (N, H, W, 1), got {images.dtype} {shape}"
+            f"{path}: the images must be uint8 (N, H, W), (N, 1, H, W), (N, H, W, 1) or (N, C, H, W), "
+            f"got {images.dtype} {shape}"
         )
-    if images.ndim == 4:
-        images = images[:, 0] if shape[1] == 1 else images[..., 0]
-    if images.shape[1:] != (resolution, resolution):
-        height, width = images.shape[1:]
+    if images.ndim == 4 and 1 not in (shape[1], shape[3]):
+        stored = stored_channels(path)
+        if shape[1] != len(stored):
+            raise InputError(
+                f"{path}: images (N, C, H, W) must have C channels that the description of a set names (..._set.json), "
+                f"got {shape} and no description"
+            )
+    if images.ndim == 3:
+        images = images[:, None]
+    elif shape[1] != len(stored):
+        images = images[..., 0][:, None]
+    if images.shape[2:] != (resolution, resolution):
+        height, width = images.shape[2:]
         raise InputError(f"{path}: the images must have {resolution} x {resolution} pixels, got {height} x {width}")
-    return images
+    if missing := [name for name in channels if name not in stored]:
+        raise InputError(
+            f"{path}: the images must have the channels {', '.join(channels)}, got none of the name {missing[0]}"
+        )
+    places = [stored.index(name) for name in channels]
+    # Both are in the order of CHANNELS, of which there are three: any choice has equal steps.
+    step = places[1] - places[0] if len(places) > 1 else 1
+    return images[:, places[0] : places[-1] + 1 : step], images[:, stored.index("dm_time")]
 
 
 def load_labels(paths: Sequence[Path]) -> np.ndarray:

@@ -67,7 +67,7 @@ from single_pulse_classifier_training.pulse_free import (
     why_not_measured,
 )
 from single_pulse_classifier_training.runtime import atomic_writer, choose_device, make_output_folder
-from single_pulse_classifier_training.set_description import with_descriptions
+from single_pulse_classifier_training.set_description import input_channels, with_descriptions
 from single_pulse_classifier_training.split import load_splits
 from single_pulse_classifier_training.trained_images import check_not_trained_on
 from single_pulse_classifier_training.training_models import CLASS_NAMES
@@ -75,11 +75,14 @@ from single_pulse_classifier_training.training_models import CLASS_NAMES
 logger = logging.getLogger(__name__)
 
 
-def warn_of_normaliser(checkpoint: Checkpoint, config: TrainingConfig) -> None:
-    """Warn if the checkpoint was trained with another normaliser."""
+def warn_of_other_images(checkpoint: Checkpoint, config: TrainingConfig) -> None:
+    """Warn if the checkpoint was trained with another normaliser, or on other channels, which are then read."""
     if checkpoint.normaliser != config.normaliser:
         message = "the checkpoint was trained on images of the normaliser %s, the config has %s"
         logger.warning(message, checkpoint.normaliser, config.normaliser)
+    if checkpoint.channels != input_channels(config):
+        message = "the channels %s are read, as the checkpoint needs, whatever the config says (input: %s)"
+        logger.warning(message, ", ".join(checkpoint.channels), config.input)
 
 
 @torch.inference_mode()
@@ -129,8 +132,8 @@ def predict_split(
     device : torch.device
     """
     pulse_free = open_pulse_free(rates.pulse_free, checkpoint) if rates.pulse_free else None
-    warn_of_normaliser(checkpoint, config)
-    splits = load_splits(config)
+    warn_of_other_images(checkpoint, config)
+    splits = load_splits(config, channels=checkpoint.channels)
     if name not in splits:
         raise InputError(f"--split must be {' or '.join(splits)} for a config without test_files, got {name}")
     split, validation = splits[name], splits["validation"]
@@ -220,6 +223,9 @@ def report(metrics: dict[str, Any], files: list[Path]) -> str:
     for entry in m["recall_by_snr"] or []:
         found = f"{entry['found']} of {entry['pulses']}"
         lines.append(f"S/N {entry['snr']:<6}    recall {entry['recall']:.4f}, {found} pulses")
+    for entry in m["recall_at_false_positives"]:
+        allowed = f"{entry['false_positives']} of {entry['artefacts']} Artefact images"
+        lines.append(f"recall        {entry['recall']:.4f} where {allowed} pass")
     lines.append(f"temperature:  {m['temperature']:.4f}, fitted on the validation split")
     lines.append(f"calibration:  expected error {error['before']:.4f}, with the temperature {error['after']:.4f}")
     if m["pulse_free"] is not None:

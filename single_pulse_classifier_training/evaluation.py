@@ -20,11 +20,19 @@ from single_pulse_classifier_training.calibration import (
 )
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.input_files import NOT_NPY, check_archive, check_is_file
-from single_pulse_classifier_training.metrics import average_precision, confusion_counts, recall_by, roc_auc
+from single_pulse_classifier_training.metrics import (
+    average_precision,
+    confusion_counts,
+    recall_at_false_positives,
+    recall_by,
+    roc_auc,
+)
 from single_pulse_classifier_training.runtime import atomic_writer
 
 # Names, without .pth, that training.py gives to the checkpoints of all networks
 TRAINING_NAME = re.compile(r"best|last|prot-[\d.]+-[\d.]+-[\d.]+")
+# Fractions of the Artefact images at which the recall is measured, chosen by hand
+FALSE_POSITIVE_FRACTIONS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0)
 # Bins of the recall by S/N, chosen by hand
 SNR_EDGES = (-np.inf, 6.0, 8.0, 10.0, 15.0, np.inf)
 
@@ -187,6 +195,7 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         "recall": counts.recall,
         "f1": counts.f1,
         "recall_by_snr": recall_by_snr(p.snr[is_pulse], predicted[is_pulse]) or None,
+        "recall_at_false_positives": recall_at_false_positives(p.labels, p.margin, FALSE_POSITIVE_FRACTIONS),
         "roc_auc": roc_auc(p.labels, p.margin),
         "average_precision": average_precision(p.labels, p.margin),
         "temperature": temperature,

@@ -114,7 +114,7 @@ def finish_set(paths: SetPaths, columns: dict[str, np.ndarray], facts: dict[str,
         "labels" ("Pulse" or "Artefact"), "groups" and "snr" of each image.
     facts : dict
         The keys ``normaliser``, ``dms``, ``tsamp_s``, ``page_s``, ``pulse_free_hours`` and ``origin`` of the
-        description.
+        description, and ``channels`` if the images are (N, C, H, W).
 
     Returns
     -------
@@ -160,6 +160,8 @@ def training_config(paths: SetPaths, names: dict[str, Any], facts: dict[str, Any
     }
     described = {key: facts[key] for key in ("normaliser", "dms", "tsamp_s")}
     config = folders | {"resolution": resolution} | paths.kind.training | names | described
+    if "freq_time" in facts.get("channels", ()):
+        config |= {"model_name": "DM_time_freq_time_candidate_classifier", "input": "dmft"}
     check_config(paths.training_config, config, TrainingConfig)
     return config
 

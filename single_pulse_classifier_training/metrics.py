@@ -124,6 +124,38 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision)) if len(recall) else float("nan")
 
 
+def recall_at_false_positives(
+    labels: np.ndarray, scores: np.ndarray, fractions: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Measure the recall at the lowest threshold that at most a fraction of the artefacts passes.
+
+    Networks with different outputs are compared in this way: at equal false positives.
+
+    Parameters
+    ----------
+    labels : (N,) ndarray of int
+        1 = Pulse, 0 = Artefact.
+    scores : (N,) ndarray of float
+        Increase with the probability of a pulse.
+    fractions : sequence of float
+        A fraction of less than one artefact is left out, unless it is 0.
+
+    Returns
+    -------
+    points : list of dict
+        ``{"false_positives", "artefacts", "recall"}`` for each fraction: how many artefacts may pass, of how many.
+    """
+    true_positives, false_positives = _counts_by_threshold(labels, scores)
+    artefacts, pulses = int(false_positives[-1]), int(true_positives[-1])
+    points = []
+    for fraction in fractions:
+        allowed = int(fraction * artefacts)
+        if pulses and (allowed or not fraction):
+            found = int(true_positives[np.searchsorted(false_positives, allowed, side="right") - 1])
+            points.append({"false_positives": allowed, "artefacts": artefacts, "recall": found / pulses})
+    return points
+
+
 def recall_by(values: np.ndarray, found: np.ndarray, edges: Sequence[float]) -> list[dict[str, Any]]:
     """Count the pulses that were found, in bins of a value such as S/N, width or DM.
 

@@ -165,7 +165,7 @@ def open_pulse_free(paths: Sequence[str], checkpoint: Checkpoint) -> DMTimeImage
                     f"--pulse-free {path}: the {name} must be {shown(wanted)}, as in the checkpoint, got "
                     f"{shown(value)} in the description of the set"
                 )
-    return DMTimeImages(paths, np.zeros(n_images, np.int64), checkpoint.resolution)
+    return DMTimeImages(paths, np.zeros(n_images, np.int64), checkpoint.resolution, checkpoint.channels)
 
 
 def check_pulse_free(
@@ -241,7 +241,8 @@ def _hash(image: np.ndarray) -> bytes:
 
 
 def _image(dataset: DMTimeImages, index: int) -> np.ndarray:
-    return dataset[index][0][0].numpy()
+    file = int(np.searchsorted(dataset.starts, index, side="right")) - 1
+    return dataset.planes[file][index - dataset.starts[file]]
 
 
 def report_rates(pulse_free: dict[str, Any], thresholds: list[dict[str, float]], split: str) -> list[str]:

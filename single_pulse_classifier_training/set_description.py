@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from single_pulse_classifier_training.channels import DM_TIME, channels_of_input, check_channels
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import (
     ConfigFile,
@@ -46,6 +47,13 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _known_channels(names: list[str]) -> list[str]:
+    check_channels(names)
+    if "dm_time" not in names:
+        raise ValueError(f"must hold dm_time, got {', '.join(names)}")
+    return names
+
+
 class Origin(BaseModel):
     """An observation from which images were made.
 
@@ -77,6 +85,8 @@ class SetDescription(ConfigFile):
     labels, groups, snr : str
         Files with one value per image; the last two may be missing.
     normaliser : {"minmax", "robust", "noise"}
+    channels : list of str
+        Channels of an image, some of ``CHANNELS``.
     dms : list of float or None
         DM of each row before resizing, lowest first, pc cm^-3; None for cutouts of candidates.
     tsamp_s : float or None
@@ -103,6 +113,7 @@ class SetDescription(ConfigFile):
     groups: FileName | None = None
     snr: FileName | None = None
     normaliser: Normaliser
+    channels: Annotated[list[str], AfterValidator(_known_channels)] = list(DM_TIME)
     dms: TrialDms | None
     tsamp_s: Positive | None
     page_s: Positive | None
@@ -175,6 +186,8 @@ def description_of(images: str | Path) -> SetDescription | None:
         n_images = len(np.atleast_1d(open_npy(file, key)))
         if n_images != description.n_images:
             raise InputError(f"{file}: the number must be {description.n_images}, as in {path}, got {n_images}")
+        if key == "files_by_resolution":
+            _check_channels(file, description.channels, path)
         if key == "labels":
             from single_pulse_classifier_training.dataset import load_labels  # with torch, which scripts import late
 
@@ -184,11 +197,20 @@ def description_of(images: str | Path) -> SetDescription | None:
     return description
 
 
+def _check_channels(images: Path, channels: list[str], path: Path) -> None:
+    """Raise InputError if an image file has another number of channels than its description names."""
+    shape = open_npy(images, "files_by_resolution").shape
+    n_channels = shape[1] if len(shape) == 4 and shape[3] > 1 else 1
+    if len(shape) in (3, 4) and n_channels != len(channels):
+        names = ", ".join(channels)
+        raise InputError(f"{images}: the images must have the channels {names}, as in {path}, got the shape {shape}")
+
+
 def with_descriptions(config: TrainingConfig) -> TrainingConfig:
     """Compare a config with the descriptions of its sets, and take from them what the config does not say.
 
-    These are ``normaliser``, ``dms`` and ``tsamp_s``. Sampling times may differ between the sets; ``tsamp_s`` is then
-    None.
+    These are ``normaliser``, ``dms``, ``tsamp_s`` and ``input``. Sampling times may differ between the sets;
+    ``tsamp_s`` is then None.
 
     Raises
     ------
@@ -226,7 +248,37 @@ def with_descriptions(config: TrainingConfig) -> TrainingConfig:
             next(iter(found)).name,
             undescribed[0],
         )
+    if config.input is None:
+        silent["input"] = "dmft" if "freq_time" in _channels_of(config, config) else "dmt"
     return config.model_copy(update=silent)
+
+
+def input_channels(config: TrainingConfig) -> tuple[str, ...]:
+    """Return the channels that ``input`` takes of the training images.
+
+    Raises
+    ------
+    InputError
+        If the images do not have them.
+    """
+    stored = _channels_of(config, config)
+    kind = config.input or "dmt"
+    if kind != "dmt" and "freq_time" not in stored:
+        path = next(path for path in config.image_paths(config) if "freq_time" not in stored_channels(path))
+        raise InputError(f"key 'input' must be 'dmt' for {path}, which has no freq_time channel, got {kind!r}")
+    return channels_of_input(kind, stored)
+
+
+def _channels_of(config: TrainingConfig, files: ImageFiles) -> tuple[str, ...]:
+    """Return the channels that all images of a set have."""
+    stored = [stored_channels(path) for path in config.image_paths(files)]
+    return tuple(name for name in stored[0] if all(name in channels for channels in stored))
+
+
+def stored_channels(images: str | Path) -> tuple[str, ...]:
+    """Return the channels of an image file as its description names them; DM-time if it has no description."""
+    description = description_of(images)
+    return DM_TIME if description is None else tuple(description.channels)
 
 
 def _descriptions(config: TrainingConfig, files: ImageFiles) -> dict[Path, SetDescription]:

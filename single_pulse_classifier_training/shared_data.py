@@ -123,7 +123,7 @@ class _Images:
 
     def __init__(self, sets: Sequence[DMTimeImages]):
         self.resolution, self.sets = sets[0].resolution, sets
-        self.files = [file for images in sets for file in images.files]
+        self.files = [plane for images in sets for plane in images.planes]
         self.starts = np.cumsum([0, *(len(file) for file in self.files)])
         self.set_of = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
         self.rows = np.arange(0, self.resolution, max(1, self.resolution // ROWS_MARKED))

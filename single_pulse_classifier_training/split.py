@@ -5,18 +5,20 @@ No event may be in two splits: shifted copies of one pulse in both would make an
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from single_pulse_classifier_training.channels import DM_TIME
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.config import ImageFiles, TrainingConfig
 from single_pulse_classifier_training.dataset import DMTimeImages, forget, load_groups, load_labels, load_snr
 from single_pulse_classifier_training.distributed import Ranks
 from single_pulse_classifier_training.scaling import contradicts, scaling_of
-from single_pulse_classifier_training.set_description import description_of
+from single_pulse_classifier_training.set_description import description_of, input_channels
 from single_pulse_classifier_training.shared_data import SharedData
 from single_pulse_classifier_training.shared_data_cache import load_shared_data
 from single_pulse_classifier_training.training_models import CLASS_NAMES
@@ -65,7 +67,9 @@ class Split:
         )
 
 
-def load_splits(config: TrainingConfig, ranks: Ranks | None = None) -> dict[str, Split]:
+def load_splits(
+    config: TrainingConfig, ranks: Ranks | None = None, channels: Sequence[str] | None = None
+) -> dict[str, Split]:
     """Return the splits "training" and "validation", and "test" if the config has ``test_files``.
 
     Without ``validation_files`` the set is split by event. An event consists of the images with one value in the groups
@@ -77,16 +81,19 @@ def load_splits(config: TrainingConfig, ranks: Ranks | None = None) -> dict[str,
     config : TrainingConfig
     ranks : Ranks, optional
         Processes of the training; one of them compares the images.
+    channels : sequence of str, optional
+        Channels that are read; the default is ``input_channels``. The splits do not depend on them.
 
     Raises
     ------
     InputError
         If a file cannot be used, a class is missing in a split, or an event is in two splits.
     """
-    sets = {"training": _open_set(config, config)}
+    channels = input_channels(config) if channels is None else channels
+    sets = {"training": _open_set(config, config, channels)}
     for name, files in (("validation", config.validation_files), ("test", config.test_files)):
         if files is not None:
-            sets[name] = _open_set(config, files)
+            sets[name] = _open_set(config, files, channels)
             check_classes(name, sets[name].labels)
     datasets = [images.dataset for images in sets.values()]
     is_given = config.validation_files is not None
@@ -109,11 +116,11 @@ def load_splits(config: TrainingConfig, ranks: Ranks | None = None) -> dict[str,
     return splits
 
 
-def _open_set(config: TrainingConfig, files: ImageFiles) -> Split:
+def _open_set(config: TrainingConfig, files: ImageFiles, channels: Sequence[str]) -> Split:
     """Return all images of a set, with their groups as events."""
     labels = load_labels(config.data_paths(files.labels))
-    dataset = DMTimeImages(config.image_paths(files), labels, config.resolution)
-    for path, images in zip(dataset.paths, dataset.files, strict=True):
+    dataset = DMTimeImages(config.image_paths(files), labels, config.resolution, channels)
+    for path, images in zip(dataset.paths, dataset.planes, strict=True):
         if contradicts(scaling := scaling_of(images), config.normaliser):
             logger.warning(
                 "%s: the images seem to be scaled by %s, but the config has the normaliser %s, used in a search",
@@ -245,13 +252,21 @@ def report(splits: dict[str, Split], shared: SharedData, has_groups: bool, is_gi
 
 
 def checksum_of(splits: dict[str, Split]) -> str:
-    """Return a checksum of the training and validation splits: indices, labels, events, ``DMTimeImages.checksum``."""
+    """Return a checksum of the training and validation splits: indices, labels, events and images.
+
+    The images are represented by ``DMTimeImages.checksum`` and, where other channels than DM-time are read, by the
+    middle row of each channel.
+    """
     total = hashlib.blake2b(digest_size=16)
     for name in ("training", "validation"):
         split = splits[name]
         for values in (split.indices, split.labels, split.events):
             total.update(b"" if values is None else values.astype(np.int64).tobytes())
         total.update(split.dataset.checksum().encode())
+        if split.dataset.channels != DM_TIME:
+            total.update(repr(split.dataset.channels).encode())
+            for rows in split.dataset.middle_rows():
+                total.update(rows.tobytes())
     return total.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Train a network to distinguish pulses from artefacts on labelled DM-time images.
+"""Train a network to distinguish pulses from artefacts on labelled images of candidates or pages.
 
     python training.py config.json
     python training.py config.json --device cpu --epochs 3
@@ -45,11 +45,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from single_pulse_classifier_training.augment import augmentation
-from single_pulse_classifier_training.checkpoint import Checkpoint, load_initial_weights, save_checkpoint
+from single_pulse_classifier_training.checkpoint import Checkpoint, save_checkpoint
 from single_pulse_classifier_training.cli import InputError, run_script
 from single_pulse_classifier_training.config import TrainingConfig, load_config
-from single_pulse_classifier_training.dataset import TrainingBatches, build_loader, ordered_batches
+from single_pulse_classifier_training.dataset import DMTimeImages, TrainingBatches, build_loader, ordered_batches
 from single_pulse_classifier_training.distributed import Ranks, process_group
+from single_pulse_classifier_training.initial_weights import load_initial_weights
 from single_pulse_classifier_training.memory import keep_freed_memory
 from single_pulse_classifier_training.metrics import ConfusionCounts
 from single_pulse_classifier_training.optimisation import Learner, build_learner
@@ -62,7 +63,7 @@ from single_pulse_classifier_training.runtime import (
     make_output_folder,
     set_seed,
 )
-from single_pulse_classifier_training.set_description import with_descriptions
+from single_pulse_classifier_training.set_description import input_channels, with_descriptions
 from single_pulse_classifier_training.split import Split, checksum_of, load_splits
 from single_pulse_classifier_training.trained_images import check_not_trained_on, record_of
 from single_pulse_classifier_training.training_models import build_model
@@ -144,7 +145,11 @@ def evaluate(learner: Learner, loader: DataLoader, after_step: Callable[[], None
 
 
 def describe(
-    config: TrainingConfig, model: nn.Module, metrics: dict, trained_images: list[dict] | None = None
+    config: TrainingConfig,
+    model: nn.Module,
+    channels: tuple[str, ...],
+    metrics: dict,
+    trained_images: list[dict] | None = None,
 ) -> Checkpoint:
     """Return a checkpoint with the metrics of an epoch, the settings of the config, and the images trained on."""
     return Checkpoint(
@@ -152,6 +157,7 @@ def describe(
         model_name=config.model_name,
         resolution=config.resolution,
         normaliser=config.normaliser,
+        channels=channels,
         dms=config.dms,
         tsamp_s=config.tsamp_s,
         trained_images=trained_images,
@@ -192,11 +198,14 @@ def fit(
     training_loader, validation_loader = loaders
     shuffled = training_loader.batch_sampler
     assert isinstance(shuffled, TrainingBatches)
+    assert isinstance(training_loader.dataset, DMTimeImages)
+    channels = training_loader.dataset.channels
     ranks, watch = learner.ranks, Watch(config.checkpoint_interval_s)
-    change = augmentation(centred=config.normaliser == "noise") if config.augment else None
+    change = augmentation(config.normaliser == "noise", channels) if config.augment else None
 
     def save() -> None:
-        save_training_state(folder / "last.pth", describe(config, learner.model, {}, trained_images), learner, progress)
+        current = describe(config, learner.model, channels, {}, trained_images)
+        save_training_state(folder / "last.pth", current, learner, progress)
         watch.saved()
 
     def after_step() -> None:
@@ -226,7 +235,8 @@ def fit(
             metrics |= {"val_precision": counts.precision, "val_recall": counts.recall, "val_f1": counts.f1}
             progress.best, progress.best_counts = record, counts
             if ranks.is_writer:
-                progress.best_path = save_best(folder, describe(config, learner.model, metrics, trained_images))
+                best = describe(config, learner.model, channels, metrics, trained_images)
+                progress.best_path = save_best(folder, best)
         progress.finish_epoch(record)
         save()
 
@@ -283,8 +293,9 @@ def train(config: TrainingConfig, device: torch.device, ranks: Ranks, resuming: 
     if config.batch_size < 2 * ranks.n:  # batch normalisation needs a variance in each process
         raise InputError(f"batch_size must be at least {2 * ranks.n} for {ranks.n} processes, got {config.batch_size}")
     set_seed(config.seed)
-    initial = load_initial_weights(config, device) if config.initial_weights else None
-    model = initial.model if initial else build_model(config.model_name, config.resolution)
+    channels = input_channels(config)
+    initial = load_initial_weights(config, device, channels) if config.initial_weights else None
+    model = initial.model if initial else build_model(config.model_name, config.resolution, channels)
     model = model.to(device).to(memory_format=torch.channels_last)
     set_seed(config.seed + ranks.rank)
     splits = load_splits(config, ranks)

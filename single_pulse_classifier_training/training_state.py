@@ -120,7 +120,7 @@ def resume(path: Path, config: TrainingConfig, learner: Learner, data_checksum: 
         If the file cannot be read, or belongs to a training with another config or other data.
     """
     checkpoint, state = load_training_state(path)
-    before, now = checkpoint.config, config.model_dump()
+    before, now = {"input": "dmt"} | checkpoint.config, config.model_dump()
     for key in now:
         if key not in FREE_KEYS and before.get(key) != now[key]:
             text = shown if key == "dms" else repr

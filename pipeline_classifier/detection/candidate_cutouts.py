@@ -4,11 +4,14 @@ On a page a pulse may be a dot or a broad streak, at any position. In a cutout i
 changes by one column from row to row: every dispersed pulse looks nearly the same, whatever the band and the sampling.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline_classifier.detection.peaks import Peak
 from pipeline_classifier.frontend.boxcar import BoxcarSearch
 from pipeline_classifier.frontend.pages import ROBUST_RANGE, PageGrid, to_images
+from single_pulse_classifier_training.channels import CHANNELS
 
 SIDE = 64
 """Columns and rows of a cutout."""
@@ -61,6 +64,28 @@ def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
     return values
 
 
-def cutout_images(cutouts: np.ndarray) -> np.ndarray:
-    """Turn cutouts (B, SIDE, SIDE) into the input of the network: uint8, row 0 = highest DM."""
-    return to_images(cutouts, NORMALISER, SIDE)[0]
+def candidate_images(
+    dm_time: np.ndarray, frequency_time: np.ndarray | None = None, channels: Sequence[str] = CHANNELS
+) -> np.ndarray:
+    """Turn cutouts into the input of a network.
+
+    Parameters
+    ----------
+    dm_time : (n, SIDE, SIDE) ndarray of float32
+        Cutouts in the DM-time plane; row 0 = lowest DM.
+    frequency_time : (n, 2, SIDE, SIDE) ndarray of float32, optional
+        `FrequencyTime.cutouts`; row 0 = lowest frequency.
+    channels : sequence of str
+        Which of `CHANNELS` the network gets, in this order.
+
+    Returns
+    -------
+    (n, len(channels), SIDE, SIDE) ndarray of uint8
+        Row 0 = highest DM or frequency.
+    """
+    views = {"dm_time": dm_time}
+    if frequency_time is not None:
+        views |= {"freq_time": frequency_time[:, 0], "undispersed": frequency_time[:, 1]}
+    values = np.stack([views[name] for name in channels], axis=1)
+    images, _ = to_images(values.reshape(-1, SIDE, SIDE), NORMALISER, SIDE)
+    return images.reshape(values.shape)

@@ -36,10 +36,13 @@ class Classifiers:
     pages : PageClassifier
     candidates : CandidateClassifier or None
         None if the config has ``"candidate_classifier": null``.
+    candidates_path : Path or None
+        Checkpoint of the candidate classifier.
     """
 
     pages: PageClassifier
     candidates: CandidateClassifier | None = None
+    candidates_path: Path | None = None
 
     @cached_property
     def pair(self) -> dict[str, str | float] | None:
@@ -84,7 +87,30 @@ def load_page_model(
     return checkpoint
 
 
-def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) -> Classifiers:
+def load_candidate_classifier(
+    config: PipelineConfig, with_channels: bool
+) -> tuple[CandidateClassifier | None, Path | None]:
+    """Load the candidate classifier for a source with or without channels; return it and its path."""
+    from single_pulse_classifier_training.checkpoint import load_checkpoint
+
+    path = config.candidate_classifier_path
+    if path is None:
+        return None, None
+    candidates = CandidateClassifier(load_checkpoint(path, "cpu"))
+    if with_channels or not candidates.needs_channels:
+        return candidates, path
+    path = config.candidate_classifier_dmt_path
+    if path is None:
+        return None, None
+    candidates = CandidateClassifier(load_checkpoint(path, "cpu"))
+    if candidates.needs_channels:
+        raise InputError(f"candidate_classifier_dmt must be a model for the DM-time plane alone, got {path}")
+    return candidates, path
+
+
+def load_classifiers(
+    config: PipelineConfig, warn_if_not_measured: bool = True, with_channels: bool = True
+) -> Classifiers:
     """Load the classifiers that the config names.
 
     Parameters
@@ -92,6 +118,9 @@ def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) 
     config : PipelineConfig
     warn_if_not_measured : bool
         Log a warning if the false events per hour of this pair were not measured.
+    with_channels : bool
+        Whether the source has channels. Without them ``candidate_classifier_dmt`` takes the place of a candidate
+        classifier that needs them.
 
     Raises
     ------
@@ -99,18 +128,14 @@ def load_classifiers(config: PipelineConfig, warn_if_not_measured: bool = True) 
         If a model is missing or damaged, or one for candidates is given for pages or vice versa.
     """
     wait_for_packages()
-    from single_pulse_classifier_training.checkpoint import load_checkpoint
-
-    candidates = None
-    if path := config.candidate_classifier_path:
-        candidates = CandidateClassifier(load_checkpoint(path, "cpu"))
+    candidates, path = load_candidate_classifier(config, with_channels)
     device = choose_device(config.device)
     checkpoint = load_page_model(config.model_path, device, config.model_name, config.resolution)
     # With more threads, their number depends on the load of the machine, and with it the last bits of a probability.
     one_thread_each()
     logger.info("page classifier %s: %s at %d", config.model_path.name, checkpoint.model_name, checkpoint.resolution)
     pages = PageClassifier(checkpoint, device, config.batch_size, config.precision)
-    classifiers = Classifiers(pages, candidates)
+    classifiers = Classifiers(pages, candidates, path)
     log_thresholds(config, classifiers, warn_if_not_measured)
     return classifiers
 
@@ -124,7 +149,7 @@ def log_thresholds(config: PipelineConfig, classifiers: Classifiers, warn_if_not
     warn_if_not_measured : bool
         As in `load_classifiers`.
     """
-    path = config.candidate_classifier_path
+    path = classifiers.candidates_path
     if path is None or classifiers.candidates is None:
         if config.event_threshold is not None:
             logger.warning("event_threshold %g has no effect without a candidate classifier", config.event_threshold)

@@ -1,8 +1,11 @@
 """The decision: which pages and which peaks are reported, settled before the first page is read."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +14,9 @@ from pipeline_classifier.detection.classifiers import MEASURED_BY, Classifiers
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
 from pipeline_classifier.frontend.sources import Layer
 from single_pulse_classifier_training.calibration import threshold_for_rate
+
+if TYPE_CHECKING:
+    from single_pulse_classifier_training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +77,21 @@ def page_interval_s(layers: Sequence[Layer]) -> float:
     return 1.0 / pages_per_s
 
 
+def event_threshold_of(config: PipelineConfig, candidates: Checkpoint) -> tuple[float, float | None]:
+    """Minimum candidate probability of an event, as `decide` chooses it, and its stored false events per hour.
+
+    Parameters
+    ----------
+    config : PipelineConfig
+    candidates : Checkpoint
+        The candidate classifier.
+    """
+    if config.max_false_per_hour is None:
+        return (candidates.threshold if config.event_threshold is None else config.event_threshold), None
+    stored, rate = candidates.thresholds, config.max_false_per_hour
+    return threshold_for_rate(stored, rate, of="the candidate classifier", measured_by=MEASURED_BY)
+
+
 def decide(config: PipelineConfig, classifiers: Classifiers, layers: Sequence[Layer]) -> Decision:
     """Choose the thresholds of a search.
 
@@ -96,14 +117,7 @@ def decide(config: PipelineConfig, classifiers: Classifiers, layers: Sequence[La
     threshold = pages.threshold if config.threshold is None else config.threshold
     event_threshold, rate = None, None
     if candidates:
-        event_threshold = candidates.threshold if config.event_threshold is None else config.event_threshold
-    if config.max_false_per_hour is not None and candidates:
-        event_threshold, rate = threshold_for_rate(
-            candidates.thresholds,
-            config.max_false_per_hour,
-            of="the candidate classifier",
-            measured_by=MEASURED_BY,
-        )
+        event_threshold, rate = event_threshold_of(config, candidates)
         rate = rate if classifiers.is_measured else None
     elif config.max_false_per_hour is not None:
         threshold, rate = threshold_for_rate(pages.thresholds, config.max_false_per_hour, page_interval_s(layers))

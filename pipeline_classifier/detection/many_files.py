@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 CATALOGUE = "catalogue.csv"
 WITHOUT_EFFECT = {
     "path_to_filterbanks", "name_of_the_filterbank", "path_to_a_transientx_config", "path_to_models",
-    "candidate_classifier", "output_dir", "threads", "key_input", "key_output", "input_buffer_size",
+    "candidate_classifier", "candidate_classifier_dmt", "output_dir", "threads", "key_input", "key_output",
+    "input_buffer_size",
     "path_to_pulsarx_singularity_image", "path_to_tensorflow_psrdada_singularity_image", "threads_for_transientx",
     "use_multiprocessing", "workers_for_pytorch", "max_latency_s", "idle_timeout_s", "stop_at_end_of_data",
     "make_rings_with", "max_plots",
@@ -34,7 +35,7 @@ HEADER_BYTES, BLOCK_BYTES, BLOCKS = 1 << 16, 1 << 12, 32
 """What of an observation is compared: 192 KiB of any file, so that thousands of files take seconds."""
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
+def expand(patterns: Sequence[str], option: str = "--filterbank") -> list[Path]:
     """Return the files that names and patterns such as 'data/*.fil' match, each once, sorted within a pattern.
 
     Raises
@@ -46,7 +47,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise InputError(f"--filterbank {pattern}: must be a file or a pattern that matches one, got neither")
+            raise InputError(f"{option} {pattern}: must be a file or a pattern that matches one, got neither")
         files |= dict.fromkeys(Path(name) for name in found)
     return list(files)
 
@@ -66,7 +67,8 @@ def settings_fingerprint(config: PipelineConfig) -> str:
 
 
 def _models(config: PipelineConfig) -> list[Path]:
-    return [model for model in (config.model_path, config.candidate_classifier_path) if model]
+    models = config.model_path, config.candidate_classifier_path, config.candidate_classifier_dmt_path
+    return [model for model in models if model]
 
 
 def fingerprint(path: Path, settings: str) -> dict[str, object]:

@@ -47,12 +47,18 @@ class Network:
         self._name, self._has_warned = checkpoint.model_name, False
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 2) float32, divided by the temperature, of at most ``batch_size`` images (B, side, side) uint8."""
+        """Logits (B, 2) float32, divided by the temperature, of at most ``batch_size`` images.
+
+        Parameters
+        ----------
+        images : (B, side, side) or (B, C, side, side) tensor of uint8
+        """
         import torch
 
         with torch.inference_mode():
-            full = torch.zeros((self.batch_size, 1, *images.shape[1:]), device=self.device)
-            full[: len(images), 0] = images
+            images = images.unsqueeze(1) if images.ndim == 3 else images
+            full = torch.zeros((self.batch_size, *images.shape[1:]), device=self.device)
+            full[: len(images)] = images
             with torch.autocast(self.device.type, torch.bfloat16, self._bf16):
                 logits = self._model(full)
             return logits[: len(images)].float() / self._temperature

@@ -57,7 +57,14 @@ class Peak:
     snr: float
 
 
-def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, most: int) -> list[Peak]:
+def find_peaks(
+    searched: BoxcarSearch,
+    grid: PageGrid,
+    first: int,
+    last: int,
+    most: int,
+    judged: Sequence[tuple[Peak, bool]] = (),
+) -> list[Peak]:
     """Find the pulses in a DM-time plane, brightest first.
 
     Parameters
@@ -71,6 +78,9 @@ def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, mo
     most : int
         Largest number of pulses that are separated on the plane. The brightest is always returned, others from
         `NEXT_PEAK_SNR`. Pulses that only the profile of a peak separates (`companions`, `sub_pulses`) come in addition.
+    judged : sequence of (Peak, bool)
+        Peaks that were found before, and whether each is interference: others are searched beside them, in the bow ties
+        of interference too.
 
     Notes
     -----
@@ -83,38 +93,75 @@ def find_peaks(searched: BoxcarSearch, grid: PageGrid, first: int, last: int, mo
     begin, end = max(0, first), max(0, first, min(snrs.shape[1], last))
     best = snrs[:, begin:end].copy()
     claimed = np.zeros(best.shape, dtype=bool)
+
+    def claim(peak: Peak, is_interference: bool = False) -> None:
+        centre = peak.column + (peak.width - 1) // 2
+        reach = np.nan_to_num(grid.sweep(grid.dms[peak.row] - grid.dms))
+        if is_interference:
+            bow_tie, least = np.zeros_like(claimed), smeared_response(peak, reach)
+        else:
+            in_channel = np.where(np.abs(reach) > peak.width, fraction_in_a_channel(grid) * peak.snr, 0)
+            bow_tie, least = claimed, np.maximum(HIDDEN_SNR, in_channel)
+        claim_bow_tie(best, bow_tie, begin, widths, reach, least, centre, peak.width)
+
+    def remove_ripples(row: int, centre: int) -> bool:
+        """Remove what is connected with a maximum; return whether it stands apart."""
+        apart, (rows, columns), ripples = stands_apart(searched, grid, row, centre)
+        low, high = max(begin, columns.start), min(end, columns.stop)
+        if low < high:  # a pulse that was judged may be beside what is searched
+            ripples = ripples[:, low - columns.start : high - columns.start]
+            best[rows, low - begin : high - begin][ripples] = -np.inf
+        return apart
+
+    for peak, is_interference in judged:
+        remove_ripples(peak.row, peak.column + (peak.width - 1) // 2)
+        claim(peak, is_interference)
     peaks: list[Peak] = []
     while len(peaks) < most and best.size:
         row, column = divmod(int(best.argmax()), end - begin)
-        if not np.isfinite(best[row, column]) or (peaks and best[row, column] < NEXT_PEAK_SNR):
+        if not np.isfinite(best[row, column]) or ((peaks or judged) and best[row, column] < NEXT_PEAK_SNR):
             break
         centre, hidden = begin + column, claimed[row, column]
-        apart, (rows, columns), own_ripples = stands_apart(searched, grid, row, centre)
-        searchable = slice(max(begin, columns.start), min(end, columns.stop))
-        ripples = own_ripples[:, searchable.start - columns.start : searchable.stop - columns.start]
-        best[rows, searchable.start - begin : searchable.stop - begin][ripples] = -np.inf
+        apart = remove_ripples(row, centre)
         if hidden and not apart:
             continue
-        if not apart:
+        if not apart and not judged:
             row, centre = brightest_of_bow_tie(snrs, grid, row, centre, int(widths[row, centre]))
         width = int(widths[row, centre])
         peaks.append(Peak(row, centre - (width - 1) // 2, width, float(snrs[row, centre])))
-        reach = np.nan_to_num(grid.sweep(grid.dms[row] - grid.dms))
-        in_channel = np.where(np.abs(reach) > width, fraction_in_a_channel(grid) * peaks[-1].snr, 0)
-        least = np.maximum(HIDDEN_SNR, in_channel)
-        claim_bow_tie(best, claimed, begin, widths, reach, least, centre, width)
-    return _with_their_parts(searched.total, grid, peaks, first, last)
+        claim(peaks[-1])
+    return _with_their_parts(searched.total, grid, peaks, [peak for peak, _ in judged], first, last)
 
 
-def _with_their_parts(total: np.ndarray, grid: PageGrid, peaks: Sequence[Peak], first: int, last: int) -> list[Peak]:
-    """Return the peaks and their companions, each replaced by the sub-pulses that it consists of."""
-    centres = [peak.column + peak.width // 2 for peak in peaks]
+def _with_their_parts(
+    total: np.ndarray, grid: PageGrid, peaks: Sequence[Peak], known: Sequence[Peak], first: int, last: int
+) -> list[Peak]:
+    """Return the peaks and their companions that are not known, each replaced by the sub-pulses that it consists of."""
+    centres = [peak.column + peak.width // 2 for peak in (*peaks, *known)]
     parts: list[Peak] = []
     for number, peak in enumerate(peaks):
         others = centres[:number] + centres[number + 1 :]
         for pulse in (peak, *companions(total[peak.row], peak, others, first, last)):
             parts += parts_of(total, grid, pulse)
     return parts
+
+
+def smeared_response(peak: Peak, reach: np.ndarray) -> np.ndarray:
+    """Largest S/N of the response to a peak at each trial DM, which smears it over the residual sweep.
+
+    Parameters
+    ----------
+    peak : Peak
+    reach : (n_dm,) ndarray
+        Residual sweep in samples.
+
+    Returns
+    -------
+    (n_dm,) ndarray of float64
+        Infinite where the sweep is shorter than the width.
+    """
+    response = SMEARED * peak.snr * np.sqrt(peak.width / (peak.width + np.abs(reach)))
+    return np.where(np.abs(reach) > peak.width, response, np.inf)
 
 
 def fraction_in_a_channel(grid: PageGrid) -> float:

@@ -14,12 +14,13 @@ from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.event_finder import EventFinder
 from pipeline_classifier.detection.event_merging import EventMerger, merge_duplicates
+from pipeline_classifier.detection.frequency_time import FrequencyTime
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED, Classified
 from pipeline_classifier.detection.workers import one_thread_each
 from pipeline_classifier.events import Event
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
-from pipeline_classifier.frontend.sources import Layer, Source
+from pipeline_classifier.frontend.sources import ChannelSource, Layer, Source
 from pipeline_classifier.frontend.threads import map_in_order
 from single_pulse_classifier_training.cli import InputError
 
@@ -144,7 +145,7 @@ def find_events(
         )
         for layer in source.layers
     ]
-    finders = [EventFinder(layer, decision, classifiers.candidates) for layer in source.layers]
+    finders = [event_finder(source, layer, decision, classifiers) for layer in source.layers]
     # An event may lie before the pages in which it is found, by less than a page.
     margins_s = [layer.grid.n_time * layer.grid.tsamp for layer in source.layers]
     gated = without_output = 0
@@ -166,6 +167,16 @@ def find_events(
             bar.update(len(batch))
     last_events = [event for finder in finders for event in finder.finish()]
     return Detections(layers, last_events, counted(decision, gated, without_output, finders))
+
+
+def event_finder(source: Source, layer: Layer, decision: Decision, classifiers: Classifiers) -> EventFinder:
+    """Return a finder for the events of a layer; it gets the channels if the candidate classifier needs them."""
+    frequency_time = None
+    if classifiers.candidates and classifiers.candidates.needs_channels:
+        if not isinstance(source, ChannelSource):
+            raise InputError(f"{source.name}: must have channels for a candidate classifier that needs them, got pages")
+        frequency_time = FrequencyTime(source, layer)
+    return EventFinder(layer, decision, classifiers.candidates, frequency_time)
 
 
 def counted(decision: Decision, gated: int, without_output: int, finders: Sequence[EventFinder]) -> RunSummary:
@@ -282,7 +293,7 @@ def samples_classified(layers: Sequence[LayerResult], n: int) -> int:
     return int(np.maximum(ends - begins, 0).sum())
 
 
-def check_classified(name: object, summary: RunSummary, config: PipelineConfig) -> None:
+def check_classified(name: object, summary: RunSummary, config: PipelineConfig, with_channels: bool = True) -> None:
     """Check that a search could classify something; otherwise that it found no event says nothing about the data.
 
     Parameters
@@ -293,6 +304,8 @@ def check_classified(name: object, summary: RunSummary, config: PipelineConfig) 
         Summary of the search.
     config : PipelineConfig
         For the names of the models.
+    with_channels : bool
+        As in `load_classifiers`.
 
     Raises
     ------
@@ -300,9 +313,10 @@ def check_classified(name: object, summary: RunSummary, config: PipelineConfig) 
         If there were pages and none of them could be classified, or likewise with candidates.
     """
     pages, candidates = summary.pages_without_output, summary.candidates_without_output
+    classifier = config.candidate_classifier_path if with_channels else "candidate_classifier(_dmt)"
     for path, n, what in (
         (config.model_path, 0 if summary.pages_classified else pages, "pages"),
-        (config.candidate_classifier_path, candidates if candidates == summary.candidates else 0, "candidates"),
+        (classifier, candidates if candidates == summary.candidates else 0, "candidates"),
     ):
         if n:
             raise InputError(

@@ -1,8 +1,9 @@
 """False events per hour of a page classifier and a candidate classifier, counted on observations without pulses."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tqdm import tqdm
@@ -10,10 +11,11 @@ from tqdm import tqdm
 from pipeline_classifier.config import PipelineConfig
 from pipeline_classifier.detection.classifiers import Classifiers
 from pipeline_classifier.detection.decision import EVENT_THRESHOLDS, decide
-from pipeline_classifier.detection.search import events_by_threshold
+from pipeline_classifier.detection.search import LayerResult, events_by_threshold
 from pipeline_classifier.evaluation.evaluation_table import INTERVAL_HEADING, rates_not_measured
+from pipeline_classifier.events import Event
 from pipeline_classifier.formats.sigproc import Filterbank
-from pipeline_classifier.frontend.filterbank_pages import pages_of
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages, pages_of
 from pipeline_classifier.simulation.observation import read_truth, truth_path
 from single_pulse_classifier_training.calibration import SECONDS_PER_HOUR, rate_text
 from single_pulse_classifier_training.cli import InputError
@@ -101,27 +103,54 @@ def count_false_events(paths: Iterable[str | Path], config: PipelineConfig, clas
     InputError
         If the sweep of an observation is not known, so that its candidates cannot be classified.
     """
-    config = config.model_copy(update={"max_false_per_hour": None})
     counts: dict[float, int] = {}
     probabilities, duration_s = [], 0.0
     for path in tqdm(paths, desc="pulse-free observations", unit="file", disable=None):
-        source = pages_of(path, config.front_end())
-        decision = decide(config, classifiers, source.layers)
-        if decision.event_threshold is None:
-            raise InputError(f"{path}: the channels must have a known sweep, or candidates cannot be classified")
-        thresholds = sorted({*EVENT_THRESHOLDS, decision.event_threshold})
-        layers, events = events_by_threshold(source, classifiers, decision, thresholds, config.threads)
-        for threshold in thresholds:
-            counts[threshold] = counts.get(threshold, 0) + len(events[threshold])
+        source, layers, events = search_at_thresholds(path, config, classifiers)
+        for threshold, found in events.items():
+            counts[threshold] = counts.get(threshold, 0) + len(found)
         probabilities.append(layers[0].probabilities)
         duration_s += source.duration_s
     return FalseEvents(len(probabilities), counts, np.concatenate(probabilities), duration_s)
 
 
-def false_events_table(false: FalseEvents) -> list[str]:
-    """Return the false events at each threshold as lines of text."""
-    lines = [f"{'pulse-free observations':>28} {false.n_observations}, {false.hours:.4g} hours"]
-    lines.append(f"{'events from probability':>28} {'false events':>12}  {INTERVAL_HEADING:>26}")
+def search_at_thresholds(
+    path: str | Path | Sequence[str | Path], config: PipelineConfig, classifiers: Classifiers
+) -> tuple[FilterbankPages, list[LayerResult], dict[float, list[Event]]]:
+    """Search an observation at `EVENT_THRESHOLDS` and at the event threshold of the config or the model.
+
+    Returns
+    -------
+    source : FilterbankPages
+    layers : list of LayerResult
+    events : dict of float to list of Event
+        Events at each threshold, ascending.
+
+    Raises
+    ------
+    InputError
+        If the sweep of the observation is not known, so that its candidates cannot be classified.
+    """
+    config = config.model_copy(update={"max_false_per_hour": None})
+    source = pages_of(path, config.front_end())
+    decision = decide(config, classifiers, source.layers)
+    if decision.event_threshold is None:
+        raise InputError(f"{source.files[0]}: the channels must have a known sweep, or candidates cannot be classified")
+    thresholds = sorted({*EVENT_THRESHOLDS, decision.event_threshold})
+    layers, events = events_by_threshold(source, classifiers, decision, thresholds, config.threads)
+    return source, layers, events
+
+
+def false_events_table(
+    false: FalseEvents,
+    what: str = "pulse-free observations",
+    columns: Mapping[str, Mapping[float, int]] = MappingProxyType({}),
+) -> list[str]:
+    """Return the false events at each threshold, and the numbers in further columns, as lines of text."""
+    lines = [f"{what:>28} {false.n_observations}, {false.hours:.4g} hours"]
+    headings = "".join(f"  {name:>14}" for name in columns)
+    lines.append(f"{'events from probability':>28} {'false events':>12}  {INTERVAL_HEADING:>26}{headings}")
     for threshold, count in false.counts.items():
-        lines.append(f"{threshold:>28.4g} {count:>12}  {rate_text(count, false.hours):>26}")
+        numbers = "".join(f"  {column[threshold]:>14}" for column in columns.values())
+        lines.append(f"{threshold:>28.4g} {count:>12}  {rate_text(count, false.hours):>26}{numbers}")
     return lines + rates_not_measured(false.hours)

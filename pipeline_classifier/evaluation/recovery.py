@@ -133,6 +133,10 @@ class Outcome:
         True S/N and DM of each pulse.
     width_samples : (n,) ndarray
         Intrinsic full width at half maximum of each pulse, in samples.
+    sweep_s : (n,) ndarray
+        Time by which each pulse sweeps over the band in use, in seconds.
+    band_share : (n,) ndarray
+        Fraction of the band in use within half of the maximum of the envelope of each pulse; 1 without an envelope.
     found_snr : (n,) ndarray
         Measured S/N; NaN for a missed pulse.
     dm_error, time_error_s : (n,) ndarray
@@ -148,6 +152,8 @@ class Outcome:
     snr: np.ndarray
     dm_pc_cm3: np.ndarray
     width_samples: np.ndarray
+    sweep_s: np.ndarray
+    band_share: np.ndarray
     found_snr: np.ndarray
     dm_error: np.ndarray
     time_error_s: np.ndarray
@@ -162,7 +168,12 @@ class Outcome:
 
 
 def outcome_of(
-    pulses: Sequence[Pulse], events: Sequence[Event], recovery: Recovery, tsamp: float, duration_s: float
+    pulses: Sequence[Pulse],
+    events: Sequence[Event],
+    recovery: Recovery,
+    grid: PageGrid,
+    tsamp: float,
+    duration_s: float,
 ) -> Outcome:
     """Compare the events of one observation with its pulses, as assigned in ``recovery``."""
     true = np.array([(p.snr, p.dm_pc_cm3, p.time_s, p.width_ms / 1e3 / tsamp) for p in pulses]).reshape(-1, 4)
@@ -173,6 +184,8 @@ def outcome_of(
         snr=true[:, 0],
         dm_pc_cm3=true[:, 1],
         width_samples=true[:, 3],
+        sweep_s=(grid.sweep(true[:, 1]) - grid.top_delay(true[:, 1])) * grid.tsamp,
+        band_share=np.array([_share_of_band(pulse, *grid.band) for pulse in pulses], dtype=float),
         found_snr=found[:, 0],
         dm_error=found[:, 1] - true[:, 1],
         time_error_s=found[:, 2] - true[:, 2],
@@ -180,6 +193,15 @@ def outcome_of(
         false_snr=measured[recovery.false_events, 0],
         duration_s=duration_s,
     )
+
+
+def _share_of_band(pulse: Pulse, low: float, high: float) -> float:
+    """Fraction of a band in MHz that the full width at half maximum of a pulse's envelope covers."""
+    if pulse.centre_mhz is None or pulse.bandwidth_mhz is None or low == high:
+        return 1.0
+    half = pulse.bandwidth_mhz / 2
+    covered = min(high, pulse.centre_mhz + half) - max(low, pulse.centre_mhz - half)
+    return min(1.0, max(0.0, covered / (high - low)))
 
 
 def pooled(outcomes: Sequence[Outcome]) -> Outcome:

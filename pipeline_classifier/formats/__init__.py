@@ -1,1 +1,1 @@
-"""File formats: SIGPROC filterbanks and candidate lists."""
+"""File formats: SIGPROC filterbanks, candidate lists and candidate files."""

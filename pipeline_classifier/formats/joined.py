@@ -12,6 +12,9 @@ from pipeline_classifier.formats.sigproc import Filterbank
 from pipeline_classifier.times import SECONDS_PER_DAY
 from single_pulse_classifier_training.cli import InputError
 
+ROWS_AT_ONCE = 1024
+"""Samples whose order is turned round at once."""
+
 
 class JoinedFilterbank:
     """Consecutive files of one observation, with the interface of a `Filterbank`.
@@ -80,6 +83,52 @@ class JoinedFilterbank:
         return np.concatenate(pieces) if pieces else self.files[-1].read(0, 0)
 
 
+class BackwardFiles(tuple[str | Path, ...]):
+    """Paths of one or more consecutive files that `open_observation` opens as a `BackwardObservation`."""
+
+
+class BackwardObservation(JoinedFilterbank):
+    """An observation that is read backwards in time, from its last sample to its first.
+
+    Low frequencies arrive first: the dispersion of a pulse is that of a negative DM, exactly, while the band, the noise
+    and the interference of every channel stay as they are.
+
+    Parameters
+    ----------
+    paths, ifs
+        As in `JoinedFilterbank`; a single file is possible.
+
+    Attributes
+    ----------
+    tstart
+        MJD of the earliest sample, which is the last one here: times of events count from the end.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], ifs: int | str = "sum"):
+        super().__init__(paths, ifs)
+        self.files = [_BackwardFile(file.path, ifs) for file in reversed(self.files)]
+        self.ends = list(itertools.accumulate(file.nsamples for file in self.files))
+
+
+class _BackwardFile(Filterbank):
+    """A file whose last sample is read first."""
+
+    def read(self, start: int, n: int) -> np.ndarray:
+        """Read samples as `Filterbank.read` does, from the end of the file on."""
+        if start < 0 or n < 0:
+            raise ValueError(f"start and n must not be negative, got {start} and {n}")
+        end = max(0, self.nsamples - start)
+        samples = super().read(max(0, end - n), min(n, end))
+        half = len(samples) // 2
+        for first in range(0, half, ROWS_AT_ONCE):  # in place, as the memory of a search has no room for a copy
+            early = slice(first, min(half, first + ROWS_AT_ONCE))
+            late = slice(len(samples) - early.stop, len(samples) - early.start)
+            samples[early], samples[late] = samples[late][::-1].copy(), samples[early][::-1].copy()
+        return samples
+
+
 def open_observation(path: str | Path | Sequence[str | Path], ifs: int | str = "sum") -> Filterbank | JoinedFilterbank:
-    """Open a filterbank file, or a sequence of consecutive files as one observation."""
+    """Open a filterbank file, or a sequence of consecutive files as one observation, forwards or backwards."""
+    if isinstance(path, BackwardFiles):
+        return BackwardObservation(path, ifs)
     return Filterbank(path, ifs) if isinstance(path, (str, Path)) else JoinedFilterbank(path, ifs)

@@ -30,12 +30,15 @@ from pipeline_classifier.frontend.observation import (
 )
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid, page_starts
 from pipeline_classifier.frontend.run_summary import RunSummary
-from pipeline_classifier.frontend.settings import FrontEndSettings
-from pipeline_classifier.frontend.sources import Cutout, Layer, Source
+from pipeline_classifier.frontend.settings import Cleaning, FrontEndSettings
+from pipeline_classifier.frontend.sources import Channels, ChannelSource, Cutout, Layer
 from pipeline_classifier.frontend.threads import map_in_order, thread_count
 
 logger = logging.getLogger(__name__)
 
+CHANNEL_CONTEXT = 1024
+"""Samples on either side of those of `FilterbankPages.channels`, to measure the noise of the channels: that of 2048 is
+known to 2 per cent."""
 STACK_DMS = 256
 """Largest number of trial DMs in a page; more are divided into stacks that differ by at most one DM, since the network
 misses pulses in pages of few DMs."""
@@ -89,7 +92,7 @@ class Buffers:
         self._free.clear()
 
 
-class FilterbankPages(Source):
+class FilterbankPages(ChannelSource):
     """Pages of an observation.
 
     The observation is read once, in chunks: every sample is cleaned with the statistics of its chunk. A chunk adds to
@@ -282,7 +285,7 @@ class FilterbankPages(Source):
         for tree in self._trees:
             tree.release()
 
-    def cleaned(self, start: int, n: int, out: np.ndarray | None = None) -> Cleaned:
+    def cleaned(self, start: int, n: int, out: np.ndarray | None = None, cleaning: Cleaning | None = None) -> Cleaned:
         """Read and clean samples; where files with different bandpasses were joined, each with its own statistics.
 
         The baseline is a running mean, so half of its window is read on either side, and more of a short piece. Without
@@ -294,23 +297,28 @@ class FilterbankPages(Source):
             First sample and number of samples, after `Cleaning.td`.
         out : (nchans, >= n) ndarray of int8, optional
             Gets the samples as `dedispersion.quantise` rounds them.
+        cleaning : Cleaning, optional
+            In place of the settings of the source.
         """
+        cleaning = cleaning or self.cleaning
         stop = min(start + n, self.nsamples)
         if out is None:
             out = np.empty((len(self.frequencies), stop - start), dtype=np.float32)
         out[:, stop - start :] = 0
         good = np.zeros(len(self.frequencies), dtype=bool)
         counts = []
-        for begin, finish, read_from, read_to in self._pieces(start, stop):
-            whole = np.empty((len(out), read_to - read_from), dtype=out.dtype)
-            part = clean(self._read(read_from, read_to), self.frequencies, self.tsamp, self.cleaning, whole)
+        for begin, finish, read_from, read_to in self._pieces(start, stop, cleaning):
+            is_whole = (read_from, read_to) == (start, stop)
+            memory = out if is_whole else np.empty((len(out), read_to - read_from), dtype=out.dtype)
+            part = clean(self._read(read_from, read_to), self.frequencies, self.tsamp, cleaning, memory)
             chosen = slice(begin - read_from, finish - read_from)
-            out[:, begin - start : finish - start] = whole[:, chosen]
+            if not is_whole:
+                out[:, begin - start : finish - start] = memory[:, chosen]
             good |= part.good
             counts.append((part.not_finite[chosen], part.constant[chosen]))
         return Cleaned(out, good, *(np.concatenate(column) for column in zip(*counts, strict=True)))
 
-    def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int, int]]:
+    def _pieces(self, start: int, stop: int, cleaning: Cleaning) -> list[tuple[int, int, int, int]]:
         """Pieces of one bandpass: first sample and end, and those of the samples that are read for them."""
         pieces = [
             (max(start, first), min(stop, end), first, end)
@@ -319,7 +327,7 @@ class FilterbankPages(Source):
         ]
         read = []
         for begin, finish, first, end in pieces:
-            context = context_samples(self.cleaning, self.tsamp)
+            context = context_samples(cleaning, self.tsamp)
             context = max(context, 2 * NOISE_SAMPLES - (finish - begin)) if len(pieces) > 1 else context
             read.append((begin, finish, max(first, begin - context), min(end, finish + context)))
         return read
@@ -331,6 +339,13 @@ class FilterbankPages(Source):
         if settings.td * settings.fd > 1:  # their sums must not overflow; `clean` scales single samples itself
             block, _ = in_float_range(block)
         return downsample(block, file.frequencies, file.tsamp, settings.td, settings.fd)[0]
+
+    def channels(self, start: int, n: int) -> Channels:
+        """Read and clean samples, without zero-DM regression and with the statistics of a second about them."""
+        first, stop = max(0, start - CHANNEL_CONTEXT), min(self.nsamples, start + n + CHANNEL_CONTEXT)
+        settings = replace(self.cleaning, zero_dm=None, baseline_window_s=0.0)
+        data, good, _, _ = self.cleaned(first, stop - first, cleaning=settings)
+        return Channels(data[:, start - first : start - first + n], good)
 
     def cutout(self, event: Event) -> Cutout:
         """Read, clean and dedisperse the surroundings of an event again: at least a page's length about its centre."""

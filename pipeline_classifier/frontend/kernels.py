@@ -244,3 +244,106 @@ def dedisperse(
                 _add_rows(memory, additions[begin:end], stretch - length)
                 _add_to_plane(memory, summands[number], origin + first, length, plane)
             begin = end
+
+
+@kernel
+def add_to_cutout(
+    data: np.ndarray,
+    good: np.ndarray,
+    starts: np.ndarray,
+    column: int,
+    bands: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Add samples of channels to a cutout of sub-bands by columns.
+
+    Parameters
+    ----------
+    data : (nchans, n) ndarray of float32
+        Samples.
+    good : (nchans,) ndarray of bool
+        Channels in use.
+    starts : (nchans,) ndarray of int64
+        Sample of each channel at which the first column begins; may lie before or after the data.
+    column : int
+        Samples in a column.
+    bands : (rows, 2) ndarray of int64
+        First channel of each sub-band and the one after its last.
+    sums, counts : (rows, columns) ndarray of float32
+        Get, in addition, the sum of the samples and their number.
+    """
+    n, n_columns = data.shape[1], sums.shape[1]
+    for row in range(len(bands)):
+        for channel in range(bands[row, 0], bands[row, 1]):
+            if not good[channel]:
+                continue
+            line = data[channel]
+            for number in range(n_columns):
+                first = starts[channel] + number * column
+                begin, end = max(first, 0), min(first + column, n)
+                total = np.float32(0)
+                for sample in range(begin, end):
+                    total += line[sample]
+                sums[row, number] += total
+                counts[row, number] += max(end - begin, 0)
+
+
+@kernel
+def add_dedispersed(
+    data: np.ndarray,
+    good: np.ndarray,
+    starts: np.ndarray,
+    column: int,
+    dms: np.ndarray,
+    delay_per_dm: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Add samples of channels, dedispersed at trial DMs, to a cutout of trial DMs by columns.
+
+    Parameters
+    ----------
+    data : (nchans, n) ndarray of int8
+        Samples.
+    good : (nchans,) ndarray of bool
+        Channels in use.
+    starts : (rows,) ndarray of int64
+        Sample at which the first column begins in a channel without delay; may lie before or after the data.
+    column : int
+        Samples in a column.
+    dms : (rows,) ndarray of float64
+        Trial DMs in pc cm^-3; rows of negative DM get nothing.
+    delay_per_dm : (nchans,) ndarray of float64
+        Delay of each channel in samples at a DM of 1 pc cm^-3.
+    sums, counts : (rows, columns) ndarray of float32
+        Get, in addition, the sum of the samples and their number.
+    """
+    n, (n_rows, n_columns) = data.shape[1], sums.shape
+    total, begins = np.empty(n + 1, np.int32), np.empty(n_rows, np.int64)
+    for channel in range(len(data)):
+        if not good[channel]:
+            continue
+        first, last = n, 0
+        for row in range(n_rows):
+            if dms[row] >= 0:
+                begins[row] = starts[row] + np.int64(np.rint(dms[row] * delay_per_dm[channel]))
+                first = min(first, begins[row])
+                last = max(last, begins[row] + n_columns * column)
+        first, last = max(first, 0), min(last, n)
+        if first >= last:
+            continue
+        samples, sum_before = data[channel, first:last], np.int32(0)
+        total[0] = 0
+        for sample in range(len(samples)):
+            sum_before += samples[sample]
+            total[sample + 1] = sum_before
+        for row in range(n_rows):
+            if dms[row] < 0:
+                continue
+            before = min(max(begins[row] - first, 0), last - first)
+            for number in range(n_columns):
+                end = min(max(begins[row] - first + (number + 1) * column, 0), last - first)
+                sums[row, number] += np.float32(total[end] - total[before])
+                counts[row, number] += np.float32(end - before)
+                before = end

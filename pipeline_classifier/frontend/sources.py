@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,6 +81,21 @@ class Cutout:
     frequencies: np.ndarray | None = None
 
 
+class Channels(NamedTuple):
+    """Samples of the channels of an observation.
+
+    Attributes
+    ----------
+    data : (nchans, n) ndarray of float32
+        Samples of zero mean and unit noise, highest frequency first; zero where they are not usable.
+    good : (nchans,) ndarray of bool
+        Channels in use.
+    """
+
+    data: np.ndarray
+    good: np.ndarray
+
+
 class Source(ABC):
     """Pages that can be read again: what a search, and the pictures of its events, need.
 
@@ -149,6 +165,31 @@ class Source(ABC):
         for batch in self.planes():
             for first in range(0, len(batch), batch_size):
                 yield batch[first : first + batch_size]
+
+
+class ChannelSource(Source):
+    """Pages that were made from channels.
+
+    Attributes
+    ----------
+    frequencies : (nchans,) ndarray of float64
+        Channel centres in MHz, highest first.
+    tsamp : float
+        Sampling time in seconds.
+    nsamples : int
+        Number of samples.
+    """
+
+    frequencies: np.ndarray
+    tsamp: float
+    nsamples: int
+
+    @abstractmethod
+    def channels(self, start: int, n: int) -> Channels:
+        """Return samples ``start`` to ``start + n``, all of them inside the observation, not dedispersed.
+
+        They are cleaned without zero-DM regression.
+        """
 
 
 class ArrayPages(Source):

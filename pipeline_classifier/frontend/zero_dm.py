@@ -9,6 +9,7 @@ from pipeline_classifier.frontend.cleaning_kernels import band_series, clipped_s
 from pipeline_classifier.frontend.impulses import (
     SHORTEST_SWEEP,
     SUB_BANDS,
+    dispersed_runs,
     impulse_samples,
     impulse_threshold,
     is_dispersed,
@@ -121,7 +122,8 @@ def _clip_and_find_impulses(
     """Clip every channel in the significant samples of the series, in place; return the samples to set to zero, (n,).
 
     Without the clipping, a bright pulse would be subtracted from all other channels while it sweeps over the band. The
-    impulses are undispersed; dispersed pulses are not among them.
+    impulses are undispersed; dispersed pulses are not among them, and the series is zero where there is one, so that
+    those of a short sweep are not subtracted from themselves.
     """
     n_good = int(np.count_nonzero(scale))
     sub_band = sub_band_of_channel(frequencies)
@@ -138,4 +140,6 @@ def _clip_and_find_impulses(
         bright = end - first >= SHORTEST_SWEEP and series[first:end].sum() > 0
         if bright and is_dispersed(clipped(np.arange(first, end)).T):
             blanked[first:end] = False
+    for first, end in dispersed_runs(series, n_good, clipped):
+        series[first:end], blanked[first:end] = 0, False
     return blanked

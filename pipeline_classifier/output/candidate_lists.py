@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipeline_classifier.events import Event
+from pipeline_classifier.formats.candidate_list_formats import HEIMDALL_COLUMNS
 from pipeline_classifier.formats.csv_table import read_csv
 from pipeline_classifier.formats.file_names import safe_field
 from pipeline_classifier.frontend.pages import PageGrid
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
-HEIMDALL_COLUMNS = ("snr", "sample", "time_s", "filter", "dm_trial", "dm", "members", "begin", "end")
 FORMATS = {
     "time_s": ".6f",
     "mjd": ".11f",

@@ -17,6 +17,7 @@ from pipeline_classifier.detection.decision import Decision
 from pipeline_classifier.detection.page_classifier import NOT_CLASSIFIED
 from pipeline_classifier.detection.search import LayerResult, SearchResult, search
 from pipeline_classifier.events import Event
+from pipeline_classifier.frontend.filterbank_pages import FilterbankPages
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.frontend.sources import Source
 from pipeline_classifier.options import OutputOptions
@@ -35,6 +36,7 @@ from pipeline_classifier.output.picture_workers import PictureTask, PictureWorke
 from pipeline_classifier.output.plots import event_picture, foremost
 from pipeline_classifier.output.run_files import lock, publish, unfinished_folder
 from pipeline_classifier.output.saliency import saliency_of_events
+from pipeline_classifier.output.saved_candidates import save_candidates
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer, save_npy
 
@@ -65,6 +67,9 @@ def search_and_write(
         drawn = foremost(as_written(result.events), options.most_plots(config))
         write_lists(result, source, folder, config.n_spectra, drawn)
         result.files.append(write_summary(folder, source.name, result.summary, inputs))
+        if options.save_candidates:
+            assert isinstance(source, FilterbankPages)
+            result.files += save_candidates(result.events, source, folder, config.threads)
         if options.plots:
             if len(drawn) < len(result.events):
                 logger.warning(
@@ -244,7 +249,7 @@ def draw_later(source: Source, config: PipelineConfig, options: OutputOptions) -
 def report(result: SearchResult) -> str:
     """Run summary, files and the first `MOST_LINES` events as lines of text."""
     lines = [f"{label:>40}  {value} {unit}".rstrip() for label, value, unit in result.summary.rows()]
-    lines += [f"{'written':>40}  {path}" for path in result.files if path.suffix != ".png"]
+    lines += [f"{'written':>40}  {path}" for path in result.files if path.suffix not in (".png", ".h5")]
     if result.events:
         lines.append(f"{'time_s':>12} {'dm_pc_cm3':>10} {'snr':>8} {'width_ms':>9} {'probability':>12}  pages")
     for e in result.events[:MOST_LINES]:

@@ -6,11 +6,14 @@ Signals are in units of the noise of a channel; gains multiply signal and noise 
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pipeline_classifier.formats.sigproc import Header
+from pipeline_classifier.simulation.drawing import Draw
+from pipeline_classifier.simulation.field_interference import FieldDraw, field_interferers
+from pipeline_classifier.simulation.interferers import Chirp, Impulse, Interferer, Periodic
 from single_pulse_classifier_training.cli import InputError
 
 # Ranges to draw from for each observation. Impulses, chirps, steps, dropouts and saturations are numbers per minute;
@@ -56,6 +59,8 @@ LEVELS: dict[str, dict[str, Any]] = {
         "saturation_ms": (0.5, 20),
     },
 }
+# The kinds of `field_interference` at this factor times their rates; all rates are drawn uniformly in the logarithm.
+FIELD_KINDS = "field_kinds"
 LEVELS["extreme"] = LEVELS["strong"] | {
     "impulses": (150, 400),
     "chirps": (40, 120),
@@ -63,99 +68,27 @@ LEVELS["extreme"] = LEVELS["strong"] | {
     "dropouts": (3, 12),
     "saturations": (3, 12),
 }
+LEVELS["field"] = LEVELS["strong"] | {
+    "impulses": (12, 240),
+    "carriers": (0.003, 0.05),
+    "chirps": (1, 30),
+    "steps": (0.5, 8),
+    "dead": (0, 0.12),
+    "dropouts": (0.3, 6),
+    "saturations": (0.3, 6),
+    FIELD_KINDS: 1.0,
+}
+LEVELS["hard"] = LEVELS["field"] | {
+    "impulses": (40, 600),
+    "chirps": (4, 120),
+    "steps": (1, 16),
+    "dropouts": (1, 16),
+    "saturations": (1, 16),
+    FIELD_KINDS: 4.0,
+}
 RFI_LEVELS = ("none", *LEVELS)
+LONGEST_HARD_TSAMP_S = 2e-4  # rates of `hard` are per minute up to here, then per sample, so that gaps remain
 SATURATING_SIGMA = 1e3  # simulated samples of 8 bits saturate from about 16 sigma in mid band
-
-
-class Interferer(Protocol):
-    """Interference in samples ``start`` to ``stop``, which ``add`` adds in place to a block that has some of them."""
-
-    @property
-    def start(self) -> int: ...
-
-    @property
-    def stop(self) -> int: ...
-
-    def add(self, block: np.ndarray, first_sample: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Impulse:
-    """A broadband signal without dispersion: ``profile`` (n,) from sample ``start`` on times ``spectrum`` (nchans,)."""
-
-    start: int
-    profile: np.ndarray
-    spectrum: np.ndarray
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.profile)
-
-    def add(self, block: np.ndarray, first_sample: int) -> None:
-        begin, end = max(self.start, first_sample), min(self.stop, first_sample + len(block))
-        profile = self.profile[begin - self.start : end - self.start]
-        block[begin - first_sample : end - first_sample] += profile[:, None] * self.spectrum
-
-
-@dataclass(frozen=True)
-class Periodic:
-    """A periodic signal: a carrier that is switched on and off, or mains hum.
-
-    Attributes
-    ----------
-    start, stop : int
-        First sample and the one after the last.
-    period : float
-        Period in samples.
-    duty : float
-        Fraction of the period in which the signal is on.
-    smooth : bool
-        Whether the signal is a half sine (mains hum) instead of a square wave (a carrier).
-    first_channel : int
-        First of the channels that have the signal, 0 = highest frequency.
-    spectrum : (n,) ndarray of float32
-        Amplitudes in channels ``first_channel`` to ``first_channel + n``.
-    """
-
-    start: int
-    stop: int
-    period: float
-    duty: float
-    smooth: bool
-    first_channel: int
-    spectrum: np.ndarray
-
-    def add(self, block: np.ndarray, first_sample: int) -> None:
-        begin, end = max(self.start, first_sample), min(self.stop, first_sample + len(block))
-        phase = (np.arange(begin, end) - self.start) / self.period % 1
-        on = phase < self.duty
-        profile = (on * np.sin(np.pi * phase / self.duty) if self.smooth else on).astype(np.float32)
-        channels = slice(self.first_channel, self.first_channel + len(self.spectrum))
-        block[begin - first_sample : end - first_sample, channels] += profile[:, None] * self.spectrum
-
-
-@dataclass(frozen=True)
-class Chirp:
-    """A drifting carrier: channel ``first_channel + i`` has a Gaussian of ``sigma`` samples around ``times[i]``."""
-
-    first_channel: int
-    times: np.ndarray
-    sigma: float
-    amplitude: float
-
-    @property
-    def start(self) -> int:
-        return int(self.times.min() - 4 * self.sigma)
-
-    @property
-    def stop(self) -> int:
-        return int(self.times.max() + 4 * self.sigma) + 1
-
-    def add(self, block: np.ndarray, first_sample: int) -> None:
-        times, reach = self.times - first_sample, 4 * self.sigma
-        inside = np.flatnonzero((times > -reach) & (times < len(block) + reach))
-        distance = (np.arange(len(block))[:, None] - times[inside]) / self.sigma
-        block[:, self.first_channel + inside] += self.amplitude * np.exp(-0.5 * distance**2)
 
 
 @dataclass(eq=False)
@@ -176,6 +109,9 @@ class Rfi:
         Channels (0 = highest frequency) that hold a constant, and that constant.
     noisy_channels, noisy_factors : (k,) ndarray
         Channels with higher noise, and the factor by which it is higher; signals are unaffected.
+    losses, loss_counts : (k, 4) and (k,) ndarray
+        Lost packets: first sample and the one after the last, first channel and the one after the last; and the
+        constant that replaces the samples.
     """
 
     interferers: list[Interferer] = field(default_factory=list)
@@ -186,6 +122,8 @@ class Rfi:
     dead_counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     noisy_channels: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     noisy_factors: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    losses: np.ndarray = field(default_factory=lambda: np.empty((0, 4), int))
+    loss_counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def gain(self, first_sample: int, n: int) -> np.ndarray:
         """Compute the gain of samples ``first_sample`` to ``first_sample + n``, float32 (n,)."""
@@ -205,6 +143,13 @@ class Rfi:
         for i in _overlapping(*self._extents, first_sample, len(block)):
             self.interferers[i].add(block, first_sample)
 
+    def lose(self, counts: np.ndarray, first_sample: int) -> None:
+        """Replace the samples of lost packets and dead channels in a block (m, nchans) uint8, in place."""
+        for i in _overlapping(self.losses[:, 0], self.losses[:, 1], first_sample, len(counts)):
+            begin, end, first, last = self.losses[i]
+            counts[max(0, begin - first_sample) : end - first_sample, first:last] = self.loss_counts[i]
+        counts[:, self.dead_channels] = self.dead_counts
+
     @functools.cached_property
     def _extents(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array([i.start for i in self.interferers]), np.array([i.stop for i in self.interferers])
@@ -215,29 +160,17 @@ def _overlapping(begin: np.ndarray, end: np.ndarray, first_sample: int, n: int) 
     return np.flatnonzero((begin < first_sample + n) & (end > first_sample))
 
 
-class _Draw:
+class _Draw(Draw):
     """Draws the components of an `Rfi` for one observation; ranges not in `LEVELS` are chosen by hand too."""
 
     def __init__(self, level: str, header: Header, nsamples: int, rng: np.random.Generator):
-        self.ranges, self.nsamples, self.rng = LEVELS[level], nsamples, rng
-        self.nchans, self.tsamp = header.nchans, header.tsamp
-        self.minutes = nsamples * header.tsamp / 60
-        self.relative_frequencies = header.frequencies / header.frequencies.mean()
+        super().__init__(header, nsamples, rng)
+        self.ranges = LEVELS[level]
 
     def count(self, what: str) -> int:
         """Number of events in the observation: Poisson, at a rate drawn from the range of the level."""
-        return self.rng.poisson(self.rng.uniform(*self.ranges[what]) * self.minutes)
-
-    def log_uniform(self, low: float, high: float, size: int | None = None) -> Any:
-        return np.exp(self.rng.uniform(np.log(low), np.log(high), size))
-
-    def samples(self, size: int) -> np.ndarray:
-        return self.rng.integers(0, self.nsamples, size)
-
-    def spectrum(self, amplitude: float) -> np.ndarray:
-        """Power law over the band with a random index and mean ``amplitude``."""
-        slope = self.relative_frequencies ** self.rng.uniform(-4, 4)
-        return (amplitude * slope / slope.mean()).astype(np.float32)
+        rate = (self.log_uniform if FIELD_KINDS in self.ranges else self.rng.uniform)(*self.ranges[what])
+        return self.rng.poisson(rate * self.minutes)
 
     def channels(self, what: str) -> np.ndarray:
         """Channels scattered over the band and, like a filtered sub-band, in one contiguous run."""
@@ -312,7 +245,10 @@ class _Draw:
                 times = times[::-1]
             sigma = max(0.5, self.rng.uniform(0.5, 2) * sweep / n)
             first_channel = int(self.rng.integers(0, self.nchans - n + 1))
-            yield Chirp(first_channel, times, sigma, self.log_uniform(*self.ranges["chirp_amplitude"]))
+            amplitude = self.log_uniform(*self.ranges["chirp_amplitude"])
+            if FIELD_KINDS in self.ranges and self.follows_dispersion(times, first_channel, np.ones(n), sigma):
+                continue
+            yield Chirp(first_channel, times, sigma, amplitude)
 
     def drift(self) -> np.ndarray:
         amplitudes = self.rng.uniform(*self.ranges["drift"]) * self.rng.dirichlet([1, 1, 1])
@@ -338,8 +274,10 @@ def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
     ----------
     level : str
         ``none``; ``mild`` (at most 4 per cent of the channels dead); ``strong`` (one to three impulses per second, a
-        chirp every few seconds, a few steps and dropouts per minute, up to 10 per cent of the channels dead); or
-        ``extreme`` (two to seven times as many impulses, chirps, steps and dropouts, for training sets).
+        chirp every few seconds, a few steps and dropouts per minute, up to 10 per cent of the channels dead);
+        ``extreme`` (two to seven times as many impulses, chirps, steps and dropouts, for training sets); ``field``
+        (the kinds of ``strong`` and of `field_interference`, at rates from wide distributions); or ``hard`` (several
+        times the rates of ``field``, for training sets).
     header : Header
         Geometry of the observation.
     nsamples : int
@@ -357,9 +295,14 @@ def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
     if level == "none":
         return Rfi()
     draw = _Draw(level, header, nsamples, np.random.default_rng([seed, 3]))
+    field_draw = FieldDraw(header, nsamples, np.random.default_rng([seed, 6]))
+    factor = LEVELS[level].get(FIELD_KINDS, 0.0)
+    if level == "hard":
+        draw.minutes = field_draw.minutes = min(draw.minutes, nsamples * LONGEST_HARD_TSAMP_S / 60)
     dead, noisy = draw.channels("dead"), draw.channels("noisy")
     interferers: list[Interferer] = [*draw.impulses(), *draw.carriers(), *draw.mains()]
     interferers += [*draw.saturations(), *draw.chirps()]
+    interferers += field_interferers(field_draw, factor)
     return Rfi(
         interferers,
         draw.drift(),
@@ -369,4 +312,5 @@ def random_rfi(level: str, header: Header, nsamples: int, seed: int) -> Rfi:
         draw.rng.choice(np.array([0, 0, 60, 128, 255], np.uint8), len(dead)),
         noisy,
         draw.rng.uniform(1.5, 6, len(noisy)).astype(np.float32),
+        *field_draw.packet_losses(factor),
     )

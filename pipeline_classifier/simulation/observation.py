@@ -14,7 +14,7 @@ from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.formats.csv_table import read_csv
 from pipeline_classifier.formats.sigproc import FilterbankWriter, Header
 from pipeline_classifier.simulation.interference import Rfi
-from pipeline_classifier.simulation.pulses import Injector, Pulse, pulse_extent
+from pipeline_classifier.simulation.pulses import Injector, Pulse, pulse_extent, with_short_sweeps
 from single_pulse_classifier_training.cli import InputError
 from single_pulse_classifier_training.runtime import atomic_writer
 
@@ -46,6 +46,7 @@ TRUTH_COLUMNS = (
     "centre_mhz",
     "bandwidth_mhz",
 )
+COHERENT_COLUMN = "coherent_dm_pc_cm3"  # only in tables of data that were dedispersed coherently
 REQUIRED_COLUMNS = ("time_s", "dm_pc_cm3", "snr", "width_ms")
 
 
@@ -69,6 +70,10 @@ class PulseRanges:
         Fraction of pulses followed by a second one after 2 to 6 widths (at least 4 samples), of 0.6 to 1 times the S/N.
     min_separation_s : float
         Shortest time between pulses other than these second ones.
+    short_sweep : float
+        Fraction of pulses whose sweep over the band is 1 to 3 widths, where the limits of DM and width allow it.
+    coherent_dm_pc_cm3 : float
+        As in `Pulse`.
     """
 
     dm_pc_cm3: tuple[float, float] = (10.0, 120.0)
@@ -80,6 +85,8 @@ class PulseRanges:
     band_limited: float = 0.0
     double: float = 0.0
     min_separation_s: float = 0.25
+    short_sweep: float = 0.0
+    coherent_dm_pc_cm3: float = 0.0
 
     def check(self) -> None:
         """Raise InputError for the first impossible range or fraction."""
@@ -94,11 +101,13 @@ class PulseRanges:
                 raise InputError(
                     f"{name} must be an ascending range within {least:g} to {most:g}, got {low:g} to {high:g}"
                 )
-        for name in ("scattered", "scintillating", "band_limited", "double"):
+        for name in ("scattered", "scintillating", "band_limited", "double", "short_sweep"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name):g}")
         if not 0 <= self.min_separation_s <= 1e6:
             raise InputError(f"min_separation_s must be from 0 to 1e6, got {self.min_separation_s:g}")
+        if not 0 <= self.coherent_dm_pc_cm3 <= 1e5:
+            raise InputError(f"coherent_dm must be from 0 to 1e5, got {self.coherent_dm_pc_cm3:g}")
 
 
 def check_size(path: str | Path, header: Header, nsamples: int) -> None:
@@ -151,7 +160,11 @@ def random_pulses(n: int, ranges: PulseRanges, header: Header, nsamples: int, se
     if n == 0:
         return []
     rng = np.random.default_rng([seed, 2])
-    pulses = _pulses_at_time_0(n, ranges, header, rng)
+    drawn = _pulses_at_time_0(n, ranges, header, rng)
+    pulses = [replace(pulse, coherent_dm_pc_cm3=ranges.coherent_dm_pc_cm3) for pulse in drawn]
+    if ranges.short_sweep:
+        settings = ranges.short_sweep, header.frequencies, ranges.dm_pc_cm3, ranges.width_ms
+        pulses = with_short_sweeps(pulses, *settings, np.random.default_rng([seed, 7]))
     extents = np.array([pulse_extent(pulse, header.frequencies, header.tsamp) for pulse in pulses])
     first, last = -extents[:, 0].min() * header.tsamp, (nsamples - extents[:, 1].max()) * header.tsamp
     slack = last - first - (n - 1) * ranges.min_separation_s
@@ -281,7 +294,7 @@ def simulate(
             block *= rfi.gain(first, len(block))[:, None]
             block += 0.5
             counts = np.clip(block, 0, 255, out=block).astype(np.uint8)
-            counts[:, rfi.dead_channels] = rfi.dead_counts
+            rfi.lose(counts, first)
             file.write(counts[:, ::-1] if header.ascending else counts)
             bar.update(len(block))
 
@@ -297,7 +310,7 @@ def truth_path(filterbank: str | Path) -> Path:
 def write_truth(
     path: str | Path, pulses: Sequence[Pulse], boxcar_widths_ms: Sequence[float] | np.ndarray, tstart: float
 ) -> None:
-    """Write a truth table: CSV with the columns `TRUTH_COLUMNS`, one row per pulse.
+    """Write a truth table: CSV with the columns `TRUTH_COLUMNS` and, if it is not 0, `COHERENT_COLUMN`.
 
     Parameters
     ----------
@@ -311,10 +324,11 @@ def write_truth(
         MJD of the first sample of the observation.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, TRUTH_COLUMNS, lineterminator="\n")
+    columns = TRUTH_COLUMNS + (COHERENT_COLUMN,) * any(pulse.coherent_dm_pc_cm3 for pulse in pulses)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for pulse, boxcar in zip(pulses, boxcar_widths_ms, strict=True):
-        row = {k: "" if v is None else f"{v:.6g}" for k, v in asdict(pulse).items()}
+        row = {k: "" if v is None else f"{v:.6g}" for k, v in asdict(pulse).items() if k in columns}
         writer.writerow(
             row
             | {
@@ -371,7 +385,7 @@ def known_pulses(filterbank: str | Path, duration_s: float) -> list[Pulse]:
 def _pulse_of(row: dict[str, str], where: str) -> Pulse:
     """Pulse of a row of a truth table; ``where`` names file and line in messages."""
     values = {}
-    for name in TRUTH_COLUMNS:
+    for name in (*TRUTH_COLUMNS, COHERENT_COLUMN):
         if name in ("mjd", "boxcar_width_ms") or (name not in REQUIRED_COLUMNS and not row.get(name)):
             continue
         least = {"spectral_index": -20.0, "snr": 1e-3, "width_ms": 1e-6, "bandwidth_mhz": 1e-6}.get(name, 0.0)

@@ -7,7 +7,7 @@ an exponentially modified Gaussian (Lorimer & Kramer 2005, Handbook of Pulsar As
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,8 @@ class Pulse:
         Half width at half maximum of the autocorrelation of the spectrum; 0 for no scintillation.
     centre_mhz, bandwidth_mhz : float, optional
         Centre and full width at half maximum of the Gaussian envelope of a band-limited burst.
+    coherent_dm_pc_cm3 : float
+        DM at which the data were dedispersed coherently in each channel; pulses of this DM are not smeared in it.
     """
 
     time_s: float
@@ -54,6 +56,7 @@ class Pulse:
     scintillation_bandwidth_mhz: float = 0.0
     centre_mhz: float | None = None
     bandwidth_mhz: float | None = None
+    coherent_dm_pc_cm3: float = 0.0
 
 
 class PulseSignal(NamedTuple):
@@ -87,7 +90,7 @@ class _Shape(NamedTuple):
 
 def _shape(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> _Shape:
     foff = frequencies[0] - frequencies[1] if len(frequencies) > 1 else 0.0
-    smearing = 2 * DISPERSION_CONSTANT * pulse.dm_pc_cm3 * foff * frequencies**-3.0
+    smearing = 2 * DISPERSION_CONSTANT * abs(pulse.dm_pc_cm3 - pulse.coherent_dm_pc_cm3) * foff * frequencies**-3.0
     intrinsic = pulse.width_ms * 1e-3 / FWHM_PER_SIGMA
     # The sweep within a channel is a boxcar, approximated by a Gaussian of the same variance, smearing^2 / 12.
     sigma = np.maximum(np.sqrt(intrinsic**2 + smearing**2 / 12) / tsamp, 1e-3)
@@ -103,6 +106,44 @@ def pulse_extent(pulse: Pulse, frequencies: np.ndarray, tsamp: float) -> tuple[i
     shape = _shape(pulse, frequencies, tsamp)
     peak = int(np.floor(pulse.time_s / tsamp))
     return peak - shape.before, peak + int(np.rint(shape.delay[-1])) + shape.after
+
+
+def with_short_sweeps(
+    pulses: Sequence[Pulse],
+    fraction: float,
+    frequencies: np.ndarray,
+    dms: tuple[float, float],
+    widths_ms: tuple[float, float],
+    rng: np.random.Generator,
+) -> list[Pulse]:
+    """Change pulses at random such that their sweeps over the band are 1 to 3 widths.
+
+    The width is changed and, where it reaches its limit, the DM; the scattering time changes with the width.
+
+    Parameters
+    ----------
+    pulses : sequence of Pulse
+        The pulses.
+    fraction : float
+        Fraction of pulses to change.
+    frequencies : (nchans,) ndarray
+        Channel centres in MHz, descending.
+    dms, widths_ms : (float, float)
+        Limits; pulses whose DM would be outside stay as they are.
+    rng : numpy.random.Generator
+        Source of the choice and of the ratios.
+    """
+    changed = []
+    for pulse in pulses:
+        chosen, widths = rng.random() < fraction, rng.uniform(1, 3)
+        sweep_ms = 1e3 * float(dispersion_delay(pulse.dm_pc_cm3, frequencies[-1], frequencies[0]))
+        if chosen and sweep_ms > 0:
+            width_ms = float(np.clip(sweep_ms / widths, *widths_ms))
+            dm, tail = pulse.dm_pc_cm3 * width_ms * widths / sweep_ms, pulse.scattering_ms * width_ms / pulse.width_ms
+            if dms[0] <= dm <= dms[1]:
+                pulse = replace(pulse, dm_pc_cm3=dm, width_ms=width_ms, scattering_ms=tail)
+        changed.append(pulse)
+    return changed
 
 
 def _scattered_cdf(t: np.ndarray, sigma: np.ndarray, tau: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ def classifiers() -> Classifiers:
 
 
 def test_the_report_is_what_compare_says(observation, classifiers, tmp_path):
-    done = evaluate(observation, "--output-dir", tmp_path)
+    done = evaluate(observation, "--detail", "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.png"}
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
@@ -68,6 +68,10 @@ def test_the_report_is_what_compare_says(observation, classifiers, tmp_path):
     # 0.5, 1.5, 3, 6 and 12 ms at 0.5 ms a sample.
     assert [part["of"] for part in evaluation["recall_by_width_samples"]] == [1, 1, 1, 1, 1, 0]
     assert [part["of"] for part in evaluation["recall_by_dm"]] == [1, 2, 2, 0]
+    assert [part["of"] for part in evaluation["recall_by_width_ms"]] == [0, 0, 1, 1, 2, 1, 0, 0]
+    assert [line.split()[-4:] for line in done.stdout.splitlines() if "whole band" in line] == [
+        ["5", "of", "5", "1.000"]
+    ]
     assert evaluation["hours"] == pytest.approx(DURATION_S / 3600)
     assert evaluation["false_events"] == recovery.false_events.sum()
     rate = evaluation["false_events"] / DURATION_S * 3600
@@ -121,7 +125,7 @@ def test_false_events_are_counted_and_stored_for_the_pair_that_was_measured(tmp_
     candidates = load_checkpoint(models / "candidate_classifier.pth", "cpu")
     candidates.threshold, candidates.thresholds, candidates.measured_pair = 0.5, [], None
     with torch.no_grad():
-        candidates.model.fc.bias *= 1 + 1e-6
+        candidates.model.fc2.bias *= 1 + 1e-6
     save_checkpoint(tmp_path / "new.pth", candidates)
     (tmp_path / "config.json").write_text(json.dumps({"candidate_classifier": "new.pth", "max_false_per_hour": 400}))
     options = ("-c", tmp_path / "config.json", "--output-dir", tmp_path)
@@ -202,6 +206,17 @@ def test_a_file_that_was_not_made_here_is_not_overwritten(tmp_path):
         (("--pulse-free", "absent.fil"), "absent.fil"),
         (("--pulse-free", "a.fil", "--max-false-per-hour", 100), "100 per hour needs at least 0.01 h of pulse-free"),
         (("--pulse-free", "a.fil", "-c", "pages.json"), "--pulse-free must be used with a candidate classifier"),
+        (("--null", "a.fil", "--pulse-free", "a.fil"), "got --null FILE and --pulse-free FILE"),
+        (("--null", "a.fil", "./a.fil"), "--null ./a.fil: every file must be given once, got it twice"),
+        (("--null", "absent.fil"), "absent.fil"),
+        (("--null", "a.fil", "b.fil", "--joined"), "must start at the end of"),
+        (("--null", "a.fil", "-c", "pages.json"), "--null must be used with a candidate classifier"),
+        (("--null", "a.fil", "--wanted-rate", 100), "100 per hour needs at least 0.01 h of pulse-free data"),
+        (("--null", "a.fil", "--wanted-rate", 0), "--wanted-rate must be a positive number, got 0"),
+        (("--null", "a.fil", "--max-false-per-hour", 1), "must be used with --wanted-rate, got --max-false-per-hour"),
+        (("--null", "a.fil", "--store"), "--store must be used with --pulse-free FILE"),
+        (("--pulse-free", "a.fil", "--wanted-rate", 1), "--wanted-rate must be used with --null FILE"),
+        (("a.fil", "--joined"), "--joined must be used with --null FILE"),
         (("a.fil", "--pulses", 5), "--pulses"),
         (("a.fil", "--keep"), "--keep"),
         (("--inject", "a.fil", "--pulses", 0), "--pulses must be 1 to 100000, got 0"),

@@ -29,6 +29,15 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert (np.diff(columns["time_s"]) >= 0.25 - 1e-6).all()
 
 
+@pytest.mark.parametrize("level", ["field", "hard"])
+def test_coherent_data_in_interference_of_the_field(tmp_path, level):
+    options = ("--nchans", 32, "--foff", -10, "--duration-s", 4, "--pulses", 4, "--rfi", level, "--short-sweep", 0.5)
+    done = run_script("a.fil", *options, "--coherent-dm", 60, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    columns = np.genfromtxt(tmp_path / "a_truth.csv", delimiter=",", names=True)
+    assert (columns["coherent_dm_pc_cm3"] == 60).all()
+
+
 @pytest.mark.parametrize(
     "options, named",
     [
@@ -48,6 +57,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
         (("--pulse-free", 1, "--pulses", 3), "--pulses must be 0 with --pulse-free, got 3"),
         (("--pulse-free", 1e6), "bytes, the free space on disk, got 9000000000000000"),
         (("--band-limited", 2), "band_limited"),
+        (("--coherent-dm", -1), "coherent_dm must be from 0 to 1e5, got -1"),
+        (("--short-sweep", 1.5), "short_sweep must be from 0 to 1, got 1.5"),
         (("--duration-s", 1e12), "bytes, the free space on disk, got 2500000000000000000"),
         (("--duration-s", 1e300), "the free space on disk"),
         (("--pulses", 10**12), "pulses must be from 0 to 100000, got 1000000000000"),

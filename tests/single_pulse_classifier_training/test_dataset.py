@@ -59,7 +59,10 @@ def test_a_worker_gets_the_path_and_not_the_pixels(tmp_path):
     [
         (np.zeros((4, 32, 32), np.float32), r"must be uint8 \(N, H, W\).*, got float32"),
         (np.zeros((4, 32), np.uint8), r"must be uint8 \(N, H, W\)"),
-        (np.zeros((4, 3, 32, 32), np.uint8), r"must be uint8 \(N, H, W\)"),
+        (
+            np.zeros((4, 3, 32, 32), np.uint8),
+            r"must have C channels that the description of a set names .*, got \(4, 3,",
+        ),
         (np.zeros((4, 64, 64), np.uint8), "must have 32 x 32 pixels, got 64 x 64"),
         (np.zeros((5, 32, 32), np.uint8), "the number must be 5, as of the images in .*, got 4"),
         (np.array([{}, {}]), "must be a .npy file of numbers .*, got a .npy file that is damaged, .* or holds objects"),

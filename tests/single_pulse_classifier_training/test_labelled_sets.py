@@ -94,7 +94,7 @@ def test_the_description_says_what_is_in_the_files(made):
     "config, model_name, resolution, normaliser",
     [
         ("training_robust.json", "DM_time_small_residual", 32, "robust"),
-        ("training_robust_candidates.json", "DM_time_candidate_classifier", 64, "noise"),
+        ("training_robust_candidates.json", "DM_time_freq_time_candidate_classifier", 64, "noise"),
     ],
 )
 def test_the_ready_config_trains_the_network_of_the_model_card(sets, config, model_name, resolution, normaliser):

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from single_pulse_classifier_training.channels import CHANNELS
 from single_pulse_classifier_training.cli import InputError
-from single_pulse_classifier_training.training_models import OLD_NAMES, build_model, fuse_for_inference, models_htable
+from single_pulse_classifier_training.training_models import (
+    OLD_NAMES,
+    TWO_TOWERS,
+    build_model,
+    default_channels,
+    fuse_for_inference,
+    models_htable,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "DM_time_binary_classificator_241002_"
@@ -46,15 +54,16 @@ def test_small_residual_weighs_less_than_2_mb():
 @pytest.mark.parametrize("model_name", models_htable)
 def test_every_network_gives_two_logits_a_page(model_name, resolution):
     with torch.device("meta"):
-        logits = build_model(model_name, resolution)(torch.empty(3, 1, resolution, resolution))
-    assert logits.shape == (3, 2)
+        for channels in {default_channels(model_name), CHANNELS, CHANNELS[:2]}:
+            model = build_model(model_name, resolution, channels)
+            assert model(torch.empty(3, len(channels), resolution, resolution)).shape == (3, 2)
 
 
 @pytest.mark.parametrize("model_name", models_htable)
 def test_output_is_logits_and_depends_on_the_page(model_name):
     torch.manual_seed(0)
     model = build_model(model_name, 32).eval()
-    pages = torch.randint(0, 256, (8, 1, 32, 32)).float()
+    pages = torch.randint(0, 256, (8, len(default_channels(model_name)), 32, 32)).float()
     with torch.inference_mode():
         logits = model(pages)
         assert torch.allclose(model(pages[:1]), logits[:1], atol=1e-4)
@@ -171,7 +180,7 @@ def test_torchvision_is_imported_for_its_own_networks_only():
 
 
 @pytest.mark.parametrize(
-    "model_name", ["DM_time_small_residual", "resnet18", "DM_time_binary_classificator_241002_3_GAP"]
+    "model_name", ["DM_time_small_residual", TWO_TOWERS, "resnet18", "DM_time_binary_classificator_241002_3_GAP"]
 )
 def test_a_fused_network_is_the_same_function(model_name):
     torch.manual_seed(0)
@@ -180,9 +189,33 @@ def test_a_fused_network_is_the_same_function(model_name):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-1, 1)
             module.running_var.uniform_(0.5, 2)
-    images = 255 * torch.rand(4, 1, 64, 64)
+    images = 255 * torch.rand(4, len(default_channels(model_name)), 64, 64)
     fused = fuse_for_inference(model)
     with torch.inference_mode():
         torch.testing.assert_close(fused(images), model.eval()(images), rtol=1e-4, atol=1e-4)
     norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in each.modules()) for each in (fused, model)]
     assert norms[0] < norms[1] or norms[1] == 0
+
+
+def test_the_two_towers_are_small_and_need_both_views():
+    with torch.device("meta"):
+        model = build_model(TWO_TOWERS, 64)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 450_000
+    with pytest.raises(InputError, match="must hold freq_time and dm_time, got dm_time"):
+        build_model(TWO_TOWERS, 64, ("dm_time",))
+
+
+@pytest.mark.parametrize("channels", [CHANNELS, CHANNELS[:2]])
+def test_each_tower_sees_its_own_channels(channels):
+    torch.manual_seed(0)
+    model = build_model(TWO_TOWERS, 64, channels).eval()
+    towers = {}
+    for name in ("dm_time", "freq_time"):
+        getattr(model, name).register_forward_hook(lambda _, inputs, __, name=name: towers.update({name: inputs[0]}))
+    images = 1 + 254 * torch.rand(2, len(channels), 64, 64)
+    images[:, 0, 5] = 0  # a sub-band without a good channel
+    model(images)
+    expected = (images - 51) / 10.2
+    expected[:, 0, 5] = 0
+    torch.testing.assert_close(towers["dm_time"], expected[:, 1:2])
+    torch.testing.assert_close(towers["freq_time"], expected[:, ::2])

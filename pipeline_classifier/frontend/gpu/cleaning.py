@@ -16,6 +16,7 @@ from pipeline_classifier.frontend.impulses import (
     IMPULSE_THRESHOLD,
     SHORTEST_SWEEP,
     SUB_BANDS,
+    dispersed_runs,
     impulse_samples,
     impulse_threshold,
     is_dispersed,
@@ -232,8 +233,13 @@ def _clip_and_find_impulses(
     values = series.cpu().numpy()
     blanked = impulse_samples(values, np.abs(values) > impulse_threshold(n_good), n_good)
     members = F.one_hot(torch.from_numpy(sub_band_of_channel(frequencies)), SUB_BANDS).to(series)
+
+    def sub_bands(samples: np.ndarray) -> np.ndarray:
+        return (normalised[torch.from_numpy(samples).to(series.device)].clamp(-CLIP, CLIP) @ members).cpu().numpy()
+
     for first, end in runs_of(blanked).tolist():
         if end - first >= SHORTEST_SWEEP and values[first:end].sum() > 0:
-            sub_bands = normalised[first:end].clamp(-CLIP, CLIP) @ members
-            blanked[first:end] &= not is_dispersed(sub_bands.t().cpu().numpy())
+            blanked[first:end] &= not is_dispersed(sub_bands(np.arange(first, end)).T)
+    for first, end in dispersed_runs(values, n_good, sub_bands):
+        series[first:end], blanked[first:end] = 0, False
     return blanked

@@ -116,7 +116,7 @@ class DevicePages(FilterbankPages):
         nchans = len(self.frequencies)
         data = torch.zeros((nchans, chunk.end - chunk.start), dtype=torch.int8, device=self._device)
         good, not_finite, constant = np.zeros(nchans, dtype=bool), 0, 0
-        for begin, finish, read_from, read_to in self._pieces(chunk.start, chunk.end):
+        for begin, finish, read_from, read_to in self._pieces(chunk.start, chunk.end, self.cleaning):
             raw = torch.from_numpy(self._read(read_from, read_to)).to(self._device)
             part = clean(raw, self.frequencies, self.tsamp, self.cleaning)
             chosen = slice(begin - read_from, finish - read_from)

@@ -13,7 +13,7 @@ from pipeline_classifier.frontend.pages import PageBatch, PageGrid
 from pipeline_classifier.frontend.sources import Layer
 
 N_TIME = 64
-GRID = PageGrid(np.arange(32.0), N_TIME, tsamp=1e-3, tstart=59000.25, f_top=1500.0, f_bottom=1400.0)
+GRID = PageGrid(np.arange(32.0), N_TIME, tsamp=1e-3, tstart=59000.25, f_top=1500.0, f_bottom=1300.0)
 FREQUENCIES = np.linspace(1500.0, 1300.0, 1024)
 
 

@@ -9,7 +9,7 @@ import torch
 from pipeline_classifier.create_candidate_dataset import get_parser
 from pipeline_classifier.create_candidate_dataset import run as create
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
-from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout, cutout_images
+from pipeline_classifier.detection.candidate_cutouts import SIDE, candidate_images, cutout
 from pipeline_classifier.detection.peaks import Peak
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.formats.sigproc import Header
@@ -81,7 +81,7 @@ def test_past_the_grid_of_dms_a_cutout_is_black_and_past_the_plane_it_is_empty()
     lowest = np.flatnonzero((values == -5).all(axis=1))
     assert len(lowest) and lowest[0] == 0 and lowest[-1] < MIDDLE
     assert (values[lowest[-1] + 1 :, : MIDDLE - 10] == 0).all() and values[MIDDLE, MIDDLE] != 0
-    image = cutout_images(values[None])[0]
+    image = candidate_images(values[None], channels=("dm_time",))[0, 0]
     assert (image[SIDE - 1 - lowest.max() :] == 0).all() and image[0, 0] == 51
 
 
@@ -146,11 +146,11 @@ def make_set(output_dir: Path, *observations: Path) -> dict[str, np.ndarray]:
 def test_peaks_of_pulses_are_pulses_and_bright_in_the_middle(observation, tmp_path):
     made = make_set(tmp_path, observation)
     images, is_pulse = made["images_64"], made["labels"] == "Pulse"
-    assert images.dtype == np.uint8 and images.shape == (len(is_pulse), SIDE, SIDE)
+    assert images.dtype == np.uint8 and images.shape == (len(is_pulse), 3, SIDE, SIDE)
     assert len(np.unique(made["groups"][is_pulse])) == 4
     assert not set(made["groups"][is_pulse]) & set(made["groups"][~is_pulse])
     assert (made["snr"][is_pulse] == 25).all() and np.isnan(made["snr"][~is_pulse]).all()
-    assert np.median(images[is_pulse][:, SIDE - 1 - MIDDLE, MIDDLE]) > 51 + 10.2 * 5
+    assert np.median(images[is_pulse][:, 1, SIDE - 1 - MIDDLE, MIDDLE]) > 51 + 10.2 * 5
     again = make_set(tmp_path / "again", observation)
     assert all(np.array_equal(made[kind], again[kind], equal_nan=kind == "snr") for kind in made)
 

@@ -151,7 +151,7 @@ class OnlyDm20:
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
-    def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: list[Peak]) -> np.ndarray:
+    def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: list[Peak], _: None) -> np.ndarray:
         assert all(peak.snr >= 6.0 for peak in peaks)
         return np.array([self.probability if grid.dms[peak.row] == 20 else 0.01 for peak in peaks])
 
@@ -174,3 +174,20 @@ def test_the_candidate_classifier_decides_on_every_peak_whatever_the_probability
 def test_the_time_at_infinite_frequency():
     [pulse] = find(plane(3, [(20, 100, 2, 30.0)]), [1], 10)
     assert (pulse.mjd - pulse.mjd_infinite) * 86400 == pytest.approx(4148.808 * 20 / 1500**2, abs=1e-5)
+
+
+class EveryPeak:
+    """A candidate classifier for which every peak is a pulse."""
+
+    def probabilities(self, searched: BoxcarSearch, grid: PageGrid, peaks: list[Peak], _: None) -> np.ndarray:
+        return np.ones(len(peaks))
+
+
+@pytest.mark.parametrize("row, width, found", [(0, 2, 0), (1, 2, 0), (2, 2, 1), (20, 2, 1), (10, 16, 0), (20, 16, 1)])
+def test_an_event_has_a_sweep_of_at_least_half_its_width(row, width, found):
+    """A trial DM sweeps over 0.61 samples."""
+    values = plane(5, [(row, 2 * N_TIME + 5, width, 40.0)])
+    starts = N_TIME * np.arange(5)
+    finder = EventFinder(LAYER, Decision(threshold=0.5, event_threshold=0.5, min_snr=20.0), EveryPeak())
+    events = finder.add(PageBatch(values, starts, starts, N_TIME, 0), classified(np.zeros(5, np.float32)))
+    assert len(events + finder.finish()) == found

@@ -142,3 +142,23 @@ def test_a_bow_tie_is_marked_and_what_is_bright_in_it_stays(seed):
     claim_bow_tie(best, claimed, begin, widths, reach, least, centre, width)
     np.testing.assert_array_equal(best, expected[0])
     np.testing.assert_array_equal(claimed, expected[1])
+
+
+def test_a_pulse_in_the_bow_tie_of_interference_is_found_once_this_is_rejected():
+    """The bow tie has an S/N of 16 at the DM of the pulse, so that it does not stand apart."""
+    grid = PageGrid(np.arange(0, 64, 0.5), 256, 1e-4, 59000.0, FREQUENCIES[0], FREQUENCIES[-1], nchans=len(FREQUENCIES))
+    values = np.random.default_rng(0).standard_normal((128, 1200)).astype(np.float32)
+    values += dispersed_pulse(grid, 1200, 5.0, 600, 4, 120.0) + dispersed_pulse(grid, 1200, 40.0, 500, 6, 26.0)
+    searched = boxcar_search(values, 128)
+
+    def near_the_pulse(peaks: list[Peak]) -> list[Peak]:
+        return [peak for peak in peaks if abs(grid.dms[peak.row] - 40) < 3 and abs(peak.column - 500) < 8]
+
+    (interference, *others) = find_peaks(searched, grid, 0, 1200, 10)
+    assert interference.row == 10 and not near_the_pulse(others)
+    assert not near_the_pulse(find_peaks(searched, grid, 0, 1200, 10, [(interference, False)]))
+    more = find_peaks(searched, grid, 0, 1200, 10, [(interference, True)])
+    assert len(near_the_pulse(more)) == 1 and near_the_pulse(more)[0].snr > 24
+    assert interference not in more and len(more) < 6
+    for column in (20, 1190):
+        assert find_peaks(searched, grid, 300, 900, 10, [(Peak(40, column, 4, 30.0), False)])[0] == interference

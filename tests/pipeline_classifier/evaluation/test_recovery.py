@@ -45,7 +45,7 @@ def test_observations_are_pooled():
     first = [event(1.001, 51.0, 22.0), event(9.0, 10.0, 6.5)]
     second = [event(1.0, 50.0, 18.0), event(2.998, 20.5, 7.7)]
     parts = [
-        outcome_of(pulses, events, compare(pulses, events, GRID), 0.5e-3, seconds)
+        outcome_of(pulses, events, compare(pulses, events, GRID), GRID, 0.5e-3, seconds)
         for events, seconds in ((first, 600.0), (second, 1200.0), ([], 0.0))
     ]
     figures = quality(pooled(parts), GRID.dms)

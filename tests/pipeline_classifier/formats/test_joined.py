@@ -3,13 +3,15 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline_classifier.formats.joined import JoinedFilterbank
+from pipeline_classifier.formats import joined as joined_files
+from pipeline_classifier.formats.joined import BackwardFiles, JoinedFilterbank, open_observation
 from pipeline_classifier.formats.sigproc import Filterbank, FilterbankWriter, Header
 from single_pulse_classifier_training.cli import InputError
 
@@ -55,12 +57,19 @@ def test_the_same_samples_as_one_file(tmp_path, splits, nbits, signed, nifs, fof
     read, expected = joined.read(start, n), whole.read(start, n)
     np.testing.assert_array_equal(read, expected)
     assert read.dtype == expected.dtype and read.flags.c_contiguous and read.flags.writeable
-    for name in ("nsamples", "nchans", "tsamp", "tstart", "bytes_left_over", "ifs", "header"):
-        assert getattr(joined, name) == getattr(whole, name)
-    np.testing.assert_array_equal(joined.frequencies, whole.frequencies)
-    assert joined.path.stem == "0"
-    with pytest.raises(ValueError, match="negative"):
-        joined.read(-1, 5)
+    with mock.patch.object(joined_files, "ROWS_AT_ONCE", 7):
+        turned = open_observation(BackwardFiles(paths))
+        read, expected = turned.read(start, n), whole.read(0, NSAMPLES)[::-1][start : start + n]
+    np.testing.assert_array_equal(read, expected)
+    assert read.dtype == expected.dtype and read.flags.c_contiguous and read.flags.writeable
+    assert turned.ends == [NSAMPLES - edge for edge in edges[-2::-1]]
+    for observation in (joined, turned):
+        for name in ("nsamples", "nchans", "tsamp", "tstart", "bytes_left_over", "ifs", "header"):
+            assert getattr(observation, name) == getattr(whole, name)
+        np.testing.assert_array_equal(observation.frequencies, whole.frequencies)
+        assert observation.path.stem == "0"
+        with pytest.raises(ValueError, match="negative"):
+            observation.read(-1, 5)
 
 
 @pytest.mark.parametrize(

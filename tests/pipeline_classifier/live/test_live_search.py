@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline_classifier import run_inference
 from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.detection.classifiers import load_classifiers
-from pipeline_classifier.frontend import kernels
+from pipeline_classifier.frontend import boxcar_kernels
 from pipeline_classifier.frontend.pages import PageBatch
 from pipeline_classifier.frontend.run_summary import RunSummary
 from pipeline_classifier.live import live_search
@@ -328,7 +328,7 @@ def test_readers_that_end_again_and_again_lose_no_page():
 
 
 def test_the_loops_are_compiled_before_a_ring_is_attached(monkeypatch):
-    loops = [kernels.largest_boxcars, kernels.best_boxcars]
+    loops = [boxcar_kernels.largest_boxcars, boxcar_kernels.best_boxcars]
 
     def attach(*_):
         assert all(loop.compiled.signatures for loop in loops)

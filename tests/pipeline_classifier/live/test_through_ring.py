@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline_classifier import run_pipeline_simulation as script
-from pipeline_classifier.config import load_pipeline_config
+from pipeline_classifier.config import PipelineConfig, load_pipeline_config
 from pipeline_classifier.live.replay import whole_pages
 from pipeline_classifier.simulation.interference import Rfi
 from pipeline_classifier.simulation.observation import EFFELSBERG, simulate
@@ -87,9 +87,10 @@ def test_what_the_live_search_finds_equals_the_direct_way(config, observation, t
 
 
 def test_the_included_models_find_the_same_pulses_through_a_ring(observation, tmp_path, ring_key):
-    """With the top of the band zapped, which the shape of a pulse depends on."""
+    """With the top of the band zapped, which the shape of a pulse depends on; a ring has no channels."""
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"key_output": f"{ring_key:x}", "zaplist": [[1480, 1600]]}))
+    keys = {"candidate_classifier": PipelineConfig().candidate_classifier_dmt, "zaplist": [[1480, 1600]]}
+    config.write_text(json.dumps(keys | {"key_output": f"{ring_key:x}"}))
     tables = []
     for options in (["--no-plots"], ["--through-ring"]):
         printed(dry_run(config, observation, tmp_path / options[0], *options))

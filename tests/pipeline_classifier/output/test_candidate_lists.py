@@ -14,7 +14,7 @@ def test_the_lists_of_other_programs(tmp_path):
     pulse = event(2.0, 20.0, 12.3, width_samples=5, time_downsample=2)
     write_transientx(tmp_path / "a.cands", [pulse], GRID, "a", ["event_a_0001.png"])
     [row] = csv.reader(open(tmp_path / "a.cands"), delimiter="\t")
-    assert row[0:2] == ["1", "1"] and [float(x) for x in row[2:8]] == [59000.0, 20.0, 1.0, 12.3, 1500.0, 1400.0]
+    assert row[0:2] == ["1", "1"] and [float(x) for x in row[2:8]] == [59000.0, 20.0, 1.0, 12.3, 1500.0, 1300.0]
     assert row[8:] == ["event_a_0001.png", "0", "a"]
     write_heimdall(tmp_path / "a.csv", [pulse], GRID)
     [row] = csv.DictReader(open(tmp_path / "a.csv"))

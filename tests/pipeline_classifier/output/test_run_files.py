@@ -83,10 +83,10 @@ def test_results_of_a_search_that_fails_are_on_disk_as_far_as_it_came(observatio
     assert names(out) == RESULTS and len(rows(out / "candidates_obs.csv")) == 2
     cleaned = FilterbankPages.cleaned
 
-    def failing(self, start, n, out=None):
+    def failing(self, start, n, out=None, cleaning=None):
         if start >= 4 * 2048:
             raise OSError(5, "Input/output error", "obs.fil")
-        return cleaned(self, start, n, out)
+        return cleaned(self, start, n, out, cleaning)
 
     with monkeypatch.context() as patched:
         patched.setattr(FilterbankPages, "cleaned", failing)
@@ -301,10 +301,10 @@ def test_a_signal_ends_a_search_with_a_message(observation, monkeypatch, caplog,
     handlers = [signal.signal(*each) for each in zip(numbers, defaults, strict=True)]
     cleaned = FilterbankPages.cleaned
 
-    def cleaned_until_signal(self, start, n, out=None):
+    def cleaned_until_signal(self, start, n, out=None, cleaning=None):
         if start >= 4 * 2048:
             os.kill(os.getpid(), number)
-        return cleaned(self, start, n, out)
+        return cleaned(self, start, n, out, cleaning)
 
     out = observation.with_name("out")
     try:

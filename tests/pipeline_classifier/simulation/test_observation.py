@@ -98,6 +98,36 @@ def test_random_pulses_lie_inside_the_observation():
         random_pulses(100, ranges, EFFELSBERG, nsamples, seed=4)
 
 
+def test_new_ranges_leave_the_other_draws_as_they_are():
+    nsamples = 20 * ONE_SECOND
+    plain = random_pulses(20, PulseRanges(), EFFELSBERG, nsamples, seed=4)
+    short = random_pulses(20, PulseRanges(short_sweep=0.5), EFFELSBERG, nsamples, seed=4)
+    same = [(a.snr, a.spectral_index, a.scintillation_bandwidth_mhz) for a in plain]
+    assert same == [(a.snr, a.spectral_index, a.scintillation_bandwidth_mhz) for a in short]
+    changed = sum(a.width_ms != b.width_ms for a, b in zip(plain, short, strict=True))
+    assert 4 < changed < 16
+    first = plain[0]
+    assert (first.snr, first.dm_pc_cm3) == pytest.approx((8.51106389004803, 77.29851362565893)), (
+        "as stored sets have them"
+    )
+    coherent = random_pulses(3, PulseRanges(coherent_dm_pc_cm3=60.0), EFFELSBERG, nsamples, seed=4)
+    assert {pulse.coherent_dm_pc_cm3 for pulse in coherent} == {60.0}
+    for wrong in (
+        PulseRanges(coherent_dm_pc_cm3=-1),
+        PulseRanges(coherent_dm_pc_cm3=np.nan),
+        PulseRanges(short_sweep=2),
+    ):
+        with pytest.raises(InputError, match=r"(coherent_dm|short_sweep) must be from"):
+            random_pulses(3, wrong, EFFELSBERG, nsamples, seed=4)
+
+
+def test_the_truth_of_coherently_dedispersed_data_names_that_dm(tmp_path):
+    pulses = [Pulse(1.5, 56.77, 20.0, 1.0, coherent_dm_pc_cm3=50.0)]
+    write_truth(tmp_path / "truth.csv", pulses, [1.0], 59000.0)
+    assert read_truth(tmp_path / "truth.csv") == pulses
+    assert (tmp_path / "truth.csv").read_text().splitlines()[0].endswith(",bandwidth_mhz,coherent_dm_pc_cm3")
+
+
 def test_truth_survives_the_round_trip(tmp_path):
     pulses = [Pulse(1.5, 56.77, 20.0, 1.0), Pulse(2.25, 10.0, 8.0, 0.5, 0.25, -2.5, 12.0, 1400.0, 80.0)]
     write_truth(tmp_path / "truth.csv", pulses, [1.0, 2.0], 59000.0)

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_classifier.simulation.observation import EFFELSBERG
-from pipeline_classifier.simulation.pulses import Injector, Pulse, add_signal, profile_snr, pulse_signal, scintillation
+from pipeline_classifier.simulation.pulses import (
+    Injector,
+    Pulse,
+    add_signal,
+    profile_snr,
+    pulse_signal,
+    scintillation,
+    with_short_sweeps,
+)
 from tests.pipeline_classifier.simulation.samples import boxcar_search, dedisperse
 
 FREQUENCIES, TSAMP = EFFELSBERG.frequencies, EFFELSBERG.tsamp
@@ -83,6 +91,39 @@ def test_every_pulse_is_finite_and_keeps_its_snr(time_s, dm, width_ms, scatterin
     signal = pulse_signal(pulse, FREQUENCIES[:nchans], TSAMP, np.random.default_rng(0)).signal
     assert np.isfinite(signal).all() and signal.min() >= 0
     assert profile_snr(signal.sum(axis=0))[0] / np.sqrt(nchans) == pytest.approx(10, rel=1e-3)
+
+
+def test_coherently_dedispersed_data_are_smeared_by_the_difference_in_dm_only():
+    def boxcar_width(dm: float, coherent_dm: float) -> float:
+        pulse = Pulse(0.1, dm, 20.0, 0.3, coherent_dm_pc_cm3=coherent_dm)
+        return pulse_signal(pulse, FREQUENCIES, TSAMP, np.random.default_rng(0)).boxcar_width_ms
+
+    assert boxcar_width(560, 560) == boxcar_width(0, 0) == pytest.approx(0.36, abs=0.11)
+    assert boxcar_width(560, 0) > 5 * boxcar_width(560, 560)
+    assert boxcar_width(500, 560) == boxcar_width(60, 0) == boxcar_width(620, 560)
+    starts = [
+        pulse_signal(
+            Pulse(0.1, 560, 20, 40, coherent_dm_pc_cm3=dm), FREQUENCIES, TSAMP, np.random.default_rng(0)
+        ).starts
+        for dm in (0, 560)
+    ]
+    np.testing.assert_array_equal(np.diff(starts[0]), np.diff(starts[1]), "delays between channels are as before")
+
+
+@given(st.floats(0, 300), st.floats(0.1, 20), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_short_sweeps_are_one_to_three_widths_within_the_limits(dm, width_ms, seed):
+    pulse = Pulse(0.0, dm, 10.0, width_ms, 2 * width_ms)
+    rng = np.random.default_rng(seed)
+    (changed,) = with_short_sweeps([pulse], 1.0, FREQUENCIES, (5, 300), (0.1, 20), rng)
+    if changed != pulse:
+        sweep_ms = 4148.808e3 * changed.dm_pc_cm3 * (FREQUENCIES[-1] ** -2 - FREQUENCIES[0] ** -2)
+        assert 0.999 < sweep_ms / changed.width_ms < 3.001
+        assert 5 <= changed.dm_pc_cm3 <= 300 and 0.1 <= changed.width_ms <= 20
+        assert changed.scattering_ms == pytest.approx(2 * changed.width_ms)
+    else:
+        assert dm < 10 or changed.width_ms == width_ms
+    assert with_short_sweeps([pulse], 0.0, FREQUENCIES, (5, 300), (0.1, 20), rng) == [pulse]
 
 
 def test_blocks_of_any_size_hold_the_same_pulses():
