@@ -47,7 +47,7 @@ TRAINING = HERE.parent / "single_pulse_classifier_training" / "training.py"
 CANDIDATES = "candidate_classifier"
 PAGE_RATES = (1000, 300, 200, 100, 60, 30, 10)  # false pages per hour to find thresholds for
 FALSE_PAGES_PER_HOUR = 100  # at the default threshold, on pulse-free observations in strong interference
-FALSE_EVENTS_PER_HOUR = 35  # the same for events; observations with pulses have nearly twice as many
+FALSE_EVENTS_PER_HOUR = 20  # the same for events; observations with pulses have about twice as many
 
 
 def get_parser() -> argparse.ArgumentParser:
