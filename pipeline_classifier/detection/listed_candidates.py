@@ -152,7 +152,10 @@ class PlaceCutouts:
 
     def __init__(self, source: FilterbankPages, threads: int | None = None) -> None:
         if not source.grid.sweeps:
-            raise InputError(f"{source.files[0]}: must have a band over which pulses sweep, got {source.grid.band} MHz")
+            low, high = source.grid.band
+            raise InputError(
+                f"{source.files[0]}: must have a band over which pulses sweep, got {low:g} to {high:g} MHz"
+            )
         self._source, self._threads, self._grid = source, threads, source.grid
         self._delay_per_dm = dispersion_delay(1.0, source.frequencies, source.frequencies[0]) / source.tsamp
         self._samples_per_dm = float(self._grid.sweep(1.0) - self._grid.top_delay(1.0))

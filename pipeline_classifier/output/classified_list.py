@@ -108,8 +108,8 @@ def warn_of_rows_outside(
     outside = [number for number, snr in enumerate(judged.snrs) if np.isnan(snr)]
     for number in outside[:MOST_NAMED]:
         logger.warning(
-            "%s, line %d: must lie in the observation (0 to %.3f s) with its sweep, got %.3f s at DM %g; it is not "
-            "classified",
+            "%s, line %d: must lie in the observation (0 to %.6g s) with a tenth of its channels, got %.6g s at DM %g; "
+            "it is not classified",
             candidates.path,
             candidates.rows[number].line,
             source.duration_s,
