@@ -377,7 +377,7 @@ def build_model(model_name: str, resolution: int, channels: Sequence[str] | None
     inputs = default_channels(name) if channels is None else channels
     if name == TWO_TOWERS and not {"freq_time", "dm_time"} <= set(inputs):
         raise InputError(
-            f"the channels of {model_name} must hold freq_time and dm_time, got {', '.join(inputs)}: set input to dmft, "
+            f"the channels of {model_name} must hold freq_time and dm_time, got {', '.join(inputs)}: set input to dmft "
             "or model_name to DM_time_candidate_classifier"
         )
     return models_htable[name](resolution, inputs)
