@@ -5,8 +5,7 @@ the channels they do not. The cutouts are made from samples before zero-DM regre
 over all channels.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -65,24 +64,32 @@ class FrequencyTime:
         starts = np.array(centres) * factor - SIDE // 2 * columns
         dms = self._layer.grid.dms[[peak.row for peak in peaks]]
         delays = np.rint(dms[:, None] * self._delay_per_dm).astype(np.int64)
-        # Both images are in the same samples, which are cleaned once.
         end = int((starts + delays.max(axis=1) + SIDE * columns).max())
         samples = range(max(0, int(starts.min())), min(self._source.nsamples, end))
-        dedispersed = self._sums(samples, starts[:, None] + delays, columns)
+        # Both images are in the same samples, which are cleaned once if they fit into the memory.
+        held = list(self._parts(samples)) if len(samples) <= self._at_once else None
+        dedispersed = self._sums(held or self._parts(samples), starts[:, None] + delays, columns)
         channel = self._bands.mean(axis=1).astype(int)[brightest_rows(dedispersed)]
         delay = delays[np.arange(len(peaks)), channel]
-        undispersed = self._sums(samples, np.broadcast_to((starts + delay)[:, None], delays.shape), columns)
+        undispersed_starts = np.broadcast_to((starts + delay)[:, None], delays.shape)
+        undispersed = self._sums(held or self._parts(samples), undispersed_starts, columns)
         scale = np.array([min(1.0, BRIGHTEST_SNR / peak.snr) for peak in peaks], np.float32)
         values = np.stack([dedispersed, undispersed], axis=1) * scale[:, None, None, None]
         return np.nan_to_num(values, nan=ROBUST_RANGE[0])[:, :, ::-1]
 
-    def _sums(self, samples: range, starts: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def _parts(self, samples: range) -> Iterator[tuple[int, Channels]]:
+        """Yield the samples in parts that fit into the memory: the first sample of each, and its channels."""
+        for begin in samples[:: self._at_once]:
+            data, good = self._source.channels(begin, min(self._at_once, samples.stop - begin))
+            yield begin, Channels(np.ascontiguousarray(data), good)
+
+    def _sums(self, parts: Iterable[tuple[int, Channels]], starts: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Sum the samples of each sub-band and column.
 
         Parameters
         ----------
-        samples : range
-            Samples of the observation that all cutouts are in.
+        parts : iterable of (int, Channels)
+            The samples of the observation that all cutouts are in, as `_parts` yields them.
         starts : (n, nchans) ndarray of int64
             Sample of each channel at which the first column begins.
         columns : (n,) ndarray of int64
@@ -95,8 +102,7 @@ class FrequencyTime:
         """
         sums, counts = np.zeros((2, len(starts), SIDE, SIDE), np.float32)
         used = np.zeros(SIDE, bool)
-        for begin in samples[:: self._at_once]:
-            data, good = self._channels(begin, min(self._at_once, samples.stop - begin))
+        for begin, (data, good) in parts:
             used |= np.array([good[low:high].any() for low, high in self._bands])
             for number, column in enumerate(columns.tolist()):
                 kernels.add_to_cutout(
@@ -105,11 +111,6 @@ class FrequencyTime:
         values = sums / np.sqrt(np.maximum(counts, 1))
         values[:, ~used] = np.nan
         return values
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - the second image needs the same samples
-    def _channels(self, start: int, n: int) -> Channels:
-        data, good = self._source.channels(start, n)
-        return Channels(np.ascontiguousarray(data), good)
 
 
 def brightest_rows(dedispersed: np.ndarray) -> np.ndarray:

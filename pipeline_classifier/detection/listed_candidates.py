@@ -20,7 +20,7 @@ from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.frontend import dedispersion, kernels
 from pipeline_classifier.frontend.filterbank_pages import CHANNEL_CONTEXT, FilterbankPages
 from pipeline_classifier.frontend.pages import ROBUST_RANGE
-from pipeline_classifier.frontend.sources import Channels, ChannelSource, Layer
+from pipeline_classifier.frontend.sources import ChannelSource, Layer
 from pipeline_classifier.frontend.threads import map_in_order
 from single_pulse_classifier_training.cli import InputError
 
@@ -218,16 +218,15 @@ class PlaceCutouts:
             for number, (place, snr) in enumerate(zip(places, snrs, strict=True))
         ]
 
-        def cut(group: tuple[list[int], int, int]) -> np.ndarray:
-            numbers, first, end = group
-            views = _SharedChannels(self._source, layer, first, end)
+        views = FrequencyTime(self._source, layer)
+
+        def cut(numbers: list[int]) -> np.ndarray:
             return views.cutouts([peaks[number] for number in numbers], 0)
 
-        groups = list(self._groups(places))
-        return np.concatenate(list(map_in_order(cut, groups, self._threads)))
+        return np.concatenate(list(map_in_order(cut, self._groups(places), self._threads)))
 
-    def _groups(self, places: Sequence[Place]) -> Iterator[tuple[list[int], int, int]]:
-        """Divide candidates into groups that share samples: their numbers, the first sample and the end."""
+    def _groups(self, places: Sequence[Place]) -> Iterator[list[int]]:
+        """Divide candidates, by their numbers, into groups that share samples."""
         at_once = max(1, VALUES_AT_ONCE // len(self._source.frequencies))
         group: list[int] = []
         first = end = longest = 0
@@ -240,27 +239,12 @@ class PlaceCutouts:
             longest = max(longest, stop - begin) if group else stop - begin
             apart = begin > end + 2 * CHANNEL_CONTEXT
             if group and (apart or max(stop, end) - min(begin, first) > max(at_once, 4 * longest)):
-                yield group, first, end
+                yield group
                 group, longest = [], stop - begin
             first, end = (min(first, begin), max(end, stop)) if group else (begin, stop)
             group.append(number)
         if group:
-            yield group, first, end
-
-
-class _SharedChannels(FrequencyTime):
-    """Frequency-time cutouts of near candidates, whose samples are cleaned once if they fit into the memory."""
-
-    def __init__(self, source: ChannelSource, layer: Layer, first: int, end: int) -> None:
-        super().__init__(source, layer)
-        self._first, self._end = first, end
-        self._held = source.channels(first, end - first) if 0 < end - first <= self._at_once else None
-
-    def _channels(self, start: int, n: int) -> Channels:  # type: ignore[override]
-        if self._held is None or start < self._first or start + n > self._end:
-            return super()._channels(start, n)
-        data, good = self._held
-        return Channels(np.ascontiguousarray(data[:, start - self._first : start - self._first + n]), good)
+            yield group
 
 
 def measured_snr(row: np.ndarray, width: int) -> float:
