@@ -29,6 +29,17 @@ lose more than 0.05 of their probability (tests/pipeline_classifier/test_bright_
 """
 
 
+def column_of(width: float) -> int:
+    """Return the samples in a column of the cutouts of a peak of ``width`` samples."""
+    return max(1, round(width / COLUMNS_PER_WIDTH))
+
+
+def sub_bands_of(nchans: int) -> np.ndarray:
+    """Return the first channel of each of `SIDE` sub-bands, and the one after its last, (SIDE, 2) int64."""
+    edges = np.arange(SIDE + 1) * nchans // SIDE
+    return np.column_stack([edges[:-1], np.maximum(edges[1:], edges[:-1] + 1)])
+
+
 def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
     """Cut out the surroundings of a peak, in units of the noise.
 
@@ -48,7 +59,7 @@ def cutout(searched: BoxcarSearch, grid: PageGrid, peak: Peak) -> np.ndarray:
         such that the peak has this S/N. Columns outside the plane are 0; rows outside the grid of DMs have the lowest
         value of `ROBUST_RANGE`.
     """
-    column = max(1, round(peak.width / COLUMNS_PER_WIDTH))
+    column = column_of(peak.width)
     n = searched.total.shape[1] - 1
     offsets = np.arange(SIDE + 1) - SIDE // 2
     edges = round(peak.column + (peak.width - column) / 2) + offsets * column

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline_classifier.detection.candidate_cutouts import BRIGHTEST_SNR, COLUMNS_PER_WIDTH, SIDE
+from pipeline_classifier.detection.candidate_cutouts import BRIGHTEST_SNR, SIDE, column_of, sub_bands_of
 from pipeline_classifier.detection.frequency_time import brightest_rows
 from pipeline_classifier.detection.listed_candidates import measured_snr
 from pipeline_classifier.dispersion import dispersion_delay
@@ -32,7 +32,7 @@ def cutouts_of(candidate: CandidateFile) -> tuple[np.ndarray, np.ndarray]:
         Row 0 = lowest frequency.
     """
     width = max(1, round(candidate.width_samples))
-    column = max(1, round(width / COLUMNS_PER_WIDTH))
+    column = column_of(width)
     offsets = np.arange(SIDE) - SIDE // 2
     times, ratio = offsets * column, samples_per_column(width)  # in samples after the arrival; samples per time
     frequencies = channel_frequencies(candidate)
@@ -94,13 +94,12 @@ def in_units_of_noise_by_channel(channels: np.ndarray) -> np.ndarray:
 
 def sub_bands(channels: np.ndarray) -> np.ndarray:
     """Sum channels (n, columns) in units of the noise to `SIDE` sub-bands; NaN without a channel that is not NaN."""
-    edges = np.arange(SIDE + 1) * len(channels) // SIDE
     used = np.isfinite(channels)
     total = np.zeros((len(channels) + 1, channels.shape[1]))
     total[1:] = np.where(used, channels, 0).cumsum(axis=0)
     number = np.zeros(total.shape)
     number[1:] = used.cumsum(axis=0)
-    first, end = edges[:-1], np.maximum(edges[1:], edges[:-1] + 1)
+    first, end = sub_bands_of(len(channels)).T
     n = number[end] - number[first]
     values = (total[end] - total[first]) / np.sqrt(np.maximum(n, 1))
     return np.where(n > 0, values, np.nan).astype(np.float32)

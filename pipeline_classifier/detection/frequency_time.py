@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pipeline_classifier.detection.candidate_cutouts import BRIGHTEST_SNR, COLUMNS_PER_WIDTH, SIDE
+from pipeline_classifier.detection.candidate_cutouts import BRIGHTEST_SNR, SIDE, column_of, sub_bands_of
 from pipeline_classifier.detection.peaks import Peak
-from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.frontend import kernels
 from pipeline_classifier.frontend.pages import ROBUST_RANGE
 from pipeline_classifier.frontend.sources import Channels, ChannelSource, Layer
@@ -34,10 +33,7 @@ class FrequencyTime:
 
     def __init__(self, source: ChannelSource, layer: Layer) -> None:
         self._source, self._layer = source, layer
-        edges = np.arange(SIDE + 1) * len(source.frequencies) // SIDE
-        self._bands = np.column_stack([edges[:-1], np.maximum(edges[1:], edges[:-1] + 1)])
-        self._delay_per_dm = dispersion_delay(1.0, source.frequencies, source.frequencies[0]) / source.tsamp
-        self._at_once = max(1, VALUES_AT_ONCE // len(source.frequencies))
+        self._bands = sub_bands_of(len(source.frequencies))
 
     def cutouts(self, peaks: Sequence[Peak], origin: int) -> np.ndarray:
         """Cut out the surroundings of peaks, in units of the noise.
@@ -58,30 +54,24 @@ class FrequencyTime:
             sub-bands without a channel in use the lowest of `ROBUST_RANGE`.
         """
         factor = self._layer.time_downsample
-        columns = np.array([max(1, round(peak.width / COLUMNS_PER_WIDTH)) for peak in peaks])
+        columns = np.array([column_of(peak.width) for peak in peaks])
         centres = [origin + round(peak.column + (peak.width - n) / 2) for peak, n in zip(peaks, columns, strict=True)]
         columns *= factor
         starts = np.array(centres) * factor - SIDE // 2 * columns
         dms = self._layer.grid.dms[[peak.row for peak in peaks]]
-        delays = np.rint(dms[:, None] * self._delay_per_dm).astype(np.int64)
+        delays = np.rint(dms[:, None] * self._source.delay_per_dm).astype(np.int64)
         end = int((starts + delays.max(axis=1) + SIDE * columns).max())
         samples = range(max(0, int(starts.min())), min(self._source.nsamples, end))
         # Both images are in the same samples, which are cleaned once if they fit into the memory.
-        held = list(self._parts(samples)) if len(samples) <= self._at_once else None
-        dedispersed = self._sums(held or self._parts(samples), starts[:, None] + delays, columns)
+        held = list(parts_of(self._source, samples)) if len(samples) <= samples_at_once(self._source) else None
+        dedispersed = self._sums(held or parts_of(self._source, samples), starts[:, None] + delays, columns)
         channel = self._bands.mean(axis=1).astype(int)[brightest_rows(dedispersed)]
         delay = delays[np.arange(len(peaks)), channel]
         undispersed_starts = np.broadcast_to((starts + delay)[:, None], delays.shape)
-        undispersed = self._sums(held or self._parts(samples), undispersed_starts, columns)
+        undispersed = self._sums(held or parts_of(self._source, samples), undispersed_starts, columns)
         scale = np.array([min(1.0, BRIGHTEST_SNR / peak.snr) for peak in peaks], np.float32)
         values = np.stack([dedispersed, undispersed], axis=1) * scale[:, None, None, None]
         return np.nan_to_num(values, nan=ROBUST_RANGE[0])[:, :, ::-1]
-
-    def _parts(self, samples: range) -> Iterator[tuple[int, Channels]]:
-        """Yield the samples in parts that fit into the memory: the first sample of each, and its channels."""
-        for begin in samples[:: self._at_once]:
-            data, good = self._source.channels(begin, min(self._at_once, samples.stop - begin))
-            yield begin, Channels(np.ascontiguousarray(data), good)
 
     def _sums(self, parts: Iterable[tuple[int, Channels]], starts: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Sum the samples of each sub-band and column.
@@ -89,7 +79,7 @@ class FrequencyTime:
         Parameters
         ----------
         parts : iterable of (int, Channels)
-            The samples of the observation that all cutouts are in, as `_parts` yields them.
+            The samples of the observation that all cutouts are in, as `parts_of` yields them.
         starts : (n, nchans) ndarray of int64
             Sample of each channel at which the first column begins.
         columns : (n,) ndarray of int64
@@ -111,6 +101,19 @@ class FrequencyTime:
         values = sums / np.sqrt(np.maximum(counts, 1))
         values[:, ~used] = np.nan
         return values
+
+
+def samples_at_once(source: ChannelSource) -> int:
+    """Return how many samples of a source are cleaned at once; see `VALUES_AT_ONCE`."""
+    return max(1, VALUES_AT_ONCE // len(source.frequencies))
+
+
+def parts_of(source: ChannelSource, samples: range) -> Iterator[tuple[int, Channels]]:
+    """Yield samples in parts that fit into the memory: the first sample of each, and its channels."""
+    at_once = samples_at_once(source)
+    for begin in samples[::at_once]:
+        data, good = source.channels(begin, min(at_once, samples.stop - begin))
+        yield begin, Channels(np.ascontiguousarray(data), good)
 
 
 def brightest_rows(dedispersed: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from typing import Self
 import numpy as np
 
 from pipeline_classifier.detection.candidate_classifier import CandidateClassifier
-from pipeline_classifier.detection.candidate_cutouts import BRIGHTEST_SNR, COLUMNS_PER_WIDTH, SIDE
-from pipeline_classifier.detection.frequency_time import VALUES_AT_ONCE, FrequencyTime
+from pipeline_classifier.detection.candidate_cutouts import BRIGHTEST_SNR, SIDE, column_of
+from pipeline_classifier.detection.frequency_time import FrequencyTime, samples_at_once
 from pipeline_classifier.detection.network import NOT_CLASSIFIED
 from pipeline_classifier.detection.peaks import Peak
 from pipeline_classifier.dispersion import dispersion_delay
@@ -114,7 +114,7 @@ def dedispersed(
     for start, end in itertools.pairwise(source.chunk_edges().tolist()):
         if len(numbers := np.flatnonzero((firsts < end) & (ends > start))):
             needed.append((start, end, numbers.tolist()))
-    delay_per_dm = dispersion_delay(1.0, source.frequencies, source.frequencies[0]) / source.tsamp
+    delay_per_dm = source.delay_per_dm
 
     def add(chunk: tuple[int, int, list[int]]) -> list[tuple[int, np.ndarray]]:
         start, end, numbers = chunk
@@ -157,7 +157,7 @@ class PlaceCutouts:
                 f"{source.files[0]}: must have a band over which pulses sweep, got {low:g} to {high:g} MHz"
             )
         self._source, self._threads, self._grid = source, threads, source.grid
-        self._delay_per_dm = dispersion_delay(1.0, source.frequencies, source.frequencies[0]) / source.tsamp
+        self._delay_per_dm = source.delay_per_dm
         self._samples_per_dm = float(self._grid.sweep(1.0) - self._grid.top_delay(1.0))
         # As in a search: narrow pulses have steps of half a trial DM.
         self._least_step = float(self._grid.dms[1] - self._grid.dms[0]) / 2
@@ -194,7 +194,7 @@ class PlaceCutouts:
         return cutouts, snrs.astype(np.float32)
 
     def _frame(self, place: Place) -> Frame:
-        column = max(1, round(place.width / COLUMNS_PER_WIDTH))
+        column = column_of(place.width)
         peak = self.peak(place, 0)
         start = round(peak.column + (peak.width - column) / 2) - SIDE // 2 * column
         step = max(column / self._samples_per_dm, self._least_step)
@@ -227,11 +227,11 @@ class PlaceCutouts:
 
     def _groups(self, places: Sequence[Place]) -> Iterator[list[int]]:
         """Divide candidates, by their numbers, into groups that share samples."""
-        at_once = max(1, VALUES_AT_ONCE // len(self._source.frequencies))
+        at_once = samples_at_once(self._source)
         group: list[int] = []
         first = end = longest = 0
         for number, place in enumerate(places):
-            column = max(1, round(place.width / COLUMNS_PER_WIDTH))
+            column = column_of(place.width)
             centre = place.time_s / self._source.tsamp
             begin = max(0, int(centre) - (SIDE // 2 + 2) * column - 2)
             stop = centre + place.dm * float(self._delay_per_dm[-1]) + (SIDE // 2 + 2) * column + 2
@@ -249,7 +249,7 @@ class PlaceCutouts:
 
 def measured_snr(row: np.ndarray, width: int) -> float:
     """S/N of a pulse of ``width`` samples in the middle of a row of a cutout, which is in units of the noise."""
-    column = max(1, round(width / COLUMNS_PER_WIDTH))
+    column = column_of(width)
     weights = np.clip(width / column / 2 + 0.5 - np.abs(np.arange(len(row)) - len(row) // 2), 0, 1)
     return float(row @ weights / np.sqrt(weights @ weights))
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
 from pipeline_classifier.formats.file_names import output_name
 from pipeline_classifier.frontend.pages import PageBatch, PageGrid
@@ -183,6 +184,11 @@ class ChannelSource(Source):
     frequencies: np.ndarray
     tsamp: float
     nsamples: int
+
+    @property
+    def delay_per_dm(self) -> np.ndarray:
+        """Delay of each channel after the highest one in samples at a DM of 1 pc cm^-3, (nchans,) float64."""
+        return dispersion_delay(1.0, self.frequencies, self.frequencies[0]) / self.tsamp
 
     @abstractmethod
     def channels(self, start: int, n: int) -> Channels:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_classifier.detection.frequency_time import VALUES_AT_ONCE
+from pipeline_classifier.detection.frequency_time import parts_of
 from pipeline_classifier.detection.listed_candidates import Frame, dedispersed
 from pipeline_classifier.dispersion import dispersion_delay
 from pipeline_classifier.events import Event
@@ -88,9 +88,6 @@ def channels_of(event: Event, frame: Frame, source: FilterbankPages) -> np.ndarr
     bands = np.column_stack([np.arange(nchans), np.arange(1, nchans + 1)])
     sums, counts = np.zeros((2, nchans, PLANE), np.float32)
     first, end = max(0, int(starts[0])), min(source.nsamples, int(starts[-1]) + PLANE * frame.column)
-    at_once = max(1, VALUES_AT_ONCE // nchans)
-    for begin in range(first, end, at_once):
-        data, good = source.channels(begin, min(at_once, end - begin))
-        data = np.ascontiguousarray(data)
+    for begin, (data, good) in parts_of(source, range(first, end)):
         kernels.add_to_cutout(data, good, starts - begin, frame.column, bands, sums, counts)
     return sums / np.sqrt(np.maximum(counts, 1))

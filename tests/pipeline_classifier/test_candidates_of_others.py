@@ -11,7 +11,7 @@ import torch
 
 from pipeline_classifier import run_inference
 from pipeline_classifier.config import DEFAULT_CONFIG, load_pipeline_config
-from pipeline_classifier.detection import frequency_time, listed_candidates
+from pipeline_classifier.detection import frequency_time
 from pipeline_classifier.detection.candidate_cutouts import SIDE, cutout
 from pipeline_classifier.detection.candidate_frames import cutouts_of
 from pipeline_classifier.detection.frequency_time import FrequencyTime
@@ -137,7 +137,6 @@ def test_cutouts_do_not_depend_on_the_parts(source, monkeypatch):
         assert np.array_equal(one[0], image) and alone[0] == snr
         assert agreement(cutter.frequency_time([place], alone)[0, 0], pair[0]) > 0.97
     monkeypatch.setattr(frequency_time, "VALUES_AT_ONCE", 64 * 3000)
-    monkeypatch.setattr(listed_candidates, "VALUES_AT_ONCE", 64 * 3000)
     for pair, other in zip(views, cutter.frequency_time(places, snrs), strict=True):
         assert agreement(pair[0], other[0]) > 0.97
 
